@@ -1,0 +1,216 @@
+"""The contract that every routable network fulfils, and the pieces that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnr_gym.macs import MacTable, conv_macs, linear_macs
+from rnr_gym.spec import RoutingSpec
+
+CLIP = 5.0
+"""Summaries are z-scores clipped to this many standard deviations."""
+
+
+def round_to_eight(width: float) -> int:
+    """The nearest multiple of 8, at least 8: narrower convolutions save no time on real hardware."""
+    return max(8, 8 * round(width / 8))
+
+
+class PooledHead(nn.Module):
+    """Global average pooling and one linear map. Features `(N, c <= C, H, W)` -> logits `(N, classes)`.
+
+    Reads only the channels that are there, so a pruned stream pays for no more.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features.mean((2, 3)), self.linear.weight[:, : features.shape[1]], self.linear.bias)
+
+    def macs(self, channels: int) -> int:
+        """MACs of an image whose features have that many channels."""
+        return linear_macs(channels, self.linear.out_features)
+
+
+class Shortcut(nn.Module):
+    """The parameter-free residual shortcut: keep every `stride`-th pixel, append zero channels. Costs no MACs."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.extra = stride, width - in_width
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in_width, H, W) -> (N, width, H / stride, W / stride)
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra)) if self.extra else x
+
+
+class Glance(nn.Module):
+    """A very small network over the whole image. Images `(N, C, H, W)` -> pooled `(N, G)`, logits `(N, classes)`.
+
+    Args:
+        image_shape: `(C, H, W)`.
+        widths: output channels of each convolution; the last is G.
+        strides: stride of each convolution.
+    """
+
+    def __init__(self, image_shape: Sequence[int], classes: int, widths: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        if len(widths) != len(strides) or not widths:
+            raise ValueError(f"`glance` needs as many widths as strides, at least one, got {list(widths)} and {list(strides)}")
+        stages, self.macs = [], linear_macs(widths[-1], classes)
+        channels, height, width_px = image_shape
+        for width, stride in zip(widths, strides, strict=True):
+            height, width_px = -(-height // stride), -(-width_px // stride)
+            self.macs += conv_macs(channels, width, (height, width_px))
+            stages += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        self.width, self.stages, self.linear = channels, nn.Sequential(*stages), nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.stages(images).mean((2, 3))
+        return pooled, self.linear(pooled)
+
+
+class Layer(nn.Module):
+    """One routing decision.
+
+    `layer(features, sub_path, came_by)` moves a batch that shares its sub-path; `layer.exit(features)` answers at once.
+
+    Attributes:
+        num_paths: how many sub-path numbers there are, the exit included where the backbone has exits.
+        head: the exit's head, or None. (Layer 0 exits by the backbone's glance.)
+        widths: channels of this layer's output, by sub-path.
+    """
+
+    num_paths: int
+    head: PooledHead | None
+    widths: list[int]
+
+    def exit(self, features: Tensor) -> Tensor:
+        """Features `(N, C, H, W)` as they arrive at this layer -> logits `(N, classes)`."""
+        if self.head is None:
+            raise ValueError("`exit` was called at a layer that has no exit head")
+        logits: Tensor = self.head(features)
+        return logits
+
+    def macs(self, sub_path: int, in_width: int) -> int:
+        """MACs of an image that arrives with `in_width` channels and takes `sub_path`."""
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """A routable network: `stem`, `layers`, `head` and, optionally, `glance`.
+
+    Sub-path numbers grow with cost and the last is the full path. With exits, number 0 is the exit at every layer.
+    A subclass builds the modules, then calls `_finish(config)`.
+
+    Attributes:
+        config: JSON-able constructor arguments and `kind`; what is needed to build the same architecture again.
+        image_shape: `(C, H, W)`.
+        num_classes: how many classes `head` answers with.
+        reads_came_by: whether a layer's cost and normalisation depend on the previous sub-path (VGG-like pruning).
+        has_exits: whether number 0 is the exit.
+        mac_table: the MACs of every decision.
+        valid: bool `(T, K)`, which sub-paths a layer has when exits are on.
+    """
+
+    kind: str
+    reads_came_by = False
+    stem: nn.Module
+    layers: nn.ModuleList
+    head: PooledHead
+    glance: Glance | None
+    image_mean: Tensor
+    image_std: Tensor
+    summary_mean: Tensor
+    summary_std: Tensor
+    loss_scale: Tensor
+
+    def _finish(self, config: dict[str, Any], image_shape: Sequence[int], stem_macs: int, has_exits: bool) -> None:
+        self.config = {"kind": self.kind, **config}
+        self.image_shape, self.has_exits = tuple(image_shape), has_exits
+        self.num_classes = self.head.linear.out_features
+        self.num_layers, self.num_paths = len(self.layers), self.layers[0].num_paths
+        self.full_path = self.num_paths - 1
+        self.valid = self._valid()
+        self.mac_table = self._count(stem_macs)
+        self._buffers_for_preprocessing()
+
+    def _buffers_for_preprocessing(self) -> None:
+        channels = self.image_shape[0]
+        self.register_buffer("image_mean", torch.full((channels, 1, 1), 0.5))
+        self.register_buffer("image_std", torch.full((channels, 1, 1), 0.5))
+        self.register_buffer("summary_mean", torch.zeros(self.num_layers, self.pooled_width))
+        self.register_buffer("summary_std", torch.ones(self.num_layers, self.pooled_width))
+        self.register_buffer("glance_mean", torch.zeros(self.glance_width))
+        self.register_buffer("glance_std", torch.ones(self.glance_width))
+        self.register_buffer("loss_scale", torch.ones(()))
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of the widest feature map that arrives at a layer."""
+        return max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
+
+    @property
+    def glance_width(self) -> int:
+        """Pooled features that the glance adds to the summary; 0 without one."""
+        return self.glance.width if self.glance is not None else 0
+
+    @property
+    def exit_layers(self) -> frozenset[int]:
+        """The layers that can answer at once."""
+        return frozenset(np.flatnonzero(self.valid[:, 0]).tolist()) if self.has_exits else frozenset()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Scale uint8 images `(N, C, H, W)` to 0..1, then apply the backbone's own mean and standard deviation."""
+        scaled = images.to(self.image_mean.dtype) / 255.0 if images.dtype == torch.uint8 else images
+        return (scaled - self.image_mean) / self.image_std
+
+    def in_width(self, layer: int, came_by: int) -> int:
+        """Channels that arrive at `layer`, or at the head for `layer = T`."""
+        return int(self.stem_width if layer == 0 else self.layers[layer - 1].widths[came_by])
+
+    def plain(self) -> nn.Sequential:
+        """The full path as an ordinary network without routing, sharing this backbone's weights; prepared images -> logits."""
+        raise NotImplementedError
+
+    def _valid(self) -> NDArray[np.bool_]:
+        valid = np.ones((self.num_layers, self.num_paths), np.bool_)
+        if self.has_exits:
+            valid[0, 0] = self.glance is not None
+            valid[1:, 0] = [layer.head is not None for layer in list(self.layers)[1:]]
+        return valid
+
+    def _count(self, stem_macs: int) -> MacTable:
+        size = (self.num_layers, self.num_paths)
+        layers, exits = np.zeros((*size, self.num_paths), np.int64), np.zeros(size, np.int64)
+        head = np.zeros(self.num_paths, np.int64)
+        first = int(self.has_exits)
+        for came_by in range(first, self.num_paths):
+            for t, layer in enumerate(self.layers):
+                width = self.in_width(t, came_by)
+                layers[t, came_by, first:] = [layer.macs(sub_path, width) for sub_path in range(first, self.num_paths)]
+                exits[t, came_by] = layer.head.macs(width) if layer.head is not None else 0
+            head[came_by] = self.head.macs(self.in_width(self.num_layers, came_by))
+        exits[0] = self.glance.macs if self.glance is not None else 0
+        return MacTable(stem_macs, layers, exits, head)
+
+    def spec(self, exits: bool = True) -> RoutingSpec:
+        """The routing problem this backbone poses; `exits=False` masks, and does not charge for, exits and glance."""
+        valid, table = self.valid.copy(), self.mac_table
+        if not exits and self.has_exits:
+            valid[:, 0] = False
+            table = table._replace(exits=np.zeros_like(table.exits))
+        facts = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
+        facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale)}
+        return RoutingSpec(facts, valid, table)

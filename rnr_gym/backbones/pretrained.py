@@ -1,0 +1,108 @@
+"""Backbones by name, with the weights that ship with the package, or from a file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rnr_gym import checkpoints
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.channels import ChannelPrunedNet
+from rnr_gym.backbones.multipath import MultiPathResNet
+
+KINDS: dict[str, type[Backbone]] = {"multipath": MultiPathResNet, "channels": ChannelPrunedNet}
+FOLDER = Path(__file__).parents[1] / "weights"
+STAGES = ("frozen",)
+"""Which weights of a named backbone ship: `frozen`, trained under random routing, before any router."""
+
+
+class Architecture(NamedTuple):
+    """A named backbone: what builds it, the data set it is trained on, and how (arguments of `training.Schedule`)."""
+
+    config: dict[str, Any]
+    dataset: str
+    schedule: dict[str, Any]
+
+
+_DIGITS: dict[str, Any] = {"image_shape": [1, 12, 12], "classes": 10, "exits": [1, 2, 3]}
+_DIGITS |= {"glance_widths": [8, 16, 16], "glance_strides": [2, 2, 1]}
+_DIGITS_SCHEDULE = {"epochs": 800, "batch_size": 128, "learning_rate": 0.05}
+ARCHITECTURES = {
+    "rnr-digits": Architecture(
+        {"kind": "multipath", **_DIGITS, "widths": [16, 32], "blocks": [2, 2], "inner": [0.5, 1.0]}, "digits", _DIGITS_SCHEDULE
+    ),
+    "rnr-digits-channels": Architecture(
+        {"kind": "channels", **_DIGITS, "style": "residual", "widths": [32, 32], "blocks": [1, 3], "groups": 4}, "digits", _DIGITS_SCHEDULE
+    ),
+}
+
+
+def from_config(config: dict[str, Any], seed: int = 0) -> Backbone:
+    """Build an architecture with seeded random weights, in evaluation mode; the global generator is left as it was."""
+    arguments = {name: value for name, value in config.items() if name != "kind"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return KINDS[config["kind"]](**arguments).eval()
+
+
+def save(backbone: Backbone, path: Path, facts: dict[str, Any] | None = None) -> None:
+    """Write a backbone's weights, architecture and what else is known of it (`facts`) to one safetensors file."""
+    checkpoints.save_tensors(path, backbone.state_dict(), {"config": backbone.config, **(facts or {})})
+
+
+def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
+    """Read what `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, no backbone, or of another architecture than `expected`.
+    """
+    tensors, facts = checkpoints.load_tensors(path)
+    if "config" not in facts or "leaves" in facts:
+        raise ValueError(f"`weights` must be a backbone file as `rnr-gym pretrain` writes it, got {str(path)!r}")
+    if expected is not None and facts["config"] != expected:
+        different = {key for key in facts["config"].keys() | expected.keys() if facts["config"].get(key) != expected.get(key)}
+        shown = "; ".join(f"{key}: needs {expected.get(key)}, has {facts['config'].get(key)}" for key in sorted(different))
+        raise ValueError(f"`weights` must be of this id's architecture, got {str(path)!r}, which is another ({shown})")
+    backbone = from_config(facts["config"])
+    backbone.load_state_dict(tensors)
+    return backbone.eval()
+
+
+def bundled(name: str, stage: str = "frozen") -> Path:
+    """Where the package keeps the weights of a named backbone."""
+    return FOLDER / f"{name}.{stage}.safetensors"
+
+
+@lru_cache(maxsize=8)
+def named(name: str, weights: str | None = "frozen", seed: int = 0, device: str = "cpu") -> Backbone:
+    """A backbone, shared read-only by all who ask for it in this process.
+
+    Args:
+        name: a key of `ARCHITECTURES`, or the path of a file written by `save`.
+        weights: `"frozen"` for those shipped, a path for one's own, None for seeded random ones.
+        seed: of the random weights.
+        device: where it runs.
+    """
+    backbone = _named(name, weights, seed).to(device).requires_grad_(False)
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _named(name: str, weights: str | None, seed: int) -> Backbone:
+    if name not in ARCHITECTURES:
+        if not Path(name).is_file():
+            raise ValueError(f"`backbone` must be one of {', '.join(ARCHITECTURES)}, or a file that `rnr-gym pretrain` wrote, got {name!r}")
+        return load(Path(name))
+    config = ARCHITECTURES[name].config
+    if weights is None:
+        return from_config(config, seed)
+    if weights in STAGES:
+        if not bundled(name, weights).is_file():
+            raise ValueError(f'`weights` of {name} are not shipped, got {weights!r}; pass a path, or None for random ones')
+        return load(bundled(name, weights), config)
+    if not Path(weights).is_file():
+        raise ValueError(f"`weights` must be {' or '.join(map(repr, STAGES))}, a file, or None for random ones, got {weights!r}")
+    return load(Path(weights), config)

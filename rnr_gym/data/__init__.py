@@ -1,0 +1,39 @@
+"""Images by name and split, loaded once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Generator, Tensor
+
+from rnr_gym.data import digits
+from rnr_gym.data.images import SPLITS, ImageSet
+
+__all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "dataset", "load"]
+
+
+class Dataset(NamedTuple):
+    """How a data set is read, and how its training images are varied."""
+
+    load: Callable[[str, str | None, bool], ImageSet]
+    augment: Callable[[Tensor, Generator], Tensor]
+
+
+DATASETS = {"digits": Dataset(digits.load, digits.augment)}
+
+
+def dataset(name: str) -> Dataset:
+    """The data set of that name, else a `ValueError` that lists the names."""
+    if name not in DATASETS:
+        raise ValueError(f"`dataset` must be one of {', '.join(DATASETS)}, got {name!r}")
+    return DATASETS[name]
+
+
+@lru_cache(maxsize=16)
+def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
+    """A split of a data set, shared read-only by all who ask for it in this process."""
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+    return dataset(name).load(split, data_root, download)

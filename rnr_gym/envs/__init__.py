@@ -1,0 +1,6 @@
+"""Gymnasium environments."""
+
+from rnr_gym.envs.routing import RoutingEnv
+from rnr_gym.envs.vector import RoutingVectorEnv
+
+__all__ = ["RoutingEnv", "RoutingVectorEnv"]

@@ -1,0 +1,32 @@
+"""The environments' ids: a table and one loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+IDS: dict[str, dict[str, Any]] = {
+    "RNR-Digits-v0": {"dataset": "digits", "backbone": "rnr-digits"},
+    "RNR-Digits-Channels-v0": {"dataset": "digits", "backbone": "rnr-digits-channels"},
+    "RNR-v0": {"dataset": "digits", "backbone": "rnr-digits"},
+}
+"""`RNR-v0` is for a backbone and data set of one's own; without them it routes the digits."""
+
+
+def register() -> None:
+    """Make the ids known to Gymnasium; entry points are strings, so that specs can be written as JSON."""
+    for name, arguments in IDS.items():
+        gym.register(
+            name,
+            entry_point="rnr_gym.envs.routing:RoutingEnv",
+            vector_entry_point="rnr_gym.envs.vector:RoutingVectorEnv",
+            kwargs=arguments,
+        )
+
+
+def arguments_of(env: str) -> dict[str, Any]:
+    """The registered arguments of an id, else a `ValueError` that lists the ids."""
+    if env not in IDS:
+        raise ValueError(f"`env` must be one of {', '.join(IDS)}, got {env!r}")
+    return IDS[env]

@@ -1,0 +1,171 @@
+"""What an environment routes: a backbone with images, live, or their route table. Opened once a process and shared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from rnr_gym import checkpoints, data, route_table
+from rnr_gym.backbones import pretrained
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.data import ImageSet
+from rnr_gym.route_table import RouteTable
+from rnr_gym.spec import RoutingSpec
+from rnr_gym.traversal import Traversal
+from rnr_gym.types import Outcome, Rows, Source
+
+BACKENDS = ("live", "table")
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A backbone that runs when an episode needs it.
+
+    Attributes:
+        backbone: in evaluation mode.
+        images: what is routed.
+        spec: the routing problem; its `valid` says whether exits are on.
+    """
+
+    backbone: Backbone
+    images: ImageSet
+    spec: RoutingSpec
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.images.labels
+
+    @torch.inference_mode()
+    def start(self, indices: Rows) -> LiveWalk:
+        """Images by number `(N,)`, each waiting at layer 0."""
+        pixels = torch.from_numpy(self.images.images[indices]).to(self.backbone.image_mean.device)
+        exits = np.flatnonzero(self.spec.valid[:, 0]).tolist() if self.spec.has_exits else ()
+        return LiveWalk(Traversal.start(self.backbone, pixels, exits))
+
+    @torch.inference_mode()
+    def outcome(self, walk: LiveWalk, indices: Rows, rows: Rows) -> Outcome:
+        logits = walk.traversal.logits[torch.from_numpy(rows)].float().cpu()
+        loss = F.cross_entropy(logits, torch.from_numpy(self.labels[indices]), reduction="none")
+        return Outcome(logits.argmax(1).numpy(), loss.double().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class LiveWalk:
+    """A `Traversal` without gradients, as `rnr_gym.types.Walk`."""
+
+    traversal: Traversal
+
+    @property
+    def layer(self) -> Rows:
+        return self.traversal.layer
+
+    @property
+    def came_by(self) -> Rows:
+        return self.traversal.came_by
+
+    @property
+    def macs(self) -> Rows:
+        return self.traversal.macs
+
+    @property
+    def path(self) -> NDArray[np.int8]:
+        return self.traversal.path
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        return self.traversal.done
+
+    @torch.inference_mode()
+    def step(self, sub_paths: Rows) -> LiveWalk:
+        return LiveWalk(self.traversal.step(sub_paths))
+
+    @torch.inference_mode()
+    def replaced(self, rows: Rows, other: LiveWalk) -> LiveWalk:
+        return LiveWalk(self.traversal.replaced(rows, other.traversal))
+
+    @torch.inference_mode()
+    def summary(self) -> NDArray[np.float32]:
+        return self.traversal.summary()
+
+
+class SourceArguments(TypedDict, total=False):
+    """What says which images and which network are routed; the keyword arguments of `open_source`."""
+
+    dataset: str | ImageSet
+    split: str
+    backbone: str | Backbone
+    weights: str | None
+    exits: bool
+    backend: str
+    data_root: str | None
+    download: bool
+    device: str
+
+
+def open_source(
+    dataset: str | ImageSet = "digits",
+    split: str = "route",
+    backbone: str | Backbone = "rnr-digits",
+    weights: str | None = "frozen",
+    exits: bool = True,
+    backend: str = "live",
+    data_root: str | None = None,
+    download: bool = True,
+    device: str = "cpu",
+) -> Source:
+    """Images and backbone by name or as objects, checked against each other; the same arguments give the same object."""
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    images = open_images(dataset, split, data_root, download)
+    network = pretrained.named(backbone, weights, device=device) if isinstance(backbone, str) else backbone
+    return _opened(network, images, bool(exits), backend)
+
+
+def open_images(
+    dataset: str | ImageSet = "digits", split: str = "route", data_root: str | None = None, download: bool = True, **_: Any
+) -> ImageSet:
+    """The images that `open_source` routes, given the same arguments."""
+    return data.load(dataset, split, data_root, download) if isinstance(dataset, str) else dataset
+
+
+@lru_cache(maxsize=8)
+def _opened(backbone: Backbone, images: ImageSet, exits: bool, backend: str) -> Source:
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # workers share the cores; torch would give each of them all
+    _check_fit(backbone, images)
+    spec = backbone.eval().spec(exits)
+    return Live(backbone, images, spec) if backend == "live" else _table(backbone, images, spec)
+
+
+def _check_fit(backbone: Backbone, images: ImageSet) -> None:
+    if images.images.shape[1:] != backbone.image_shape:
+        raise ValueError(f"`dataset` must hold images of the backbone's shape {backbone.image_shape}, got {images.images.shape[1:]}")
+    if len(images.classes) != backbone.num_classes:
+        raise ValueError(f"`dataset` must have the backbone's {backbone.num_classes} classes, got {len(images.classes)}")
+
+
+def cache_folder() -> Path:
+    """Where tables are kept between processes: `RNR_GYM_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("RNR_GYM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnr_gym")
+
+
+def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
+    """The table from the cache, else built and put there: it is named after weights, images and problem."""
+    key = hashlib.sha256(checkpoints.digest(backbone.state_dict()).encode())
+    key.update(json.dumps([backbone.config, spec.valid.tolist()]).encode())
+    key.update(images.images.tobytes() + images.labels.tobytes())
+    path = cache_folder() / "tables" / f"{key.hexdigest()[:20]}.safetensors"
+    if not path.is_file():
+        route_table.build(backbone, images, spec).save(path)
+    return RouteTable.load(path)

@@ -1,0 +1,61 @@
+"""The routing problem that a backbone poses, apart from its weights and images."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnr_gym.macs import MacTable
+from rnr_gym.summaries import ObservationLayout, layout
+
+
+class RoutingSpec:
+    """Which decisions there are, what they cost, and what an observation looks like.
+
+    Args:
+        facts: `pooled`, `glance`, `classes`, `has_exits` and `loss_scale`, as JSON holds them.
+        valid: bool `(T, K)`, the sub-paths that may be taken.
+        mac_table: MACs, with the exits' rows zeroed where they are switched off.
+    """
+
+    def __init__(self, facts: dict[str, Any], valid: NDArray[np.bool_], mac_table: MacTable) -> None:
+        self.facts, self.valid, self.mac_table = facts, valid, mac_table
+        self.num_layers, self.num_paths = valid.shape
+        self.has_exits: bool = facts["has_exits"]
+        self.loss_scale: float = facts["loss_scale"]
+        self.full_path = self.num_paths - 1
+        self.plain_macs, self.ceiling = mac_table.plain, mac_table.ceiling
+
+    @cached_property
+    def layout(self) -> ObservationLayout:
+        """Where the parts of an observation stand."""
+        return layout(self.facts["pooled"], self.facts["glance"], self.facts["classes"], self.num_layers, self.num_paths)
+
+    @cached_property
+    def nearest(self) -> NDArray[np.int64]:
+        """int64 `(T, K)`: what is executed for an action; itself where valid, else the nearest valid one, cheaper first."""
+        nearest = np.zeros(self.valid.shape, np.int64)
+        for layer, row in enumerate(self.valid):
+            valid = np.flatnonzero(row)
+            for action in range(self.num_paths):
+                nearest[layer, action] = min(valid, key=lambda other: (abs(other - action), other))
+        return nearest
+
+    @cached_property
+    def masks(self) -> NDArray[np.int8]:
+        """int8 `(T + 1, K)`: the valid actions at each layer; none once answered."""
+        return np.vstack([self.valid, np.zeros(self.num_paths, np.bool_)]).astype(np.int8)
+
+    def static_macs(self, path: NDArray[np.int8]) -> int:
+        """MACs of a path `(T,)` taken by a static network, which runs no exit or glance but the one it answers with."""
+        exits = np.flatnonzero(path == 0) if self.has_exits else np.zeros(0, np.int64)
+        end = int(exits[0]) if len(exits) else self.num_layers
+        if end == 0:
+            return int(self.mac_table.exits[0, -1])
+        came_by = np.concatenate([[self.full_path], path[:end]])
+        spent = self.mac_table.stem + self.mac_table.layers[np.arange(end), came_by[:end], path[:end]].sum()
+        answer = self.mac_table.exits[end] if end < self.num_layers else self.mac_table.head
+        return int(spent + answer[came_by[end]])

@@ -1,0 +1,202 @@
+"""A batch of images on its way through a backbone: the one place where a backbone runs layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rnr_gym.backbones.base import CLIP, Backbone
+from rnr_gym.summaries import confidence
+
+Rows = NDArray[np.int64]
+
+
+class Group(NamedTuple):
+    """Images that wait at one layer with features of one shape."""
+
+    layer: int
+    came_by: int | None
+    rows: Rows  # (n,) places in the batch
+    features: Tensor  # (n, C, H, W)
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """N images under way. Immutable: `step` returns the next one, and gradients pass through it.
+
+    Make one with `Traversal.start`. On arrival at a layer its exit head has run and been charged, if `exits` names it.
+
+    Attributes:
+        backbone: the network.
+        exits: layers whose exit head runs on arrival; 0 stands for the glance.
+        groups: the feature maps under way.
+        layer: int64 `(N,)`, the decision an image waits for; T once it has been answered.
+        came_by: int64 `(N,)`, the sub-path executed last; K - 1 at layer 0.
+        macs: int64 `(N,)`, charged so far.
+        path: int8 `(N, T)`, executed sub-paths, -1 where none was.
+        logits: float `(N, classes)`, the answers; zero until answered.
+        exit_logits: float `(N, classes)`, of the exit head that ran last; zero before the first.
+        glance_pooled, glance_logits: float `(N, G)` and `(N, classes)`; zero where no glance ran.
+    """
+
+    backbone: Backbone
+    exits: frozenset[int]
+    groups: tuple[Group, ...]
+    layer: Rows
+    came_by: Rows
+    macs: Rows
+    path: NDArray[np.int8]
+    logits: Tensor
+    exit_logits: Tensor
+    glance_pooled: Tensor
+    glance_logits: Tensor
+
+    @classmethod
+    def start(cls, backbone: Backbone, images: Tensor, exits: Collection[int] | None = None) -> Traversal:
+        """Run the stem (and the glance) on images `(N, C, H, W)`, uint8 or float 0..1, on the backbone's device.
+
+        Args:
+            backbone: the network.
+            images: the batch.
+            exits: layers whose exits are run and charged; None for all that the backbone has, `()` for none.
+        """
+        on = backbone.exit_layers if exits is None else frozenset(exits)
+        if not on <= backbone.exit_layers:
+            raise ValueError(f"`exits` must be among {sorted(backbone.exit_layers)}, got {sorted(on)}")
+        count, x = len(images), backbone.prepare(images)
+        rows, full = np.arange(count), np.full(count, backbone.full_path)
+        blank = x.new_zeros(count, backbone.num_classes)
+        pooled, glanced = backbone.glance(x) if backbone.glance is not None and 0 in on else (x.new_zeros(count, backbone.glance_width), blank)
+        macs = np.full(count, backbone.mac_table.stem)
+        path = np.full((count, backbone.num_layers), -1, np.int8)
+        start = cls(backbone, on, (), np.zeros(count, np.int64), full, macs, path, blank, glanced, pooled, glanced)
+        came_by = backbone.full_path if backbone.reads_came_by else None
+        return start._arrive([Group(0, came_by, rows, backbone.stem(x))])
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """bool `(N,)`: which images have been answered."""
+        return self.layer == self.backbone.num_layers
+
+    def step(self, sub_paths: Rows) -> Traversal:
+        """Move every unanswered image by its own sub-path `(N,)`; entries of answered ones are ignored."""
+        going = np.flatnonzero(~self.done)
+        self._check(sub_paths, going)
+        layer, chosen = self.layer[going], sub_paths[going]
+        macs, path, next_layer, came_by = self.macs.copy(), self.path.copy(), self.layer.copy(), self.came_by.copy()
+        macs[going] += self.backbone.mac_table.layers[layer, came_by[going], chosen]
+        path[going, layer] = chosen
+        exiting = going[chosen == 0] if self.backbone.has_exits else going[:0]
+        next_layer[going], came_by[going] = layer + 1, chosen
+        next_layer[exiting] = self.backbone.num_layers
+        logits = _placed(self.logits, exiting, self.exit_logits[exiting]) if len(exiting) else self.logits
+        moved = replace(self, layer=next_layer, came_by=came_by, macs=macs, path=path, logits=logits)
+        return moved._arrive(_merged(self._moved(sub_paths)))
+
+    def replaced(self, rows: Rows, other: Traversal) -> Traversal:
+        """This batch with `other`'s images, in order, in the places `rows`."""
+        kept = [group for group in (_without(group, rows) for group in self.groups) if len(group.rows)]
+        incoming = [group._replace(rows=rows[group.rows]) for group in other.groups]
+        state = {name: _put(getattr(self, name), rows, getattr(other, name)) for name in ("layer", "came_by", "macs", "path")}
+        answers = {
+            name: _placed(getattr(self, name), rows, getattr(other, name))
+            for name in ("logits", "exit_logits", "glance_pooled", "glance_logits")
+        }
+        return replace(self, groups=tuple(_merged(kept + incoming)), **state, **answers)
+
+    def summary(self) -> NDArray[np.float32]:
+        """float32 `(N, S)`: what the network knows of each image; its parts stand in `summaries.SummaryLayout`."""
+        backbone = self.backbone
+        pooled = self.glance_pooled.new_zeros(len(self.layer), backbone.pooled_width)
+        with torch.no_grad():
+            for group in self.groups:
+                width = group.features.shape[1]
+                mean, std = backbone.summary_mean[group.layer, :width], backbone.summary_std[group.layer, :width]
+                seen = (group.features.float().mean((2, 3)) - mean) / std
+                pooled[torch.from_numpy(group.rows), :width] = seen.clamp(-CLIP, CLIP)
+            glance = ((self.glance_pooled - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
+            glanced, answer = self.glance_logits.softmax(1), self.exit_logits.softmax(1)
+            parts = (pooled, glance, glanced, answer, confidence(answer))
+            summary: NDArray[np.float32] = torch.cat(parts, 1).float().cpu().numpy()
+        summary[self.done] = 0.0
+        return summary
+
+    def _check(self, sub_paths: Rows, going: Rows) -> None:
+        chosen, layer = sub_paths[going], self.layer[going]
+        known = (chosen >= 0) & (chosen < self.backbone.num_paths)
+        if not known.all() or not self.backbone.valid[layer, chosen].all():
+            raise ValueError(f"`sub_paths` must be valid at their layers {layer.tolist()}, got {chosen.tolist()}")
+        if self.backbone.has_exits and not set(layer[chosen == 0].tolist()) <= self.exits:
+            raise ValueError(f"`sub_paths` may exit at layers {sorted(self.exits)} only, got an exit at {layer[chosen == 0].tolist()}")
+
+    def _moved(self, sub_paths: Rows) -> list[Group]:
+        first, moved = int(self.backbone.has_exits), []
+        for group in self.groups:
+            chosen = sub_paths[group.rows]
+            for sub_path in np.unique(chosen[chosen >= first]).tolist():
+                part = _chosen(group, chosen == sub_path)
+                features = self.backbone.layers[group.layer](part.features, sub_path, group.came_by)
+                came_by = sub_path if self.backbone.reads_came_by else None
+                moved.append(Group(group.layer + 1, came_by, part.rows, features))
+        return moved
+
+    def _arrive(self, groups: list[Group]) -> Traversal:
+        """Run and charge exit heads, and the network's head for those who have passed every layer."""
+        backbone, table = self.backbone, self.backbone.mac_table
+        macs, logits, exit_logits, waiting = self.macs.copy(), self.logits, self.exit_logits, []
+        for group in groups:
+            rows = group.rows
+            if group.layer == backbone.num_layers:
+                macs[rows] += table.head[self.came_by[rows]]
+                logits = _placed(logits, rows, backbone.head(group.features))
+                continue
+            waiting.append(group)
+            if group.layer in self.exits:
+                macs[rows] += table.exits[group.layer, self.came_by[rows]]
+                if group.layer:
+                    exit_logits = _placed(exit_logits, rows, backbone.layers[group.layer].exit(group.features))
+        return replace(self, groups=tuple(waiting), macs=macs, logits=logits, exit_logits=exit_logits)
+
+
+def _chosen(group: Group, mask: NDArray[np.bool_]) -> Group:
+    """The images of a group that a mask picks; the group itself, nothing moved, where it picks all."""
+    if mask.all():
+        return group
+    places = torch.from_numpy(np.flatnonzero(mask)).to(group.features.device)
+    return group._replace(rows=group.rows[mask], features=group.features.index_select(0, places))
+
+
+def _without(group: Group, rows: Rows) -> Group:
+    return _chosen(group, ~np.isin(group.rows, rows))
+
+
+def _merged(groups: list[Group]) -> list[Group]:
+    """Groups at the same layer with the same `came_by` become one."""
+    together: dict[tuple[int, int | None], list[Group]] = {}
+    for group in groups:
+        together.setdefault((group.layer, group.came_by), []).append(group)
+    return [parts[0] if len(parts) == 1 else _joined(parts) for parts in together.values()]
+
+
+def _joined(parts: list[Group]) -> Group:
+    rows, features = np.concatenate([part.rows for part in parts]), torch.cat([part.features for part in parts])
+    return parts[0]._replace(rows=rows, features=features)
+
+
+def _placed(base: Tensor, rows: Rows, values: Tensor) -> Tensor:
+    """`base` with `values` in the places `rows`, as a new tensor through which gradients pass."""
+    if len(rows) == len(base) and np.array_equal(rows, np.arange(len(base))):
+        return values
+    return base.index_copy(0, torch.from_numpy(rows).to(base.device), values.to(base.dtype))
+
+
+def _put(base: NDArray, rows: Rows, values: NDArray) -> NDArray:
+    result = base.copy()
+    result[rows] = values
+    return result
