@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cached_property
 from typing import Any
 
@@ -59,3 +61,10 @@ class RoutingSpec:
         spent = self.mac_table.stem + self.mac_table.layers[np.arange(end), came_by[:end], path[:end]].sum()
         answer = self.mac_table.exits[end] if end < self.num_layers else self.mac_table.head
         return int(spent + answer[came_by[end]])
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with decisions, costs or observation layout (not with weights)."""
+        shape = {name: value for name, value in self.facts.items() if name != "loss_scale"}
+        parts = [shape, self.valid.tolist(), self.mac_table.stem, *(part.tolist() for part in self.mac_table[1:])]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

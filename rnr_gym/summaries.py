@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ class ObservationLayout(NamedTuple):
 
 def _consecutive(start: int, *widths: int) -> list[slice]:
     edges = np.cumsum((start, *widths)).tolist()
-    return [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(low, high) for low, high in itertools.pairwise(edges)]
 
 
 def layout(pooled: int, glance: int, classes: int, layers: int, paths: int) -> ObservationLayout:
@@ -102,3 +103,8 @@ def observe(
     observation[:, where.compute.start] = compute
     observation[:, where.tradeoff.start] = tradeoff
     return observation
+
+
+def layers_of(where: ObservationLayout, observation: NDArray[np.float32]) -> NDArray[np.int64]:
+    """int64 `(N,)`: the layer each observation `(N, D)` was made at; 0 for those of ended episodes."""
+    return observation[:, where.layer].argmax(1)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rnr_gym.spec import RoutingSpec
 
 Rows = NDArray[np.int64]
@@ -63,3 +65,9 @@ class Router(Protocol):
     ) -> tuple[NDArray, tuple[NDArray, ...] | None]:
         """Observations `(N, D)` -> actions int64 `(N,)`, and the recurrent state if there is one."""
         ...
+
+
+class Fitted(Router, Protocol):
+    """A router that can be kept: `state()` gives tensors and JSON-able facts, from which its agent restores it."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...

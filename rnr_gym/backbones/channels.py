@@ -35,7 +35,8 @@ class PrefixBatchNorm(nn.BatchNorm2d):
             self.seen.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         part = slice(0, x.shape[1])
         mean, var = self.running_mean[part], self.running_var[part]  # views, updated in place
         momentum = self.momentum

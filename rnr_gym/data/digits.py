@@ -22,6 +22,8 @@ SEVERITIES = 5
 TURN, SHIFT, NOISE = math.radians(20.0), 0.6, 0.06
 """Growth a severity: half-width of the turn in radians, of the shift in pixels, and the noise's standard deviation (of 0..1)."""
 SEED = 20190101
+DRAWS = {"train": 1, "route": 4, "test": 1}
+"""Corruptions of each digit at each severity; more in `route`, or routers learn its images by heart."""
 
 
 def _originals(split: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,16 +52,18 @@ def corrupt(images: Tensor, severity: Tensor, generator: torch.Generator) -> Ten
 
 
 def load(split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
-    """One split: a half of the digits for `train`, a quarter each for `route` and `test`; six images a digit (severity 0 to 5).
+    """One split: a half of the digits for `train`, a quarter each for `route` and `test`.
 
+    Every digit is there untouched (severity 0) and corrupted at severities 1 to 5, `DRAWS[split]` times at each.
     Originals are dealt by (class, rank within the class) modulo 4, so no digit is in two splits. `data_root` and
     `download` are accepted as for every data set; the digits come with scikit-learn and need neither.
     """
     scans, labels, rows = _originals(split)
-    severity = torch.arange(SEVERITIES + 1).repeat_interleave(len(scans))
+    levels = torch.tensor([0, *list(range(1, SEVERITIES + 1)) * DRAWS[split]])
+    severity = levels.repeat_interleave(len(scans))
     generator = torch.Generator().manual_seed(SEED + SPLITS.index(split))
-    images = corrupt(scans.repeat(SEVERITIES + 1, 1, 1, 1), severity, generator)
-    copies = [part.repeat(SEVERITIES + 1).numpy() for part in (labels, rows)]
+    images = corrupt(scans.repeat(len(levels), 1, 1, 1), severity, generator)
+    copies = [part.repeat(len(levels)).numpy() for part in (labels, rows)]
     return ImageSet(images.numpy(), copies[0], copies[1], severity.numpy(), CLASSES)
 
 

@@ -16,7 +16,7 @@ from rnr_gym.rendering import RENDER_MODES, Scene, Window, frame, text
 from rnr_gym.rewards import check_tradeoff
 from rnr_gym.sources import SourceArguments, open_images, open_source
 from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import MAX_TRADEOFF, bounds
+from rnr_gym.summaries import bounds
 from rnr_gym.types import Source
 
 ONE = np.zeros(1, np.int64)

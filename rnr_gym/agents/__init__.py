@@ -1,0 +1,67 @@
+"""Routers: whatever picks sub-paths. A table of those that can be fitted by name, and how they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnr_gym import checkpoints
+from rnr_gym.agents import confidence, sb3_router, static, uniform
+from rnr_gym.agents.recipes import RECIPES
+from rnr_gym.agents.setting import Setting
+from rnr_gym.spec import RoutingSpec
+from rnr_gym.types import Fitted
+
+__all__ = ["AGENTS", "DEFAULT_AGENTS", "Agent", "Setting", "agent", "load", "save"]
+
+
+class Agent(NamedTuple):
+    """How a router is fitted and restored.
+
+    Attributes:
+        fit: from a setting to a router.
+        restore: from the routing problem and what the router's `state()` said.
+        seeded: whether another seed gives another router.
+    """
+
+    fit: Callable[[Setting], Fitted]
+    restore: Callable[[RoutingSpec, dict[str, Any], dict[str, Any]], Fitted]
+    seeded: bool
+
+
+AGENTS: dict[str, Agent] = {
+    "random": Agent(uniform.fit, uniform.UniformRouter.restore, True),
+    "full": Agent(static.fit_full, static.StaticRouter.restore, False),
+    "cheapest": Agent(static.fit_cheapest, static.StaticRouter.restore, False),
+    "static": Agent(static.fit, static.StaticRouter.restore, False),
+    "confidence": Agent(confidence.fit, confidence.ConfidenceRouter.restore, False),
+    "blind": Agent(partial(sb3_router.fit_blind, recipe="ppo"), sb3_router.restore_blind, True),
+    **{name: Agent(partial(sb3_router.fit, recipe=name), sb3_router.restore, True) for name in RECIPES},
+}
+DEFAULT_AGENTS = ("random", "full", "cheapest", "static", "blind", "confidence", "ppo", "dqn")
+"""What `rnr-gym compare` compares unless told otherwise; the oracle's paths are always added where there is a table."""
+
+
+def agent(name: str) -> Agent:
+    """The agent of that name, else a `ValueError` that lists the names."""
+    if name not in AGENTS:
+        raise ValueError(f"`agent` must be one of {', '.join(AGENTS)}, got {name!r}")
+    return AGENTS[name]
+
+
+def save(router: Fitted, path: Path, facts: dict[str, Any]) -> None:
+    """Write a router as safetensors; `facts` must hold `agent`, its name, and may hold anything JSON can."""
+    tensors, own = router.state()
+    checkpoints.save_tensors(path, tensors, {**facts, "router": own})
+
+
+def load(path: Path, spec: RoutingSpec) -> tuple[Fitted, dict[str, Any]]:
+    """The router that `save` wrote, and its facts; a `ValueError` if the file is damaged or for another routing problem."""
+    tensors, facts = checkpoints.load_tensors(path)
+    if "agent" not in facts or "router" not in facts:
+        raise ValueError(f"`path` must be a router file as `rnr-gym train` writes it, got {str(path)!r}")
+    if facts.get("problem") not in (None, spec.digest):
+        raise ValueError(f"`path` must be a router for this backbone, got {str(path)!r}, fitted to problem {facts['problem']}, not {spec.digest}")
+    return agent(facts["agent"]).restore(spec, tensors, facts["router"]), facts

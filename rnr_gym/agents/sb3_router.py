@@ -1,0 +1,183 @@
+"""A Stable-Baselines3 learner as a router: fitting, keeping, taking up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rnr_gym import checkpoints
+from rnr_gym.agents.blind import BlindRouter, BlindVecEnv
+from rnr_gym.agents.recipes import RECIPES, Recipe
+from rnr_gym.agents.setting import Setting
+from rnr_gym.envs.routing import observation_space
+from rnr_gym.sb3 import vec_env
+from rnr_gym.spec import RoutingSpec
+from rnr_gym.summaries import layers_of
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class LogTradeoff(BaseFeaturesExtractor):
+    """The observation `(N, D)` with λ, its last entry, on a logarithmic scale: what to do changes with its ratios."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, observation_space.shape[0])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        tradeoff = torch.log10(observations[:, -1:].clamp(min=1e-3)) + 1.0
+        return torch.cat([observations[:, :-1], tradeoff], 1)
+
+
+class Sb3Router:
+    """A policy, with the recipe that made it. Policies that take action masks are given those of the layer."""
+
+    def __init__(self, spec: RoutingSpec, policy: BasePolicy, recipe: str) -> None:
+        self.spec, self.policy, self.recipe = spec, policy, recipe
+        self.masked = RECIPES[recipe].algorithm.endswith(":MaskablePPO")
+
+    def predict(
+        self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[NDArray[np.int64], Any]:
+        """The policy's action for each observation `(N, D)`."""
+        more = {"action_masks": self.spec.valid[layers_of(self.spec.layout, observation)]} if self.masked else {}
+        actions, state = self.policy.predict(observation, state, episode_start, deterministic, **more)  # type: ignore[arg-type]
+        return np.asarray(actions, np.int64), state
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return dict(self.policy.state_dict()), {"recipe": self.recipe}
+
+
+def restore(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Sb3Router:
+    """The router that `Sb3Router.state` described."""
+    recipe = RECIPES[facts["recipe"]]
+    algorithm = _algorithm(recipe)
+    model_policy = algorithm.policy_aliases["MlpPolicy"]
+    policy = model_policy(observation_space(spec), spaces.Discrete(spec.num_paths), lambda _: 0.0, **_policy_arguments(recipe))
+    policy.load_state_dict(tensors)
+    policy.set_training_mode(False)
+    return Sb3Router(spec, policy, facts["recipe"])
+
+
+def restore_blind(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> BlindRouter:
+    """The blind router whose inner one `Sb3Router.state` described."""
+    return BlindRouter(spec, restore(spec, tensors, facts))
+
+
+def fit(setting: Setting, recipe: str) -> Sb3Router:
+    """Learn to route, the trade-off drawn anew each episode and shown in the observation."""
+    return _fit(setting, recipe, lambda env, _: env)
+
+
+def fit_blind(setting: Setting, recipe: str) -> BlindRouter:
+    """The same without ever seeing an image."""
+    inner = _fit(setting, recipe, lambda env, spec: BlindVecEnv(env, spec.layout))
+    return BlindRouter(inner.spec, inner)
+
+
+def learner(recipe: Recipe, env: VecEnv, seed: int) -> BaseAlgorithm:
+    """The algorithm of a recipe, ready to learn."""
+    return _algorithm(recipe)(
+        "MlpPolicy", env, learning_rate=_falling(recipe.learning_rate), seed=seed, device="cpu",
+        policy_kwargs=_policy_arguments(recipe), **recipe.arguments,
+    )  # fmt: skip
+
+
+def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv]) -> Sb3Router:
+    recipe = RECIPES[name]
+    steps = setting.steps or recipe.steps
+    spec = setting.source("route").spec
+    arguments = {**setting.arguments, "split": "route", "tradeoff": setting.tradeoffs, "backend": setting.backend("route")}
+    env = wrap(vec_env(setting.env, recipe.num_envs, setting.seed, **arguments), spec)
+    model = learner(recipe, env, setting.seed)
+    keeper = Keeper(setting.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name}) if setting.folder else None
+    if setting.folder and keeper:
+        model.set_logger(configure(str(setting.folder / "tensorboard"), ["tensorboard"]))
+        keeper.take_up(model)
+    bar = Bar(steps, f"{name} seed {setting.seed}", setting.progress)
+    if model.num_timesteps < steps:
+        model.learn(steps - model.num_timesteps, CallbackList([bar, *([keeper] if keeper else [])]), reset_num_timesteps=not model.num_timesteps)
+    env.close()
+    return Sb3Router(spec, model.policy, name)
+
+
+def _algorithm(recipe: Recipe) -> Any:
+    module, name = recipe.algorithm.split(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`agent` {name} needs sb3-contrib; install rnr-gym[contrib]") from error
+
+
+def _policy_arguments(recipe: Recipe) -> dict[str, Any]:
+    return {"net_arch": list(recipe.net), "features_extractor_class": LogTradeoff}
+
+
+def _falling(start: float) -> Callable[[float], float]:
+    return lambda remaining: start * (0.1 + 0.9 * remaining)
+
+
+class Bar(BaseCallback):
+    """A progress bar over environment steps."""
+
+    def __init__(self, total: int, name: str, shown: bool) -> None:
+        super().__init__()
+        self.total, self.name, self.shown = total, name, shown
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(total=self.total, initial=self.num_timesteps, desc=self.name, unit="step", disable=not self.shown, mininterval=0.5)
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.bar.close()
+
+
+class Keeper(BaseCallback):
+    """Writes what has been learnt, every so many steps, so that a killed run goes on.
+
+    Weights, optimiser and step count are kept; an off-policy learner fills its replay buffer anew.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], every: int = 50_000) -> None:
+        super().__init__()
+        self.path, self.identity, self.every = folder / CHECKPOINT, identity, every
+
+    def take_up(self, model: BaseAlgorithm) -> None:
+        """Load the checkpoint into the model, if there is one; `ValueError` if it belongs to other settings."""
+        if not self.path.exists():
+            return
+        tensors, facts = checkpoints.load_tensors(self.path)
+        if facts["identity"] != json.loads(json.dumps(self.identity)):
+            raise ValueError(f"`folder` must hold a run of the same settings, got {str(self.path.parent)!r}, begun with {facts['identity']}")
+        model.set_parameters(checkpoints.nested(tensors, facts["leaves"]), exact_match=True, device="cpu")
+        model.num_timesteps = facts["steps"]
+
+    def _on_training_start(self) -> None:
+        self.next = self.num_timesteps + self.every
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.next:
+            self.next += self.every
+            tensors, leaves = checkpoints.flattened(self.model.get_parameters())
+            checkpoints.save_tensors(self.path, tensors, {"identity": self.identity, "leaves": leaves, "steps": self.num_timesteps})
+        return True
+
