@@ -49,7 +49,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safe_open(path, framework="pt") as file:
             tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"`path` must be a whole safetensors file, got {str(path)!r}, cut off or damaged ({error}); fetch or train it again") from error
+        found = f"{str(path)!r}, cut off or damaged ({error})"
+        raise ValueError(f"`path` must be a whole safetensors file, got {found}; fetch or train it again") from error
     if "rnr_gym" not in header:
         raise ValueError(f"`path` must be a file written by rnr_gym, got {str(path)!r}, which lacks its header")
     return tensors, json.loads(header["rnr_gym"])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+from rnr_gym.registration import arguments_of
+
+if TYPE_CHECKING:
+    from rnr_gym.agents import Setting
 
 app = tyro.extras.SubcommandApp()
 console = Console()
@@ -48,7 +54,6 @@ def pretrain(
     """
     from rnr_gym import data
     from rnr_gym.backbones import pretrained
-    from rnr_gym.registration import arguments_of
     from rnr_gym.training import Schedule, evaluate_full_path
     from rnr_gym.training import pretrain as run
 
@@ -56,12 +61,153 @@ def pretrain(
     if out.exists():
         raise FileExistsError(f"`out` must be a new file, got {str(out)!r}, which exists; remove it or choose another")
     config, dataset, defaults = pretrained.ARCHITECTURES[name]
-    schedule = Schedule(**{**defaults, **({"epochs": epochs} if epochs else {}), "seed": seed, "bf16": bf16})
+    chosen = {**defaults, "seed": seed, "bf16": bf16} | ({"epochs": epochs} if epochs else {})
+    schedule = Schedule(**chosen)
     splits = {split: data.load(dataset, split, data_root) for split in ("train", "route")}
     backbone = run(pretrained.from_config(config, seed), data.dataset(dataset), splits, schedule, out.with_suffix(".part"), device)
     accuracy = evaluate_full_path(backbone, splits["route"])
     pretrained.save(backbone.cpu(), out, {"env": env, "schedule": vars(schedule), "full_path_accuracy_on_route": accuracy})
     console.print(f"wrote {out}; full path on `route`: {accuracy:.1%} right")
+
+
+@app.command
+def train(
+    env: EnvId, out: Path, agent: str = "ppo", seed: int = 0, steps: int | None = None, exits: bool = True, weights: str | None = "frozen",
+    data_root: str | None = None,
+) -> None:  # fmt: skip
+    """Fit a router on `route`; goes on where a killed run stopped. TensorBoard logs lie in the same folder.
+
+    Args:
+        env: the environment's id.
+        out: the folder to write.
+        agent: which router; `rnr-gym train --help` ends with the list.
+        seed: of everything random.
+        steps: environment steps to learn from; the recipe's own number if left out.
+        exits: whether the router may answer at exits, and sees the glance.
+        weights: the backbone's: frozen, or a file.
+        data_root: folder of the images.
+    """
+    from rnr_gym import runs
+
+    path = runs.fit(agent, _setting(env, exits, weights, data_root, seed, steps), out)
+    console.print(f"wrote {path}; now `rnr-gym evaluate {out}`")
+
+
+@app.command
+def evaluate(run: Annotated[Path, tyro.conf.Positional], split: str = "test") -> None:
+    """Route every image of a split at each trade-off of the sweep.
+
+    Args:
+        run: folder of a fitted router.
+        split: train, route or test.
+    """
+    from rnr_gym import evaluation, runs
+
+    loaded = runs.load(run)
+    source = loaded.setting.source(split)
+    table = Table("trade-off", "accuracy", "compute", "of it router", "exits", title=f"{loaded.agent} on {loaded.setting.env}, {split}")
+    for tradeoff in evaluation.sweep(loaded.router):
+        found, plain = evaluation.evaluate(source, loaded.router, tradeoff), source.spec.plain_macs
+        exits = (found.path == 0).any(1).mean() if source.spec.has_exits else 0.0
+        spent = (f"{found.macs.mean() / plain:.3f}", f"{found.router_macs.mean() / plain:.3f}")
+        table.add_row(f"{tradeoff:.3f}", f"{found.correct.mean():.1%}", *spent, f"{exits:.0%}")
+    console.print(table)
+
+
+@app.command
+def compare(
+    env: EnvId, out: Path, agents: tuple[str, ...] = (), seeds: int = 3, steps: int | None = None, jobs: int | None = None, exits: bool = True,
+    weights: str | None = "frozen", data_root: str | None = None,
+) -> None:  # fmt: skip
+    """Fit several routers, each once a seed, and compare them on `test`; goes on where a killed run stopped.
+
+    Args:
+        env: the environment's id.
+        out: the folder of the report.
+        agents: which routers; those of the README's table if left out.
+        seeds: how many seeds for routers that have one.
+        steps: environment steps a learner learns from; its recipe's own number if left out.
+        jobs: routers fitted side by side; the number of cores if left out.
+        exits: whether routers may answer at exits, and see the glance.
+        weights: the backbone's: frozen, or a file.
+        data_root: folder of the images.
+    """
+    from rnr_gym import comparison, report, runs
+    from rnr_gym.agents import DEFAULT_AGENTS, agent
+
+    names = list(agents or DEFAULT_AGENTS)
+    for name in names:
+        agent(name)
+    if seeds < 1:
+        raise ValueError(f"`seeds` must be at least 1, got {seeds}")
+    setting = _setting(env, exits, weights, data_root, 0, steps)
+    runs.claim(out, {"env": env, "agents": names, "seeds": seeds, "steps": steps, "arguments": dict(setting.arguments)}, report.RESULTS)
+    bench = report.bench(setting)
+    comparison.fit_routers(names, setting, seeds, out, jobs or os.cpu_count() or 1)
+    content = report.write(out, setting, seeds, list(comparison.records(names, seeds, out, bench)), bench)
+    _print_comparison(content)
+    console.print(f"report: {out / report.PAGE}    picture: {out / report.PICTURE}    check it: rnr-gym validate {out}", soft_wrap=True)
+
+
+@app.command
+def validate(report: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Run a report's stored paths again and work out every figure anew; fails if one does not hold.
+
+    Args:
+        report: the folder that `rnr-gym compare` wrote.
+    """
+    from rnr_gym.report import validate as check
+
+    console.print(f"all figures of {check(report)} rows hold")
+
+
+@app.command
+def render(env: EnvId, out: Path, run: Path | None = None, tradeoff: float = 0.1, episodes: int = 4, seed: int = 0) -> None:
+    """Write episodes as an animation.
+
+    Args:
+        env: the environment's id.
+        out: the GIF to write.
+        run: folder of a fitted router; a random one if left out.
+        tradeoff: what a unit of compute costs.
+        episodes: how many images.
+        seed: which images.
+    """
+    from rnr_gym.film import record
+
+    frames = record(env, out, run, tradeoff, episodes, seed)
+    console.print(f"wrote {out}, {frames} frames")
+
+
+def _setting(env: str, exits: bool, weights: str | None, data_root: str | None, seed: int, steps: int | None) -> Setting:
+    """The setting that options describe; only what differs from the defaults is recorded."""
+    from rnr_gym.agents import Setting
+
+    arguments_of(env)
+    if steps is not None and steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    given = {"exits": exits, "weights": weights, "data_root": data_root}
+    usual = {"exits": True, "weights": "frozen", "data_root": None}
+    return Setting(env, {name: value for name, value in given.items() if value != usual[name]}, seed, steps)
+
+
+def _print_comparison(content: dict[str, Any]) -> None:
+    """The report's two tables, for the terminal."""
+    from rnr_gym.report import interval, number, percent
+
+    budgets = [f"{budget:g}" for budget in content["budgets"]]
+    accuracy = Table("router", *budgets, "regret", title="% right on test at mean compute, ± spread over seeds", title_justify="left")
+    for router in content["routers"]:
+        accuracy.add_row(router["router"], *(percent(*pair) for pair in router["accuracy_at"]), number(router["regret"]))
+    console.print(accuracy)
+    pairs = Table("router", "against", "points at equal compute [95 % interval]", title="paired differences over the budgets", title_justify="left")
+    for pair in content["differences"]:
+        pairs.add_row(pair["router"], pair["against"], interval(pair["mean"], pair["low"], pair["high"]))
+    console.print(pairs)
+    for part in content["by_severity"]:
+        if len(part["severity"]) > 1 and part["router"] == content["shown"]["router"]:
+            spent = "  ".join(f"{level}: {compute:.2f}" for level, compute in zip(part["severity"], part["compute"], strict=True))
+            console.print(f"{part['router']} spends by severity  {spent}", highlight=False)
 
 
 def main() -> None:

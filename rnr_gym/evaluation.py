@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnr_gym.classifier import Curve, decision_macs, route
+from rnr_gym.spec import RoutingSpec
 from rnr_gym.types import Router, Source
 
 SWEEP = tuple(np.geomspace(0.01, 2.0, 14).tolist())
@@ -42,33 +43,38 @@ def evaluate(source: Source, router: Router, tradeoff: float) -> Evaluation:
         return evaluate_paths(source, np.broadcast_to(router.path(tradeoff), (count, source.spec.num_layers)), static=True)
     spent = decision_macs(router, source.spec)
     parts = []
-    for rows in _batches(source):
+    for low in range(0, len(source.labels), BATCH):
+        rows = np.arange(low, min(low + BATCH, len(source.labels)))
         walk = route(source.start(rows), source.spec, router, tradeoff)
         parts.append(_evaluation(source, walk, rows, walk.macs, spent))
     return _joined(parts)
 
 
-def evaluate_paths(source: Source, paths: NDArray[np.int8], static: bool = False, decision_macs: int = 0) -> Evaluation:
+def evaluate_paths(
+    source: Source, paths: NDArray[np.int8], static: bool = False, decision_macs: int = 0, indices: NDArray[np.int64] | None = None
+) -> Evaluation:
     """Send every image down its own path `(N, T)`, -1 after an exit.
 
     Args:
         source: the images.
         paths: whole paths.
+        indices: the images' numbers, int64 `(N,)`, where they are not all of them in order.
         static: charge no glance or exit but the one that answers, as for a static network.
         decision_macs: of the router that chose the paths, for each decision.
     """
-    parts = []
-    for rows in _batches(source):
+    numbers, parts = np.arange(len(source.labels)) if indices is None else indices, []
+    for low in range(0, len(numbers), BATCH):
+        rows, taken = numbers[low : low + BATCH], paths[low : low + BATCH]
         walk = source.start(rows)
         for layer in range(source.spec.num_layers):
-            walk = walk.step(np.maximum(paths[rows, layer], 0).astype(np.int64))
-        parts.append(_evaluation(source, walk, rows, _static_macs(source, paths[rows]) if static else walk.macs, decision_macs))
+            walk = walk.step(np.maximum(taken[:, layer], 0).astype(np.int64))
+        parts.append(_evaluation(source, walk, rows, static_macs(source.spec, taken) if static else walk.macs, decision_macs))
     return _joined(parts)
 
 
 def sweep(router: Router) -> tuple[float, ...]:
-    """The trade-offs at which a router is to be evaluated: its own where it names them."""
-    return tuple(getattr(router, "tradeoffs", SWEEP))
+    """The trade-offs at which a router is to be evaluated: `SWEEP`, and those of its own where it names them."""
+    return tuple(sorted({*SWEEP, *getattr(router, "tradeoffs", ())}))
 
 
 def measure_curve(source: Source, router: Router) -> Curve:
@@ -76,14 +82,10 @@ def measure_curve(source: Source, router: Router) -> Curve:
     return Curve(list(SWEEP), [float(evaluate(source, router, tradeoff).macs.mean() / source.spec.plain_macs) for tradeoff in SWEEP])
 
 
-def _batches(source: Source) -> list[NDArray[np.int64]]:
-    everyone = np.arange(len(source.labels))
-    return [everyone[low : low + BATCH] for low in range(0, len(everyone), BATCH)]
-
-
-def _static_macs(source: Source, paths: NDArray[np.int8]) -> NDArray[np.int64]:
+def static_macs(spec: RoutingSpec, paths: NDArray[np.int8]) -> NDArray[np.int64]:
+    """int64 `(N,)`: what a static network would be charged for each path `(N, T)`."""
     unique, which = np.unique(paths, axis=0, return_inverse=True)
-    return np.array([source.spec.static_macs(path) for path in unique])[which.ravel()]
+    return np.array([spec.static_macs(path) for path in unique])[which.ravel()]
 
 
 def _evaluation(source: Source, walk: Any, rows: NDArray[np.int64], macs: NDArray[np.int64], decision_macs: int) -> Evaluation:

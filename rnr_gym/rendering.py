@@ -114,7 +114,7 @@ class Window:
 
     def __init__(self) -> None:
         import matplotlib.pyplot as plt
-        from matplotlib.backends import BackendFilter, backend_registry
+        from matplotlib.backends.registry import BackendFilter, backend_registry
 
         self.plt = plt
         self.on_screen = plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.INTERACTIVE)

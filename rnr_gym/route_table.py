@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,7 @@ class RouteTable:
         summary: float32 `(M, N, S)`, the summary at every prefix.
         prediction: int16 `(E, N)`, the top class at every answer.
         loss: float32 `(E, N)`, its cross-entropy in nats.
+        places: the tree of paths, worked out from `spec`.
     """
 
     spec: RoutingSpec
@@ -92,11 +93,10 @@ class RouteTable:
     summary: NDArray[np.float32]
     prediction: NDArray[np.int16]
     loss: NDArray[np.float32]
+    places: Places = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", places(self.spec))
-
-    places: Places = None  # type: ignore[assignment]
 
     def start(self, indices: Rows) -> TableWalk:
         """Images by number `(N,)`, each waiting at layer 0."""
@@ -160,6 +160,11 @@ class RouteTable:
         extra = np.sort(cost[np.isfinite(cost)] - least)
         count = len(self.labels)
         return least + np.concatenate([[0.0], np.cumsum(extra)]) / count, np.arange(len(extra) + 1) / count
+
+    def take(self, rows: NDArray[np.bool_] | Rows) -> RouteTable:
+        """The table of the chosen images, in the order given."""
+        parts = (self.summary[:, rows], self.prediction[:, rows], self.loss[:, rows])
+        return RouteTable(self.spec, self.labels[rows], *parts)
 
     def save(self, path: Path) -> None:
         """Write the table as one safetensors file."""
@@ -231,9 +236,7 @@ def build(backbone: Backbone, images: ImageSet, spec: RoutingSpec, batch_size: i
     """Send every image down every path. A `ValueError` where prefixes times images exceed `LIMIT`."""
     tree, count = places(spec) if prefixes(spec) * len(images) <= LIMIT else None, len(images)
     if tree is None:
-        raise ValueError(
-            f'`backend="table"` holds at most {LIMIT:,} prefixes x images, got {prefixes(spec):,} x {count:,}; use `backend="live"`'
-        )
+        raise ValueError(f'`backend="table"` holds at most {LIMIT:,} prefixes x images, got {prefixes(spec):,} x {count:,}; use `backend="live"`')
     inner, answers = len(tree.child), len(tree.layer) - len(tree.child)
     summary = np.zeros((inner, count, spec.layout.summary.size), np.float32)
     prediction, loss = np.zeros((answers, count), np.int16), np.zeros((answers, count), np.float32)

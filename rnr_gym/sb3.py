@@ -60,7 +60,7 @@ class RoutingVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         observation, rewards, ended, _, said = self.env.step(self.actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row in np.flatnonzero(ended):
+        for row in np.flatnonzero(ended).tolist():
             last = {"terminal_observation": said["final_obs"][row], "TimeLimit.truncated": False}
             infos[row] = last | _row(said["final_info"], row)
         return observation, rewards.astype(np.float32), ended, infos

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class SourceArguments(TypedDict, total=False):
     backbone: str | Backbone
     weights: str | None
     exits: bool
-    backend: str
+    backend: str | RouteTable
     data_root: str | None
     download: bool
     device: str
@@ -119,12 +118,17 @@ def open_source(
     backbone: str | Backbone = "rnr-digits",
     weights: str | None = "frozen",
     exits: bool = True,
-    backend: str = "live",
+    backend: str | RouteTable = "live",
     data_root: str | None = None,
     download: bool = True,
     device: str = "cpu",
 ) -> Source:
-    """Images and backbone by name or as objects, checked against each other; the same arguments give the same object."""
+    """Images and backbone by name or as objects, checked against each other; the same arguments give the same object.
+
+    A `RouteTable` as `backend` is routed as it is, whatever the other arguments say.
+    """
+    if isinstance(backend, RouteTable):
+        return backend
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
     images = open_images(dataset, split, data_root, download)
@@ -132,9 +136,7 @@ def open_source(
     return _opened(network, images, bool(exits), backend)
 
 
-def open_images(
-    dataset: str | ImageSet = "digits", split: str = "route", data_root: str | None = None, download: bool = True, **_: Any
-) -> ImageSet:
+def open_images(dataset: str | ImageSet = "digits", split: str = "route", data_root: str | None = None, download: bool = True, **_: Any) -> ImageSet:
     """The images that `open_source` routes, given the same arguments."""
     return data.load(dataset, split, data_root, download) if isinstance(dataset, str) else dataset
 
@@ -160,12 +162,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RNR_GYM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnr_gym")
 
 
+def digest_of(source: Source) -> str:
+    """Twelve hexadecimal digits that change with labels, costs or, where they are at hand, weights and pixels."""
+    key = hashlib.sha256(source.spec.digest.encode() + source.labels.tobytes())
+    if isinstance(source, Live):
+        key.update(checkpoints.digest(source.backbone.state_dict()).encode() + source.images.images.tobytes())
+    if isinstance(source, RouteTable):
+        key.update(source.prediction.tobytes() + source.loss.tobytes())
+    return key.hexdigest()[:12]
+
+
 def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
     """The table from the cache, else built and put there: it is named after weights, images and problem."""
-    key = hashlib.sha256(checkpoints.digest(backbone.state_dict()).encode())
-    key.update(json.dumps([backbone.config, spec.valid.tolist()]).encode())
-    key.update(images.images.tobytes() + images.labels.tobytes())
-    path = cache_folder() / "tables" / f"{key.hexdigest()[:20]}.safetensors"
+    path = cache_folder() / "tables" / f"{digest_of(Live(backbone, images, spec))}.safetensors"
     if not path.is_file():
         route_table.build(backbone, images, spec).save(path)
     return RouteTable.load(path)

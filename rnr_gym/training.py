@@ -88,7 +88,7 @@ class Pretraining:
 
     def __init__(self, backbone: Backbone, train: ImageSet, augment: Augment, schedule: Schedule, device: str = "cpu") -> None:
         self.schedule, self.augment, self.device = schedule, augment, torch.device(device)
-        self.backbone = backbone.to(self.device, memory_format=torch.channels_last)
+        self.backbone: Backbone = backbone.to(self.device).to(memory_format=torch.channels_last)
         untouched = train.take(train.severity == 0)
         self.images = torch.from_numpy(np.array(untouched.images)).to(self.device)
         self.labels = torch.from_numpy(np.array(untouched.labels)).to(self.device)
@@ -112,7 +112,7 @@ class Pretraining:
             images = self.augment(self.images[rows], self.variations)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
                 for loss in sandwich_loss(self.backbone, images, self.labels[rows], self.schedule, self.draws):
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     total += loss.item()
             nn.utils.clip_grad_norm_(self.backbone.parameters(), 5.0)
             self.optimizer.step()
@@ -201,9 +201,9 @@ def batches(backbone: Backbone, images: ImageSet, batch_size: int, generator: to
         yield torch.from_numpy(images.images[rows.numpy()]).to(device), torch.from_numpy(images.labels[rows.numpy()]).to(device)
 
 
-def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.Module]:
+def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.BatchNorm2d]:
     """The batch-norms that run on the full path, exits and glance included."""
-    seen: set[nn.Module] = set()
+    seen: set[nn.BatchNorm2d] = set()
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     hooks = [norm.register_forward_hook(lambda module, *_: seen.add(module)) for norm in norms]
     backbone.eval()
@@ -229,7 +229,7 @@ def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator,
 
 def _measure_norms(
     backbone: Backbone,
-    norms: set[nn.Module],
+    norms: set[nn.BatchNorm2d],
     train: ImageSet,
     generator: torch.Generator,
     batch_size: int,
@@ -238,8 +238,8 @@ def _measure_norms(
     backbone.eval()
     momenta = {norm: norm.momentum for norm in norms}
     for norm in norms:
-        norm.reset_running_stats()  # type: ignore[operator]
-        norm.train().momentum = None  # type: ignore[assignment]
+        norm.reset_running_stats()
+        norm.train().momentum = None
     for images, _ in batches(backbone, train, batch_size, generator):
         for path in paths():
             answers(backbone, images, path, None)

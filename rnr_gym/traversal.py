@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,10 +103,9 @@ class Traversal:
         """This batch with `other`'s images, in order, in the places `rows`."""
         kept = [group for group in (_without(group, rows) for group in self.groups) if len(group.rows)]
         incoming = [group._replace(rows=rows[group.rows]) for group in other.groups]
-        state = {name: _put(getattr(self, name), rows, getattr(other, name)) for name in ("layer", "came_by", "macs", "path")}
-        answers = {
-            name: _placed(getattr(self, name), rows, getattr(other, name))
-            for name in ("logits", "exit_logits", "glance_pooled", "glance_logits")
+        state: dict[str, Any] = {name: _put(getattr(self, name), rows, getattr(other, name)) for name in ("layer", "came_by", "macs", "path")}
+        answers: dict[str, Any] = {
+            name: _placed(getattr(self, name), rows, getattr(other, name)) for name in ("logits", "exit_logits", "glance_pooled", "glance_logits")
         }
         return replace(self, groups=tuple(_merged(kept + incoming)), **state, **answers)
 

@@ -62,3 +62,11 @@ def test_facts_are_what_the_backbone_says():
     spec = small.backbone("multipath").spec()
     assert spec.facts == {"pooled": 16, "glance": 16, "classes": 3, "has_exits": True, "loss_scale": 0.75}
     assert (spec.num_layers, spec.num_paths, spec.full_path) == (3, 4, 3)
+
+
+def test_the_digest_is_that_of_the_problem_not_of_the_weights():
+    digest = small.backbone("multipath").spec().digest
+    assert digest == small.backbone("multipath", seed=1).spec().digest
+    assert len(digest) == 12
+    others = [small.backbone("residual").spec(), small.backbone("multipath", "exits").spec(), small.backbone("multipath").spec(exits=False)]
+    assert digest not in {other.digest for other in others}

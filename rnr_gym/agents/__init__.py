@@ -40,7 +40,7 @@ AGENTS: dict[str, Agent] = {
     "blind": Agent(partial(sb3_router.fit_blind, recipe="ppo"), sb3_router.restore_blind, True),
     **{name: Agent(partial(sb3_router.fit, recipe=name), sb3_router.restore, True) for name in RECIPES},
 }
-DEFAULT_AGENTS = ("random", "full", "cheapest", "static", "blind", "confidence", "ppo", "dqn")
+DEFAULT_AGENTS = ("random", "full", "cheapest", "static", "blind", "confidence", "dqn", "ppo")
 """What `rnr-gym compare` compares unless told otherwise; the oracle's paths are always added where there is a table."""
 
 

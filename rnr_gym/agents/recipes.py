@@ -20,6 +20,7 @@ class Recipe:
         num_envs: episodes side by side.
         net: hidden widths of the policy network (and, apart from it, of the value network).
         learning_rate: of Adam, falling linearly to a tenth.
+        weight_decay: of Adam, against learning the images of `route` by heart.
         arguments: the rest of the algorithm's arguments.
     """
 
@@ -28,6 +29,7 @@ class Recipe:
     num_envs: int
     net: tuple[int, ...]
     learning_rate: float
+    weight_decay: float = 0.0
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -35,9 +37,11 @@ _PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 6, "gae_lambda": 0.95, "en
 _DQN = {"batch_size": 512, "buffer_size": 100_000, "learning_starts": 5_000, "train_freq": 1, "gradient_steps": 4, "gamma": 1.0}
 _DQN |= {"target_update_interval": 2_000, "exploration_fraction": 0.4, "exploration_final_eps": 0.05}
 RECIPES = {
-    "ppo": Recipe("stable_baselines3:PPO", 400_000, 128, (64, 64), 2e-3, _PPO),
-    "dqn": Recipe("stable_baselines3:DQN", 400_000, 128, (64, 64), 1e-3, _DQN),
-    "a2c": Recipe("stable_baselines3:A2C", 400_000, 128, (64, 64), 2e-3, {"n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.005, "gamma": 1.0}),
-    "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (64, 64), 2e-3, _PPO),
-    "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (64, 64), 1e-3, _DQN),
+    "ppo": Recipe("stable_baselines3:PPO", 400_000, 128, (64, 64), 2e-3, arguments=_PPO),
+    "dqn": Recipe("stable_baselines3:DQN", 400_000, 128, (64, 64), 1e-3, arguments=_DQN),
+    "a2c": Recipe(
+        "stable_baselines3:A2C", 400_000, 128, (64, 64), 2e-3, arguments={"n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.005, "gamma": 1.0}
+    ),
+    "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (64, 64), 2e-3, arguments=_PPO),
+    "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (64, 64), 1e-3, arguments=_DQN),
 }

@@ -57,7 +57,7 @@ class Sb3Router:
     ) -> tuple[NDArray[np.int64], Any]:
         """The policy's action for each observation `(N, D)`."""
         more = {"action_masks": self.spec.valid[layers_of(self.spec.layout, observation)]} if self.masked else {}
-        actions, state = self.policy.predict(observation, state, episode_start, deterministic, **more)  # type: ignore[arg-type]
+        actions, state = self.policy.predict(observation, state, episode_start, deterministic, **more)
         return np.asarray(actions, np.int64), state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,7 +103,7 @@ def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecE
     recipe = RECIPES[name]
     steps = setting.steps or recipe.steps
     spec = setting.source("route").spec
-    arguments = {**setting.arguments, "split": "route", "tradeoff": setting.tradeoffs, "backend": setting.backend("route")}
+    arguments = {**setting.make_arguments("route"), "tradeoff": setting.tradeoffs}
     env = wrap(vec_env(setting.env, recipe.num_envs, setting.seed, **arguments), spec)
     model = learner(recipe, env, setting.seed)
     keeper = Keeper(setting.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name}) if setting.folder else None
@@ -126,7 +126,11 @@ def _algorithm(recipe: Recipe) -> Any:
 
 
 def _policy_arguments(recipe: Recipe) -> dict[str, Any]:
-    return {"net_arch": list(recipe.net), "features_extractor_class": LogTradeoff}
+    return {
+        "net_arch": list(recipe.net),
+        "features_extractor_class": LogTradeoff,
+        "optimizer_kwargs": {"weight_decay": recipe.weight_decay},
+    }
 
 
 def _falling(start: float) -> Callable[[float], float]:
@@ -180,4 +184,3 @@ class Keeper(BaseCallback):
             tensors, leaves = checkpoints.flattened(self.model.get_parameters())
             checkpoints.save_tensors(self.path, tensors, {"identity": self.identity, "leaves": leaves, "steps": self.num_timesteps})
         return True
-

@@ -23,7 +23,7 @@ class Setting:
 
     Attributes:
         env: a registered id.
-        arguments: more of `gym.make`'s arguments, such as `exits` or `weights`; not `split`, `tradeoff` or `backend`.
+        arguments: more of `gym.make`'s arguments, such as `exits` or `weights`; not `split` or `tradeoff`.
         seed: of everything random.
         steps: environment steps to learn from; None for the recipe's own number.
         tradeoffs: λ while learning, (low, high).
@@ -39,17 +39,20 @@ class Setting:
     folder: Path | None = None
     progress: bool = True
 
-    def source(self, split: str) -> Source:
-        """What is routed: the route table where it fits, else the live backbone."""
+    def make_arguments(self, split: str) -> dict[str, Any]:
+        """The keyword arguments that open this environment on a split: on the table where it fits, else live."""
         arguments = {**arguments_of(self.env), **self.arguments, "split": split}
-        return open_source(**arguments, backend=self.backend(split))
+        if "backend" not in arguments:
+            live = open_source(**arguments)
+            fits = route_table.prefixes(live.spec) * len(live.labels) <= route_table.LIMIT
+            arguments["backend"] = "table" if fits else "live"
+        return arguments
+
+    def source(self, split: str) -> Source:
+        """What is routed."""
+        return open_source(**self.make_arguments(split))
 
     def table(self, split: str) -> RouteTable | None:
         """The route table of a split, None where it would be too large."""
         source = self.source(split)
         return source if isinstance(source, RouteTable) else None
-
-    def backend(self, split: str) -> str:
-        """`"table"` where prefixes times images stay under `route_table.LIMIT`, else `"live"`."""
-        live = open_source(**{**arguments_of(self.env), **self.arguments, "split": split})
-        return "table" if route_table.prefixes(live.spec) * len(live.labels) <= route_table.LIMIT else "live"

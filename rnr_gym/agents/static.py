@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,12 @@ def searched_paths(source: Source, random: np.random.Generator, starts: int = 3,
     for tradeoff in SEARCH_TRADEOFFS:
         drawn = [tuple(int(random.choice(np.flatnonzero(row))) for row in spec.valid) for _ in range(starts - 1)]
         for start in [first, *drawn]:
-            _climb(spec, _whole(spec, start), lambda path, weight=tradeoff: accuracy(path) - weight * _compute(spec, path))
+            _climb(spec, _whole(spec, start), partial(_value, spec, accuracy, tradeoff))
     return met
+
+
+def _value(spec: RoutingSpec, accuracy: Callable[[Path], float], tradeoff: float, path: Path) -> float:
+    return accuracy(path) - tradeoff * _compute(spec, path)
 
 
 def of_hull(spec: RoutingSpec, accuracies: dict[Path, float]) -> StaticRouter:
@@ -123,7 +128,7 @@ def of_hull(spec: RoutingSpec, accuracies: dict[Path, float]) -> StaticRouter:
     return StaticRouter(spec, paths, np.array(edges[::-1], np.float64))
 
 
-def _slope(low: tuple[float, ...], high: tuple[float, ...]) -> float:
+def _slope(low: tuple[Any, ...], high: tuple[Any, ...]) -> float:
     return (high[1] - low[1]) / (high[0] - low[0])
 
 

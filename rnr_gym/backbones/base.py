@@ -118,6 +118,7 @@ class Backbone(nn.Module):
         config: JSON-able constructor arguments and `kind`; what is needed to build the same architecture again.
         image_shape: `(C, H, W)`.
         num_classes: how many classes `head` answers with.
+        num_layers, num_paths, full_path: T, K and K - 1.
         reads_came_by: whether a layer's cost and normalisation depend on the previous sub-path (VGG-like pruning).
         has_exits: whether number 0 is the exit.
         mac_table: the MACs of every decision.
@@ -125,15 +126,27 @@ class Backbone(nn.Module):
     """
 
     kind: str
-    reads_came_by = False
+    config: dict[str, Any]
+    image_shape: tuple[int, ...]
+    num_classes: int
+    num_layers: int
+    num_paths: int
+    full_path: int
+    has_exits: bool
+    reads_came_by: bool = False
+    stem_width: int
+    mac_table: MacTable
+    valid: NDArray[np.bool_]
     stem: nn.Module
-    layers: nn.ModuleList
+    layers: Any  # an `nn.ModuleList` of `Layer`, whose items type checkers take for mere modules
     head: PooledHead
     glance: Glance | None
     image_mean: Tensor
     image_std: Tensor
     summary_mean: Tensor
     summary_std: Tensor
+    glance_mean: Tensor
+    glance_std: Tensor
     loss_scale: Tensor
 
     def _finish(self, config: dict[str, Any], image_shape: Sequence[int], stem_macs: int, has_exits: bool) -> None:
@@ -211,6 +224,6 @@ class Backbone(nn.Module):
         if not exits and self.has_exits:
             valid[:, 0] = False
             table = table._replace(exits=np.zeros_like(table.exits))
-        facts = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
+        facts: dict[str, Any] = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
         facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale)}
         return RoutingSpec(facts, valid, table)

@@ -57,14 +57,12 @@ class PrunedResidualLayer(Layer):
     The first norm is shared (its input has its full width always), the second has a set for each sub-path.
     """
 
-    def __init__(
-        self, in_width: int, width: int, stride: int, groups: int, side: tuple[int, int], head: PooledHead | None, first: int
-    ) -> None:
+    def __init__(self, in_width: int, width: int, stride: int, groups: int, side: tuple[int, int], head: PooledHead | None, first: int) -> None:
         super().__init__()
-        self.first, self.side, self.stride = first, side, stride
+        self.first, self.side, self.stride = first, side, 1 + halve
         self.inner = [width * group // groups for group in range(1, groups + 1)]
-        self.shortcut = Shortcut(in_width, width, stride)
-        self.conv1, self.norm1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False), PrefixBatchNorm(width)
+        self.shortcut = Shortcut(in_width, width, self.stride)
+        self.conv1, self.norm1 = nn.Conv2d(in_width, width, 3, self.stride, 1, bias=False), PrefixBatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.ModuleList(nn.BatchNorm2d(width) for _ in self.inner)
         self.head, self.num_paths = head, first + groups
@@ -91,11 +89,9 @@ class PrunedResidualLayer(Layer):
 class PrunedConvLayer(Layer):
     """A convolution that reads the channels that came and computes its own up to group i; one norm set for each `came_by`."""
 
-    def __init__(
-        self, in_width: int, width: int, pool: bool, groups: int, side: tuple[int, int], head: PooledHead | None, first: int
-    ) -> None:
+    def __init__(self, in_width: int, width: int, pool: bool, groups: int, side: tuple[int, int], head: PooledHead | None, first: int) -> None:
         super().__init__()
-        self.first, self.side, self.pool = first, side, pool
+        self.first, self.side, self.pool = first, side, halve
         steps = [width * group // groups for group in range(1, groups + 1)]
         self.conv = nn.Conv2d(in_width, width, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList(PrefixBatchNorm(width) for _ in steps)
@@ -163,7 +159,7 @@ class ChannelPrunedNet(Backbone):
                 halve = bool(stage) and not block
                 side = (-(-side[0] // 2), -(-side[1] // 2)) if halve else side
                 head = PooledHead(in_width, classes) if len(layers) in exits else None
-                layers.append(make(in_width, width, halve if style == "vgg" else 1 + halve, groups, side, head, first))
+                layers.append(make(in_width, width, halve, groups, side, head, first))
                 in_width = width
         self.layers, self.head = nn.ModuleList(layers), PooledHead(in_width, classes)
         config = {"image_shape": list(image_shape), "classes": classes, "style": style, "widths": list(widths), "blocks": list(blocks)}

@@ -97,7 +97,8 @@ class MultiPathResNet(Backbone):
         self.stem_width = widths[0]
         self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         self.glance = Glance(image_shape, classes, glance_widths, glance_strides) if glance_widths else None
-        layers, side, in_width = [], (height, width_px), widths[0]
+        layers: list[Layer] = []
+        side, in_width = (height, width_px), widths[0]
         for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             for block in range(count):
                 stride = 2 if stage and not block else 1

@@ -88,7 +88,7 @@ def named(name: str, weights: str | None = "frozen", seed: int = 0, device: str 
         device: where it runs.
     """
     backbone = _named(name, weights, seed).to(device).requires_grad_(False)
-    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def _named(name: str, weights: str | None, seed: int) -> Backbone:
@@ -101,7 +101,7 @@ def _named(name: str, weights: str | None, seed: int) -> Backbone:
         return from_config(config, seed)
     if weights in STAGES:
         if not bundled(name, weights).is_file():
-            raise ValueError(f'`weights` of {name} are not shipped, got {weights!r}; pass a path, or None for random ones')
+            raise ValueError(f"`weights` of {name} are not shipped, got {weights!r}; pass a path, or None for random ones")
         return load(bundled(name, weights), config)
     if not Path(weights).is_file():
         raise ValueError(f"`weights` must be {' or '.join(map(repr, STAGES))}, a file, or None for random ones, got {weights!r}")

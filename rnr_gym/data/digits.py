@@ -38,6 +38,7 @@ def _originals(split: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def corrupt(images: Tensor, severity: Tensor, generator: torch.Generator) -> Tensor:
     """Turn, move and add noise to uint8 `(N, 1, H, W)` images, each by its own severity (int, 0 leaves it as it is)."""
+
     def draw(*shape: int) -> Tensor:
         return 2.0 * torch.rand(len(images), *shape, generator=generator, device=images.device) - 1.0
 

@@ -119,7 +119,12 @@ class Episodes:
         """What every step's info says; arrays `(N, ...)`."""
         assert self.walk is not None
         layer = self.walk.layer
-        parts = {"action_mask": self.spec.masks[layer], "layer": layer.copy(), "compute": self.compute, "macs": self.walk.macs.copy()}
+        parts: dict[str, NDArray] = {
+            "action_mask": self.spec.masks[layer],
+            "layer": layer.copy(),
+            "compute": self.compute,
+            "macs": self.walk.macs.copy(),
+        }
         return parts | {"index": self.index.copy(), "tradeoff": self.tradeoff.copy()}
 
     def ended_info(self) -> dict[str, NDArray]:

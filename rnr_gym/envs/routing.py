@@ -116,7 +116,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * `tradeoff`: λ in 0..4, or (low, high).
     * `reward`, `vector_reward`: see Rewards.
     * `exits`: False neither runs nor charges exits and glance: T steps always, the paper's form.
-    * `backend`: `"live"` runs the network; `"table"` looks up paths worked out once.
+    * `backend`: `"live"` runs the network; `"table"` looks up paths worked out once; a `RouteTable` of one's own is routed as it is.
     * `weights`: `"frozen"` (shipped), a file that `rnr-gym pretrain` wrote, or None for seeded random ones.
     * `backbone`, `dataset`: a name, or a `Backbone` and an `ImageSet` of one's own (`RNR-v0`).
     * `data_root`, `download`: where images lie, and whether they may be fetched.
@@ -127,7 +127,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * v0: initial version.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.tradeoff, self.vector_reward, self.render_mode = check_tradeoff(tradeoff), vector_reward, render_mode
         self.source: Source = open_source(**source)
         self.episodes = Episodes(self.source, reward, 1)
-        self.observation_space = observation_space(self.routing)
+        self.observation_space: spaces.Box = observation_space(self.routing)  # type: ignore[assignment]
         self.action_space: spaces.Discrete = spaces.Discrete(self.routing.num_paths)
         if vector_reward:
             self.reward_space = reward_space(self.routing, reward)
@@ -168,7 +168,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self._show()
         return self.episodes.observation()[0], self._info()
 
-    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:  # type: ignore[override]
+    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Execute one sub-path. `ValueError` outside the action space, `gymnasium.error.ResetNeeded` before a reset or after the end."""
         if not self.action_space.contains(action):
             raise ValueError(f"`action` must be a whole number in 0..{self.action_space.n - 1}, got {action!r}")

@@ -71,14 +71,12 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         """Decisions, costs and observation layout."""
         return self.source.spec
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of each sub-environment."""
         return tuple(deck.random for deck in self.decks)
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], Infos]:
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], Infos]:
         """Start N episodes, or those that `options["reset_mask"]` picks."""
         chosen = check_options(options, ("index", "tradeoff", "reset_mask"))
         rows = self._picked(chosen.pop("reset_mask", None))
@@ -171,11 +169,11 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         if len(seeds) != self.num_envs:
             raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {len(seeds)}")
         fresh = not self.decks
-        decks = self.decks or [None] * self.num_envs
+        decks: list[Any] = self.decks or [None] * self.num_envs
         for row in range(self.num_envs) if fresh else rows:
             if fresh or seeds[row] is not None:
-                decks[row] = Deck(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])  # type: ignore[call-overload]
-        self.decks = decks  # type: ignore[assignment]
+                decks[row] = Deck(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])
+        self.decks = decks
 
     def _begin(self, rows: Rows, chosen: Mapping[str, Any]) -> None:
         index = np.broadcast_to(chosen.get("index", None), self.num_envs) if "index" in chosen else [None] * self.num_envs

@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` need Python 3.11 or later and nothing else; each makes its own virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test check bench clean
+
+quickstart: $(VENV)/.installed
+	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
+	echo "Routing digits: PPO and DQN routers beside static paths and the exact optimum. About 4 minutes on 2 cores."; \
+	$(BIN)/rnr-gym compare RNR-Digits-v0 --out reports/quickstart-$$n
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --durations=10
+	@echo "All tests passed. Next: make quickstart, or $(BIN)/rnr-gym --help"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check rnr_gym tests benchmarks
+	$(BIN)/ruff check rnr_gym tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/throughput.py
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,199 @@
+"""Several routers on one environment: fit each once a seed, evaluate each at every trade-off, put it all in numbers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from rnr_gym import agents, analysis, runs
+from rnr_gym.agents import Setting
+from rnr_gym.analysis import BUDGETS, Sweep
+from rnr_gym.classifier import decision_macs
+from rnr_gym.data import ImageSet
+from rnr_gym.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
+from rnr_gym.route_table import RouteTable
+from rnr_gym.types import Source
+
+ORACLE = "oracle"
+
+
+class Record(NamedTuple):
+    """One router, seed and trade-off, with what became of every test image.
+
+    Attributes:
+        static: whether it is charged as a static network.
+        decision_macs: the router's MACs for one decision.
+        seconds: that evaluation took.
+    """
+
+    router: str
+    seed: int
+    tradeoff: float
+    static: bool
+    decision_macs: int
+    seconds: float
+    evaluation: Evaluation
+
+
+class Bench(NamedTuple):
+    """What records are judged against: the test images, their source, and their route table where there is one."""
+
+    images: ImageSet
+    source: Source
+    table: RouteTable | None
+
+
+def router_folder(folder: Path, name: str, seed: int) -> Path:
+    """Where a comparison keeps a fitted router."""
+    return folder / "routers" / f"{name}-{seed}"
+
+
+def fit_routers(names: Sequence[str], setting: Setting, seeds: int, folder: Path, jobs: int) -> None:
+    """Fit every router that is not there yet, `jobs` at a time; dearest first."""
+    tasks = [(name, seed) for seed in range(seeds) for name in names if agents.agent(name).seeded or seed == 0]
+    tasks = [task for task in tasks if not (router_folder(folder, *task) / runs.ROUTER).exists()]
+    tasks.sort(key=lambda task: task[0] in ("random", "full", "cheapest", "static", "confidence"))
+    setting.source("route")  # so that its table is built once, here
+    threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
+    os.environ.update(threads)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool, tqdm(total=len(tasks), desc="fit", unit="router") as bar:
+        waiting = {pool.submit(_fit, name, replace(setting, seed=seed, progress=False), folder): (name, seed) for name, seed in tasks}
+        try:
+            for finished in as_completed(waiting):
+                finished.result()
+                bar.set_postfix_str("{} seed {}".format(*waiting[finished]))
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fit(name: str, setting: Setting, folder: Path) -> None:
+    runs.fit(name, setting, router_folder(folder, name, setting.seed))
+
+
+def records(names: Sequence[str], seeds: int, folder: Path, bench: Bench) -> Iterator[Record]:
+    """Evaluate every fitted router at every trade-off, and the oracle's paths where there is a table."""
+    tasks = [(name, seed) for name in names for seed in range(seeds) if agents.agent(name).seeded or seed == 0]
+    judge = bench.table or bench.source
+    for name, seed in tqdm(tasks, desc="evaluate", unit="router"):
+        router: Any = runs.load(router_folder(folder, name, seed)).router
+        spent, static = decision_macs(router, judge.spec), hasattr(router, "path")
+        met: dict[bytes, Evaluation] = {}
+        for tradeoff in sweep(router):
+            begun, path = time.perf_counter(), router.path(tradeoff).tobytes() if static else b""
+            found = met[path] if path in met else evaluate(judge, router, tradeoff)
+            if static:
+                met[path] = found
+            yield Record(name, seed, tradeoff, static, 0 if static else spent, time.perf_counter() - begun, found)
+    if bench.table is not None:
+        for tradeoff in SWEEP:
+            found = evaluate_paths(bench.table, bench.table.oracle(tradeoff))
+            yield Record(ORACLE, 0, tradeoff, False, 0, 0.0, found)
+
+
+def sweeps(found: Sequence[Record], plain_macs: int) -> dict[str, Sweep]:
+    """Records by router, as arrays over seeds and trade-offs."""
+    result = {}
+    for name in dict.fromkeys(record.router for record in found):
+        ours = [record for record in found if record.router == name]
+        by_seed = [[record.evaluation for record in ours if record.seed == seed] for seed in sorted({record.seed for record in ours})]
+        result[name] = Sweep.of(by_seed, plain_macs)
+    return result
+
+
+def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
+    """All figures of a comparison: a row a record, a summary a router, paired differences, means by severity."""
+    plain = bench.source.spec.plain_macs
+    rows = [row(record, bench) for record in found]
+    by_router = sweeps(found, plain)
+    pairs = [(first, second) for first in by_router for second in ("static", "blind", "confidence") if _comparable(first, second, by_router)]
+    pairs += [(ORACLE, name) for name in by_router if ORACLE in by_router and name != ORACLE]
+    return {
+        "budgets": list(BUDGETS),
+        "rows": rows,
+        "routers": [summary(name, by_router[name], rows) for name in by_router],
+        "differences": [_difference(pair, by_router, bench.images.source) for pair in pairs],
+        "by_severity": [_by_severity(name, by_router[name], bench.images.severity) for name in by_router],
+    }
+
+
+def _comparable(first: str, second: str, by_router: dict[str, Sweep]) -> bool:
+    baselines = ("random", "full", "cheapest", "static", "blind", ORACLE)
+    return second in by_router and first != second and first not in baselines
+
+
+def row(record: Record, bench: Bench) -> dict[str, Any]:
+    """One line of `results.json`."""
+    found, plain = record.evaluation, bench.source.spec.plain_macs
+    regret = None if bench.table is None else float(_regret(record, bench.table))
+    exits = (found.path == 0).any(1).mean() if bench.source.spec.has_exits else 0.0
+    return {
+        "router": record.router,
+        "seed": record.seed,
+        "tradeoff": record.tradeoff,
+        "static": record.static,
+        "accuracy": float(found.correct.mean()),
+        "compute": float(found.macs.mean() / plain),
+        "router_macs": float(found.router_macs.mean()),
+        "decision_macs": record.decision_macs,
+        "loss": float(found.loss.mean()),
+        "regret": regret,
+        "path_entropy": analysis.path_entropy(found.path),
+        "distinct_paths": len(np.unique(found.path, axis=0)),
+        "exits": float(exits),
+        "images": len(found.correct),
+        "seconds": round(record.seconds, 3),
+    }
+
+
+def _regret(record: Record, table: RouteTable) -> float:
+    """Against the oracle, in the environment's own charges (the router's MACs and static discounts left out)."""
+    return table.regret(record.evaluation.path, record.tradeoff)
+
+
+def summary(name: str, found: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A router's means and spreads over its seeds: accuracy at each budget, regret over the trade-offs, range of compute."""
+    accuracy, ours = analysis.accuracy_at(found), [row for row in rows if row["router"] == name]
+    swept = [row for row in ours if row["tradeoff"] in SWEEP and row["regret"] is not None]
+    regrets = [np.mean([row["regret"] for row in swept if row["seed"] == seed]) for seed in sorted({row["seed"] for row in swept})]
+    computes = found.compute.mean((0, 2))
+    return {
+        "router": name,
+        "seeds": len(found.correct),
+        "accuracy_at": [_mean_and_spread(column) for column in accuracy.T],
+        "regret": _mean_and_spread(np.array(regrets)) if regrets else None,
+        "compute_range": [float(computes.min()), float(computes.max())],
+        "decision_macs": max(row["decision_macs"] for row in ours),
+        "distinct_paths": max(row["distinct_paths"] for row in ours),
+    }
+
+
+def _mean_and_spread(values: NDArray[np.float64]) -> list[float | None]:
+    """Mean and sample standard deviation; None where some seed does not reach the budget, or there is one seed."""
+    if not np.isfinite(values).all():
+        return [None, None]
+    return [float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None]
+
+
+def _difference(pair: tuple[str, str], by_router: dict[str, Sweep], source: NDArray[np.int64]) -> dict[str, Any]:
+    found = analysis.paired_difference(by_router[pair[0]], by_router[pair[1]], source)
+    return {"router": pair[0], "against": pair[1], **found._asdict()}
+
+
+def _by_severity(name: str, found: Sweep, severity: NDArray[np.int64], near: float = 0.2) -> dict[str, Any]:
+    """Compute and accuracy at each severity, a mean over the seeds, at the trade-off whose mean compute is nearest to `near`."""
+    chosen = int(np.abs(found.compute.mean((0, 2)) - near).argmin())
+    compute, accuracy = found.compute[:, chosen].mean(0), found.correct[:, chosen].mean(0)
+    parts = {"compute": analysis.by_severity(compute, severity), "accuracy": analysis.by_severity(accuracy, severity)}
+    return {"router": name, "mean_compute": float(compute.mean()), "severity": np.unique(severity).tolist(), **parts}

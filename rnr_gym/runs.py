@@ -1,0 +1,71 @@
+"""A fitted router in a folder: written once, taken up again if it was cut off, loaded for evaluation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnr_gym import agents, checkpoints
+from rnr_gym.agents import Setting
+from rnr_gym.agents.sb3_router import CHECKPOINT
+from rnr_gym.classifier import Curve
+from rnr_gym.evaluation import measure_curve
+from rnr_gym.sources import digest_of
+from rnr_gym.types import Fitted
+
+ROUTER, CONFIG = "router.safetensors", "config.json"
+
+
+class Run(NamedTuple):
+    """A fitted router and what it was fitted to."""
+
+    agent: str
+    setting: Setting
+    router: Fitted
+    curve: Curve | None
+
+
+def identity(agent: str, setting: Setting) -> dict[str, Any]:
+    """What makes one run differ from another, as JSON holds it."""
+    facts = {"agent": agent, "env": setting.env, "arguments": dict(setting.arguments), "seed": setting.seed, "steps": setting.steps}
+    return facts | {"tradeoffs": list(setting.tradeoffs)}
+
+
+def claim(folder: Path, facts: dict[str, Any], finished: str) -> None:
+    """Begin work in a new folder, or take up unfinished work of the same configuration; else a clear error, nothing touched."""
+    if (folder / finished).exists():
+        raise FileExistsError(f"`out` must be a new folder or unfinished work, got {str(folder)!r}, which is finished; choose another")
+    if (folder / CONFIG).exists():
+        begun = json.loads((folder / CONFIG).read_text())
+        if begun != facts:
+            different = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
+            raise ValueError(f"`out` must be taken up as it was begun, got {str(folder)!r}, where {', '.join(different)} differ; choose another")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"`out` must be a new folder, got {str(folder)!r}, which exists and holds something else; choose another")
+    checkpoints.save_json(folder / CONFIG, facts)
+
+
+def fit(agent: str, setting: Setting, folder: Path) -> Path:
+    """Fit a router into a folder, from its checkpoint if it was cut off; returns the router's file."""
+    chosen, facts = agents.agent(agent), identity(agent, setting)
+    claim(folder, facts, ROUTER)
+    router = chosen.fit(replace(setting, folder=folder))
+    source = setting.source("route")
+    curve = None if hasattr(router, "path") else measure_curve(source, router)._asdict()
+    agents.save(router, folder / ROUTER, {**facts, "problem": source.spec.digest, "source": digest_of(source), "curve": curve})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return folder / ROUTER
+
+
+def load(folder: Path) -> Run:
+    """The run in a folder; an error that says what to do if there is none, or it is unfinished."""
+    if not (folder / ROUTER).exists():
+        state = "is unfinished; give the same command again" if (folder / CONFIG).exists() else "holds no run; make one with `rnr-gym train`"
+        raise FileNotFoundError(f"`run` must be the folder of a fitted router, got {str(folder)!r}, which {state}")
+    _, facts = checkpoints.load_tensors(folder / ROUTER)
+    setting = Setting(facts["env"], facts["arguments"], facts["seed"], facts["steps"], tuple(facts["tradeoffs"]))
+    router, _ = agents.load(folder / ROUTER, setting.source("route").spec)
+    return Run(facts["agent"], setting, router, Curve(**facts["curve"]) if facts["curve"] else None)

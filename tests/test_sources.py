@@ -1,0 +1,109 @@
+"""What is routed: opened once, checked, and cached on disk where it is a table."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rnr_gym import route_table, sources
+from rnr_gym.route_table import RouteTable
+from rnr_gym.sources import Live, open_images, open_source
+from tests import small
+
+
+def test_the_same_arguments_give_the_same_object(some_digits):
+    for backend in ("live", "table"):
+        arguments = {"dataset": some_digits, "weights": None, "backend": backend}
+        assert open_source(**arguments) is open_source(**arguments)
+        assert open_source(**arguments) is not open_source(**arguments, exits=False)
+
+
+def test_a_live_source_and_a_table_pose_the_same_problem(some_digits):
+    for exits in (True, False):
+        live, table = (open_source(dataset=some_digits, weights=None, exits=exits, backend=backend) for backend in ("live", "table"))
+        assert isinstance(live, Live)
+        assert isinstance(table, RouteTable)
+        assert live.spec.digest == table.spec.digest
+        assert live.spec.loss_scale == table.spec.loss_scale
+        np.testing.assert_array_equal(live.labels, table.labels)
+
+
+def test_a_table_is_built_once_and_then_read(tmp_path, monkeypatch, images):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path))
+    backbone = small.backbone("multipath")
+    built = []
+    monkeypatch.setattr(route_table, "build", lambda *parts, build=route_table.build: built.append(1) or build(*parts, progress=False))
+    spec = backbone.spec()
+    first, again = (sources._table(backbone, images, spec) for _ in range(2))
+    assert built == [1]
+    np.testing.assert_array_equal(first.summary, again.summary)
+    assert len(list((tmp_path / "tables").iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["weights", "labels", "pixels", "exits", "statistics"])
+def test_a_table_of_something_else_is_never_taken_from_the_cache(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path))
+    backbone, images = small.backbone("multipath"), small.images(6)
+    sources._table(backbone, images, backbone.spec())
+    other, different, spec = small.backbone("multipath"), images, backbone.spec()
+    if change == "weights":
+        with torch.no_grad():
+            other.head.linear.bias[0] += 1e-3
+    elif change == "statistics":
+        other.summary_mean += 1e-3
+    elif change == "exits":
+        spec = other.spec(exits=False)
+    elif change == "labels":
+        different = type(images).of(images.images, (images.labels + 1) % 3, images.classes)
+    else:
+        different = type(images).of(images.images ^ 1, images.labels, images.classes)
+    sources._table(other, different, spec)
+    assert len(list((tmp_path / "tables").iterdir())) == 2
+
+
+def test_the_cache_stands_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "one"))
+    assert sources.cache_folder() == tmp_path / "one"
+    monkeypatch.delenv("RNR_GYM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert sources.cache_folder() == tmp_path / "rnr_gym"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert sources.cache_folder() == tmp_path / "home" / ".cache" / "rnr_gym"
+
+
+def test_tests_keep_out_of_the_users_cache():
+    assert Path(os.environ["RNR_GYM_CACHE"]).name == "rnr_gym_cache"
+    assert sources.cache_folder() == Path(os.environ["RNR_GYM_CACHE"])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("backend", {"backend": "numpy"}),
+        ("split", {"split": "val"}),
+        ("dataset", {"dataset": "mnist"}),
+        ("backbone", {"backbone": "resnet"}),
+        ("weights", {"weights": "/no/such/file"}),
+        ("dataset", {"dataset": small.images(shape=(1, 12, 11), classes=10)}),
+        ("dataset", {"dataset": small.images(shape=(1, 12, 12), classes=3)}),
+    ],
+)
+def test_what_cannot_be_opened_is_refused(name, arguments):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        open_source(**{"weights": None, **arguments})
+
+
+def test_images_are_those_of_the_source(some_digits):
+    assert open_images(some_digits) is some_digits
+    assert open_images("digits", "test", exits=False, backend="live") is open_source(split="test", weights=None).images
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_live_source_runs_exits_only_where_they_are_on(on):
+    backbone = small.backbone("multipath")
+    walk = Live(backbone, small.images(4), backbone.spec(on)).start(np.arange(4))
+    assert walk.traversal.exits == ({0, 1, 2} if on else set())
+    assert not walk.traversal.logits.requires_grad
