@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rnr_gym.registration import arguments_of
 
@@ -80,7 +81,7 @@ def train(
     Args:
         env: the environment's id.
         out: the folder to write.
-        agent: which router; `rnr-gym train --help` ends with the list.
+        agent: random, full, cheapest, static, blind, confidence, ppo, dqn, a2c, maskable-ppo or qr-dqn.
         seed: of everything random.
         steps: environment steps to learn from; the recipe's own number if left out.
         exits: whether the router may answer at exits, and sees the glance.
@@ -124,7 +125,7 @@ def compare(
     Args:
         env: the environment's id.
         out: the folder of the report.
-        agents: which routers; those of the README's table if left out.
+        agents: which routers, of those that `rnr-gym train --help` names; all but the last three if left out.
         seeds: how many seeds for routers that have one.
         steps: environment steps a learner learns from; its recipe's own number if left out.
         jobs: routers fitted side by side; the number of cores if left out.
@@ -195,12 +196,13 @@ def _print_comparison(content: dict[str, Any]) -> None:
     """The report's two tables, for the terminal."""
     from rnr_gym.report import interval, number, percent
 
-    budgets = [f"{budget:g}" for budget in content["budgets"]]
-    accuracy = Table("router", *budgets, "regret", title="% right on test at mean compute, ± spread over seeds", title_justify="left")
+    shown = slice(1, 5)  # what fits into eighty columns; the report has all
+    columns = [Column(f"at {budget:g}", no_wrap=True) for budget in content["budgets"][shown]]
+    accuracy = Table("router", *columns, Column("regret", no_wrap=True), title="% right on test at mean compute, ± spread over seeds", box=SIMPLE)
     for router in content["routers"]:
-        accuracy.add_row(router["router"], *(percent(*pair) for pair in router["accuracy_at"]), number(router["regret"]))
+        accuracy.add_row(router["router"], *(percent(*pair) for pair in router["accuracy_at"][shown]), number(router["regret"]))
     console.print(accuracy)
-    pairs = Table("router", "against", "points at equal compute [95 % interval]", title="paired differences over the budgets", title_justify="left")
+    pairs = Table("router", "against", "points at equal compute [95 % interval]", title="paired differences over the budgets", box=SIMPLE)
     for pair in content["differences"]:
         pairs.add_row(pair["router"], pair["against"], interval(pair["mean"], pair["low"], pair["high"]))
     console.print(pairs)

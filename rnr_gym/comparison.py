@@ -25,6 +25,10 @@ from rnr_gym.route_table import RouteTable
 from rnr_gym.types import Source
 
 ORACLE = "oracle"
+POINTS = ("random", "full", "cheapest")
+"""Routers that have one compute only, whatever the trade-off."""
+RIVALS = ("static", "blind", "confidence")
+"""What a learner is measured against."""
 
 
 class Record(NamedTuple):
@@ -117,8 +121,10 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
     plain = bench.source.spec.plain_macs
     rows = [row(record, bench) for record in found]
     by_router = sweeps(found, plain)
-    pairs = [(first, second) for first in by_router for second in ("static", "blind", "confidence") if _comparable(first, second, by_router)]
-    pairs += [(ORACLE, name) for name in by_router if ORACLE in by_router and name != ORACLE]
+    pairs = [
+        (first, second) for first in by_router for second in RIVALS if second in by_router and first not in (*POINTS, *RIVALS[:2], second, ORACLE)
+    ]
+    pairs += [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
     return {
         "budgets": list(BUDGETS),
         "rows": rows,
@@ -126,11 +132,6 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
         "differences": [_difference(pair, by_router, bench.images.source) for pair in pairs],
         "by_severity": [_by_severity(name, by_router[name], bench.images.severity) for name in by_router],
     }
-
-
-def _comparable(first: str, second: str, by_router: dict[str, Sweep]) -> bool:
-    baselines = ("random", "full", "cheapest", "static", "blind", ORACLE)
-    return second in by_router and first != second and first not in baselines
 
 
 def row(record: Record, bench: Bench) -> dict[str, Any]:

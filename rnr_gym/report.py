@@ -73,15 +73,15 @@ def page(content: dict[str, Any]) -> str:
 
 
 def percent(value: float | None, spread: float | None) -> str:
-    """`87.3 ± 0.4`, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+    """`87.3 ±0.4`, or a dash."""
+    return "–" if value is None else f"{100 * value:.1f}" + (f" ±{100 * spread:.1f}" if spread is not None else "")
 
 
 def number(pair: Sequence[float | None] | None) -> str:
-    """`0.123 ± 0.004`, or a dash."""
+    """`0.1230 ±0.0040`, or a dash."""
     if pair is None or pair[0] is None:
         return "–"
-    return f"{pair[0]:.4f}" + (f" ± {pair[1]:.4f}" if pair[1] is not None else "")
+    return f"{pair[0]:.4f}" + (f" ±{pair[1]:.4f}" if pair[1] is not None else "")
 
 
 def interval(mean: float, low: float, high: float) -> str:

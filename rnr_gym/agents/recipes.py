@@ -33,15 +33,14 @@ class Recipe:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-_PPO = {"n_steps": 16, "batch_size": 512, "n_epochs": 6, "gae_lambda": 0.95, "ent_coef": 0.005, "gamma": 1.0}
-_DQN = {"batch_size": 512, "buffer_size": 100_000, "learning_starts": 5_000, "train_freq": 1, "gradient_steps": 4, "gamma": 1.0}
-_DQN |= {"target_update_interval": 2_000, "exploration_fraction": 0.4, "exploration_final_eps": 0.05}
+_PPO = {"n_steps": 8, "batch_size": 256, "n_epochs": 6, "gae_lambda": 0.95, "ent_coef": 0.002, "gamma": 1.0}
+_A2C = {"n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.002, "gamma": 1.0}
+_DQN = {"batch_size": 512, "buffer_size": 100_000, "learning_starts": 5_000, "train_freq": 1, "gradient_steps": 1, "gamma": 1.0}
+_DQN |= {"target_update_interval": 1_000, "exploration_fraction": 0.6, "exploration_final_eps": 0.05}
 RECIPES = {
-    "ppo": Recipe("stable_baselines3:PPO", 400_000, 128, (64, 64), 2e-3, arguments=_PPO),
-    "dqn": Recipe("stable_baselines3:DQN", 400_000, 128, (64, 64), 1e-3, arguments=_DQN),
-    "a2c": Recipe(
-        "stable_baselines3:A2C", 400_000, 128, (64, 64), 2e-3, arguments={"n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.005, "gamma": 1.0}
-    ),
-    "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (64, 64), 2e-3, arguments=_PPO),
-    "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (64, 64), 1e-3, arguments=_DQN),
+    "ppo": Recipe("stable_baselines3:PPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO),
+    "dqn": Recipe("stable_baselines3:DQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN),
+    "a2c": Recipe("stable_baselines3:A2C", 400_000, 128, (16,), 1e-3, arguments=_A2C),
+    "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO),
+    "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN),
 }

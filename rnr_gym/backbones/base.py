@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,23 @@ class Glance(nn.Module):
         return pooled, self.linear(pooled)
 
 
+class Place(NamedTuple):
+    """Where a layer stands.
+
+    Attributes:
+        in_width, width: channels that come and go at full width.
+        halve: whether it halves the resolution.
+        side: `(height, width)` of its output, in pixels.
+        first: the number of its cheapest sub-path that is no exit.
+    """
+
+    in_width: int
+    width: int
+    halve: bool
+    side: tuple[int, int]
+    first: int
+
+
 class Layer(nn.Module):
     """One routing decision.
 
@@ -112,7 +129,17 @@ class Backbone(nn.Module):
     """A routable network: `stem`, `layers`, `head` and, optionally, `glance`.
 
     Sub-path numbers grow with cost and the last is the full path. With exits, number 0 is the exit at every layer.
-    A subclass builds the modules, then calls `_finish(config)`.
+    A subclass says what its layers are (`_layer`); stages, stem, heads and glance are built here.
+
+    Args:
+        image_shape: `(C, H, W)`.
+        classes: number of classes.
+        widths: channels of each stage, ascending multiples of 8; every stage but the first halves the resolution.
+        blocks: layers of each stage; their sum is T, the number of decisions.
+        exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone without exits.
+        glance_widths: output channels of the glance's convolutions; empty for none. The glance is layer 0's exit.
+        glance_strides: their strides.
+        own: what else the subclass was made with, JSON-able.
 
     Attributes:
         config: JSON-able constructor arguments and `kind`; what is needed to build the same architecture again.
@@ -149,15 +176,50 @@ class Backbone(nn.Module):
     glance_std: Tensor
     loss_scale: Tensor
 
-    def _finish(self, config: dict[str, Any], image_shape: Sequence[int], stem_macs: int, has_exits: bool) -> None:
-        self.config = {"kind": self.kind, **config}
-        self.image_shape, self.has_exits = tuple(image_shape), has_exits
-        self.num_classes = self.head.linear.out_features
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        classes: int,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        exits: Sequence[int],
+        glance_widths: Sequence[int],
+        glance_strides: Sequence[int],
+        own: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        check_shape(image_shape, widths, blocks, exits)
+        shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
+        answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
+        self.config = {"kind": self.kind, **shape, **answers, **own}
+        self.image_shape, self.num_classes, self.stem_width = tuple(image_shape), classes, widths[0]
+        self.has_exits = bool(exits) or bool(glance_widths)
+        channels, *side = image_shape
+        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+        self.glance = Glance(image_shape, classes, glance_widths, glance_strides) if glance_widths else None
+        self.layers = nn.ModuleList(self._stages(widths, blocks, exits, (side[0], side[1])))
+        self.head = PooledHead(widths[-1], classes)
         self.num_layers, self.num_paths = len(self.layers), self.layers[0].num_paths
         self.full_path = self.num_paths - 1
         self.valid = self._valid()
-        self.mac_table = self._count(stem_macs)
+        self.mac_table = self._count(conv_macs(channels, widths[0], (side[0], side[1])))
         self._buffers_for_preprocessing()
+
+    def _stages(self, widths: Sequence[int], blocks: Sequence[int], exits: Sequence[int], side: tuple[int, int]) -> list[Layer]:
+        layers: list[Layer] = []
+        in_width = widths[0]
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            for block in range(count):
+                halve = stage > 0 and block == 0
+                side = (-(-side[0] // 2), -(-side[1] // 2)) if halve else side
+                head = PooledHead(in_width, self.num_classes) if len(layers) in exits else None
+                layers.append(self._layer(Place(in_width, width, halve, side, int(self.has_exits)), head))
+                in_width = width
+        return layers
+
+    def _layer(self, place: Place, head: PooledHead | None) -> Layer:
+        """The layer that belongs in a place."""
+        raise NotImplementedError
 
     def _buffers_for_preprocessing(self) -> None:
         channels = self.image_shape[0]
@@ -227,3 +289,15 @@ class Backbone(nn.Module):
         facts: dict[str, Any] = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
         facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale)}
         return RoutingSpec(facts, valid, table)
+
+
+def check_shape(image_shape: Sequence[int], widths: Sequence[int], blocks: Sequence[int], exits: Sequence[int]) -> None:
+    """Refuse stage and exit lists that do not fit together."""
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"`image_shape` must be (channels, height, width), got {tuple(image_shape)}")
+    if len(widths) != len(blocks) or not widths or min(blocks) < 1:
+        raise ValueError(f"`widths` and `blocks` must have one positive entry a stage, got {list(widths)} and {list(blocks)}")
+    if any(width % 8 for width in widths) or list(widths) != sorted(widths):
+        raise ValueError(f"`widths` must be ascending multiples of 8, got {list(widths)}")
+    if any(not 1 <= layer < sum(blocks) for layer in exits):
+        raise ValueError(f"`exits` must name layers 1..{sum(blocks) - 1} (layer 0 exits by the glance), got {sorted(exits)}")

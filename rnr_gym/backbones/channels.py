@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, Glance, Layer, PooledHead, Shortcut
-from rnr_gym.backbones.multipath import PlainBlock, check_shape, residual_branch
+from rnr_gym.backbones.base import Backbone, Layer, Place, PooledHead, Shortcut
+from rnr_gym.backbones.multipath import PlainBlock, residual_branch
 from rnr_gym.macs import conv_macs
 
 
@@ -57,15 +57,16 @@ class PrunedResidualLayer(Layer):
     The first norm is shared (its input has its full width always), the second has a set for each sub-path.
     """
 
-    def __init__(self, in_width: int, width: int, stride: int, groups: int, side: tuple[int, int], head: PooledHead | None, first: int) -> None:
+    def __init__(self, place: Place, groups: int, head: PooledHead | None) -> None:
         super().__init__()
-        self.first, self.side, self.stride = first, side, 1 + halve
+        in_width, width = place.in_width, place.width
+        self.first, self.side, self.stride, self.head = place.first, place.side, 1 + place.halve, head
         self.inner = [width * group // groups for group in range(1, groups + 1)]
         self.shortcut = Shortcut(in_width, width, self.stride)
         self.conv1, self.norm1 = nn.Conv2d(in_width, width, 3, self.stride, 1, bias=False), PrefixBatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.ModuleList(nn.BatchNorm2d(width) for _ in self.inner)
-        self.head, self.num_paths = head, first + groups
+        self.num_paths = place.first + groups
         self.widths = [width] * self.num_paths
 
     def forward(self, x: Tensor, sub_path: int, came_by: int | None = None) -> Tensor:
@@ -89,14 +90,14 @@ class PrunedResidualLayer(Layer):
 class PrunedConvLayer(Layer):
     """A convolution that reads the channels that came and computes its own up to group i; one norm set for each `came_by`."""
 
-    def __init__(self, in_width: int, width: int, pool: bool, groups: int, side: tuple[int, int], head: PooledHead | None, first: int) -> None:
+    def __init__(self, place: Place, groups: int, head: PooledHead | None) -> None:
         super().__init__()
-        self.first, self.side, self.pool = first, side, halve
-        steps = [width * group // groups for group in range(1, groups + 1)]
-        self.conv = nn.Conv2d(in_width, width, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList(PrefixBatchNorm(width) for _ in steps)
-        self.head, self.num_paths = head, first + groups
-        self.widths = [0] * first + steps
+        self.first, self.side, self.pool, self.head = place.first, place.side, place.halve, head
+        steps = [place.width * group // groups for group in range(1, groups + 1)]
+        self.conv = nn.Conv2d(place.in_width, place.width, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(PrefixBatchNorm(place.width) for _ in steps)
+        self.num_paths = place.first + groups
+        self.widths = [0] * place.first + steps
 
     def forward(self, x: Tensor, sub_path: int, came_by: int | None = None) -> Tensor:
         x = F.max_pool2d(x, 2, ceil_mode=True) if self.pool else x
@@ -120,13 +121,9 @@ class ChannelPrunedNet(Backbone):
     """A network whose layers can each stop after any of k ordered channel groups.
 
     Args:
-        image_shape: `(C, H, W)`.
-        classes: number of classes.
         style: `"residual"` (blocks of two convolutions, inner channels pruned) or `"vgg"` (single convolutions, stream pruned).
-        widths: channels of each stage, multiples of 8 * `groups`; every stage but the first halves the resolution.
-        blocks: layers of each stage; their sum is T, the number of decisions.
-        groups: k, the channel groups of a layer.
-        exits, glance_widths, glance_strides: as for `MultiPathResNet`.
+        groups: k, the channel groups of a layer; widths must be multiples of 8 * k.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides: as for `Backbone`.
     """
 
     kind = "channels"
@@ -143,28 +140,13 @@ class ChannelPrunedNet(Backbone):
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        check_shape(image_shape, widths, blocks, exits)
         check_groups(style, groups, widths)
-        channels, height, width_px = image_shape
-        first = int(bool(exits) or bool(glance_widths))
-        self.reads_came_by, self.stem_width = style == "vgg", widths[0]
-        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
-        self.glance = Glance(image_shape, classes, glance_widths, glance_strides) if glance_widths else None
-        make: type[PrunedResidualLayer] | type[PrunedConvLayer] = PrunedConvLayer if style == "vgg" else PrunedResidualLayer
-        layers: list[Layer] = []
-        side, in_width = (height, width_px), widths[0]
-        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            for block in range(count):
-                halve = bool(stage) and not block
-                side = (-(-side[0] // 2), -(-side[1] // 2)) if halve else side
-                head = PooledHead(in_width, classes) if len(layers) in exits else None
-                layers.append(make(in_width, width, halve, groups, side, head, first))
-                in_width = width
-        self.layers, self.head = nn.ModuleList(layers), PooledHead(in_width, classes)
-        config = {"image_shape": list(image_shape), "classes": classes, "style": style, "widths": list(widths), "blocks": list(blocks)}
-        config |= {"groups": groups, "exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
-        self._finish(config, image_shape, conv_macs(channels, widths[0], (height, width_px)), bool(first))
+        self.style, self.groups, self.reads_came_by = style, groups, style == "vgg"
+        own = {"style": style, "groups": groups}
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, own)
+
+    def _layer(self, place: Place, head: PooledHead | None) -> Layer:
+        return (PrunedConvLayer if self.style == "vgg" else PrunedResidualLayer)(place, self.groups, head)
 
     @torch.no_grad()
     def plain(self) -> nn.Sequential:

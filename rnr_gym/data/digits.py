@@ -23,7 +23,7 @@ TURN, SHIFT, NOISE = math.radians(20.0), 0.6, 0.06
 """Growth a severity: half-width of the turn in radians, of the shift in pixels, and the noise's standard deviation (of 0..1)."""
 SEED = 20190101
 DRAWS = {"train": 1, "route": 4, "test": 1}
-"""Corruptions of each digit at each severity; more in `route`, or routers learn its images by heart."""
+"""How often each digit is there at each severity, corrupted anew; more in `route`, or routers learn its images by heart."""
 
 
 def _originals(split: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,12 +55,12 @@ def corrupt(images: Tensor, severity: Tensor, generator: torch.Generator) -> Ten
 def load(split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
     """One split: a half of the digits for `train`, a quarter each for `route` and `test`.
 
-    Every digit is there untouched (severity 0) and corrupted at severities 1 to 5, `DRAWS[split]` times at each.
+    Every digit is there untouched (severity 0) and corrupted at severities 1 to 5, `DRAWS[split]` times each.
     Originals are dealt by (class, rank within the class) modulo 4, so no digit is in two splits. `data_root` and
     `download` are accepted as for every data set; the digits come with scikit-learn and need neither.
     """
     scans, labels, rows = _originals(split)
-    levels = torch.tensor([0, *list(range(1, SEVERITIES + 1)) * DRAWS[split]])
+    levels = torch.arange(SEVERITIES + 1).repeat(DRAWS[split])
     severity = levels.repeat_interleave(len(scans))
     generator = torch.Generator().manual_seed(SEED + SPLITS.index(split))
     images = corrupt(scans.repeat(len(levels), 1, 1, 1), severity, generator)
