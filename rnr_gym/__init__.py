@@ -13,6 +13,7 @@ from rnr_gym.registration import register
 
 if TYPE_CHECKING:
     from rnr_gym.backbones import Backbone, ChannelPrunedNet, MultiPathResNet
+    from rnr_gym.classifier import RoutedClassifier
     from rnr_gym.data import ImageSet
     from rnr_gym.envs import RoutingEnv, RoutingVectorEnv
     from rnr_gym.route_table import RouteTable
@@ -26,6 +27,7 @@ _HOMES = {
     "ImageSet": "data",
     "MultiPathResNet": "backbones",
     "RouteTable": "route_table",
+    "RoutedClassifier": "classifier",
     "RoutingEnv": "envs",
     "RoutingVectorEnv": "envs",
     "Traversal": "traversal",
@@ -36,6 +38,7 @@ __all__ = [
     "ImageSet",
     "MultiPathResNet",
     "RouteTable",
+    "RoutedClassifier",
     "RoutingEnv",
     "RoutingVectorEnv",
     "Traversal",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from rnr_gym import agents, checkpoints
+from rnr_gym.backbones import Backbone, pretrained
 from rnr_gym.rewards import check_tradeoff
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import observe
-from rnr_gym.types import Router, Walk
+from rnr_gym.traversal import Traversal
+from rnr_gym.types import Fitted, Router, Walk
+
+BACKBONE, ROUTER = "backbone.safetensors", "router.safetensors"
 
 AnyWalk = TypeVar("AnyWalk", bound=Walk)
 
@@ -68,20 +76,24 @@ class Curve(NamedTuple):
         return float(np.exp(np.interp(-compute, -falling, np.log(self.tradeoff))))
 
 
-class RoutedClassifier:
+class RoutedClassifier(ModelHubMixin):
     """A backbone with a router that chooses each image's path.
 
     >>> routed = classifier(images, compute=0.4)   # a mean budget; or tradeoff=0.3, or neither for the plain network
+
+    `save_pretrained(folder)`, `push_to_hub(name)` and `RoutedClassifier.from_pretrained(folder_or_name)` keep the two
+    together, as safetensors.
 
     Args:
         backbone: in evaluation mode, on the device it is to run on.
         router: anything with `predict`.
         exits: as the router was fitted.
         curve: needed for `compute=`.
+        agent: the name the router was fitted by; needed for saving.
     """
 
-    def __init__(self, backbone: Any, router: Router, exits: bool = True, curve: Curve | None = None) -> None:
-        self.backbone, self.router, self.curve = backbone, router, curve
+    def __init__(self, backbone: Backbone, router: Router, exits: bool = True, curve: Curve | None = None, agent: str | None = None) -> None:
+        self.backbone, self.router, self.exits, self.curve, self.agent = backbone, router, exits, curve, agent
         self.spec = backbone.spec(exits)
         self.decision_macs = decision_macs(router, self.spec)
 
@@ -97,19 +109,38 @@ class RoutedClassifier:
         if tradeoff is None:
             return self._plain(images)
         exits = np.flatnonzero(self.spec.valid[:, 0]).tolist() if self.spec.has_exits else ()
-        walk = route(_walk(self.backbone, images, exits), self.spec, self.router, check_tradeoff(tradeoff)[0])
+        walk = route(self._start(images, exits), self.spec, self.router, check_tradeoff(tradeoff)[0])
         macs = walk.macs + self.decision_macs * (walk.path >= 0).sum(1)
-        return Routed(walk.traversal.logits.float(), walk.path, macs, macs / self.spec.plain_macs)
+        return Routed(walk.logits.float(), walk.path, macs, macs / self.spec.plain_macs)
 
     def _plain(self, images: Tensor) -> Routed:
-        walk = _walk(self.backbone, images, ())
+        walk = self._start(images, ())
         for _ in range(self.spec.num_layers):
             walk = walk.step(np.full(len(images), self.spec.full_path))
-        return Routed(walk.traversal.logits.float(), walk.path, walk.macs, walk.macs / self.spec.plain_macs)
+        return Routed(walk.logits.float(), walk.path, walk.macs, walk.macs / self.spec.plain_macs)
+
+    def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
+        return Traversal.start(self.backbone, images.to(self.backbone.image_mean.device), exits)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self.agent is None:
+            raise ValueError("`agent` must name how the router was fitted before it can be saved, got None")
+        pretrained.save(self.backbone, save_directory / BACKBONE)
+        facts = {"agent": self.agent, "problem": self.spec.digest, "exits": self.exits}
+        agents.save(cast(Fitted, self.router), save_directory / ROUTER, {**facts, "curve": self.curve._asdict() if self.curve else None})
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, device: str = "cpu", **where: Any) -> RoutedClassifier:
+        files = [_fetched(model_id, name, **where) for name in (BACKBONE, ROUTER)]
+        backbone = pretrained.load(files[0]).to(device).to(memory_format=torch.channels_last)
+        exits = checkpoints.load_tensors(files[1])[1]["exits"]
+        router, facts = agents.load(files[1], backbone.spec(exits))
+        return cls(backbone, router, exits, Curve(**facts["curve"]) if facts["curve"] else None, facts["agent"])
 
 
-def _walk(backbone: Any, images: Tensor, exits: Any) -> Any:
-    from rnr_gym.sources import LiveWalk
-    from rnr_gym.traversal import Traversal
-
-    return LiveWalk(Traversal.start(backbone, images.to(backbone.image_mean.device), exits))
+def _fetched(model_id: str, name: str, **where: Any) -> Path:
+    """A file of a saved classifier: from a folder, else from the hub."""
+    if Path(model_id).is_dir():
+        return Path(model_id) / name
+    known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+    return Path(hf_hub_download(model_id, name, **{key: value for key, value in where.items() if key in known}))

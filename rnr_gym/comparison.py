@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rnr_gym import agents, analysis, runs
 from rnr_gym.agents import Setting
 from rnr_gym.analysis import BUDGETS, Sweep
-from rnr_gym.classifier import decision_macs
+from rnr_gym.classifier import ROUTER, decision_macs
 from rnr_gym.data import ImageSet
 from rnr_gym.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
 from rnr_gym.route_table import RouteTable
@@ -65,7 +65,7 @@ def router_folder(folder: Path, name: str, seed: int) -> Path:
 def fit_routers(names: Sequence[str], setting: Setting, seeds: int, folder: Path, jobs: int) -> None:
     """Fit every router that is not there yet, `jobs` at a time; dearest first."""
     tasks = [(name, seed) for seed in range(seeds) for name in names if agents.agent(name).seeded or seed == 0]
-    tasks = [task for task in tasks if not (router_folder(folder, *task) / runs.ROUTER).exists()]
+    tasks = [task for task in tasks if not (router_folder(folder, *task) / ROUTER).exists()]
     tasks.sort(key=lambda task: task[0] in ("random", "full", "cheapest", "static", "confidence"))
     setting.source("route")  # so that its table is built once, here
     threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
@@ -121,9 +121,8 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
     plain = bench.source.spec.plain_macs
     rows = [row(record, bench) for record in found]
     by_router = sweeps(found, plain)
-    pairs = [
-        (first, second) for first in by_router for second in RIVALS if second in by_router and first not in (*POINTS, *RIVALS[:2], second, ORACLE)
-    ]
+    learnt = [name for name in by_router if name not in (*POINTS, "static", "blind", ORACLE)]
+    pairs = [(name, rival) for name in learnt for rival in RIVALS if rival in by_router and rival != name]
     pairs += [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
     return {
         "budgets": list(BUDGETS),

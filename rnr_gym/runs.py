@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from rnr_gym import agents, checkpoints
 from rnr_gym.agents import Setting
 from rnr_gym.agents.sb3_router import CHECKPOINT
-from rnr_gym.classifier import Curve
+from rnr_gym.backbones import pretrained
+from rnr_gym.classifier import ROUTER, Curve, RoutedClassifier
 from rnr_gym.evaluation import measure_curve
+from rnr_gym.registration import arguments_of
 from rnr_gym.sources import digest_of
 from rnr_gym.types import Fitted
 
-ROUTER, CONFIG = "router.safetensors", "config.json"
+CONFIG = "config.json"
 
 
 class Run(NamedTuple):
@@ -69,3 +71,11 @@ def load(folder: Path) -> Run:
     setting = Setting(facts["env"], facts["arguments"], facts["seed"], facts["steps"], tuple(facts["tradeoffs"]))
     router, _ = agents.load(folder / ROUTER, setting.source("route").spec)
     return Run(facts["agent"], setting, router, Curve(**facts["curve"]) if facts["curve"] else None)
+
+
+def classifier(folder: Path, device: str = "cpu") -> RoutedClassifier:
+    """The router of a run and the backbone it was fitted to, as one thing to deploy."""
+    run = load(folder)
+    arguments = {**arguments_of(run.setting.env), **run.setting.arguments}
+    backbone = pretrained.named(arguments["backbone"], arguments.get("weights", "frozen"), device=device)
+    return RoutedClassifier(backbone, run.router, arguments.get("exits", True), run.curve, run.agent)

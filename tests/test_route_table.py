@@ -263,3 +263,13 @@ def test_batch_size_does_not_matter(backbone, images):
     one, other = (route_table.build(backbone, images, backbone.spec(), batch_size=size, progress=False) for size in (5, 24))
     np.testing.assert_allclose(one.summary, other.summary, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [np.array([5, 2, 2]), np.arange(24) % 7 == 1])
+def test_a_part_of_a_table_is_the_table_of_that_part(backbone, images, rows):
+    part = route_table.build(backbone, images, backbone.spec(), progress=False).take(rows)
+    wanted = route_table.build(backbone, images.take(rows), backbone.spec(), progress=False)
+    np.testing.assert_array_equal(part.labels, wanted.labels)
+    np.testing.assert_array_equal(part.prediction, wanted.prediction)
+    np.testing.assert_allclose(part.loss, wanted.loss, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(part.summary, wanted.summary, rtol=1e-4, atol=1e-4)

@@ -101,6 +101,22 @@ def test_images_are_those_of_the_source(some_digits):
     assert open_images("digits", "test", exits=False, backend="live") is open_source(split="test", weights=None).images
 
 
+def test_a_table_of_ones_own_is_routed_as_it_is(backbone, images):
+    table = route_table.build(backbone, images, backbone.spec(), progress=False).take(np.array([3, 1]))
+    assert open_source(backend=table) is table
+
+
+def test_the_digest_of_a_source_changes_with_what_it_would_answer(images):
+    def digest(network=None, part=images, **arguments):
+        return sources.digest_of(open_source(part, backbone=network or small.backbone("multipath"), **arguments))
+
+    assert digest() == digest()
+    others = [digest(exits=False), digest(small.backbone("multipath", seed=1)), digest(part=small.images(seed=1)), digest(small.backbone("vgg"))]
+    assert len({digest(), *others}) == 5
+    tables = [digest(backend="table"), digest(small.backbone("multipath", seed=1), backend="table"), digest(backend="table", exits=False)]
+    assert len(set(tables)) == 3
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_a_live_source_runs_exits_only_where_they_are_on(on):
     backbone = small.backbone("multipath")
