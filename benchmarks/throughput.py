@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import rnr_gym  # noqa: F401
 from rnr_gym import data

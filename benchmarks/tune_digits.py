@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from rnr_gym import agents
 from rnr_gym.agents import Setting

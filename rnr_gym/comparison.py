@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from rnr_gym import agents, analysis, runs
 from rnr_gym.agents import Setting
+from rnr_gym.agents.static import StaticRouter
 from rnr_gym.analysis import BUDGETS, Sweep
 from rnr_gym.classifier import ROUTER, decision_macs
 from rnr_gym.data import ImageSet
 from rnr_gym.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
 from rnr_gym.route_table import RouteTable
-from rnr_gym.types import Source
+from rnr_gym.types import Router, Source
 
 ORACLE = "oracle"
 POINTS = ("random", "full", "cheapest")
@@ -91,19 +92,23 @@ def records(names: Sequence[str], seeds: int, folder: Path, bench: Bench) -> Ite
     tasks = [(name, seed) for name in names for seed in range(seeds) if agents.agent(name).seeded or seed == 0]
     judge = bench.table or bench.source
     for name, seed in tqdm(tasks, desc="evaluate", unit="router"):
-        router: Any = runs.load(router_folder(folder, name, seed)).router
-        spent, static = decision_macs(router, judge.spec), hasattr(router, "path")
-        met: dict[bytes, Evaluation] = {}
-        for tradeoff in sweep(router):
-            begun, path = time.perf_counter(), router.path(tradeoff).tobytes() if static else b""
-            found = met[path] if path in met else evaluate(judge, router, tradeoff)
-            if static:
-                met[path] = found
-            yield Record(name, seed, tradeoff, static, 0 if static else spent, time.perf_counter() - begun, found)
+        yield from _swept(name, seed, runs.load(router_folder(folder, name, seed)).router, judge)
     if bench.table is not None:
         for tradeoff in SWEEP:
             found = evaluate_paths(bench.table, bench.table.oracle(tradeoff))
             yield Record(ORACLE, 0, tradeoff, False, 0, 0.0, found)
+
+
+def _swept(name: str, seed: int, router: Router, judge: Source) -> Iterator[Record]:
+    """One router at every trade-off; a static router's paths are each run once."""
+    static, met = isinstance(router, StaticRouter), dict[bytes, Evaluation]()
+    spent = 0 if static else decision_macs(router, judge.spec)
+    for tradeoff in sweep(router):
+        begun = time.perf_counter()
+        key = router.path(tradeoff).tobytes() if isinstance(router, StaticRouter) else str(tradeoff).encode()
+        if key not in met:
+            met[key] = evaluate(judge, router, tradeoff)
+        yield Record(name, seed, tradeoff, static, spent, time.perf_counter() - begun, met[key])
 
 
 def sweeps(found: Sequence[Record], plain_macs: int) -> dict[str, Sweep]:

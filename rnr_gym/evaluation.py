@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import Curve, decision_macs, route
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.types import Router, Source
@@ -38,7 +39,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(source: Source, router: Router, tradeoff: float) -> Evaluation:
     """Route every image at one trade-off. A static router's path is charged as a static network's."""
-    if hasattr(router, "path"):
+    if isinstance(router, StaticRouter):
         count = len(source.labels)
         return evaluate_paths(source, np.broadcast_to(router.path(tradeoff), (count, source.spec.num_layers)), static=True)
     spent = decision_macs(router, source.spec)
@@ -73,8 +74,8 @@ def evaluate_paths(
 
 
 def sweep(router: Router) -> tuple[float, ...]:
-    """The trade-offs at which a router is to be evaluated: `SWEEP`, and those of its own where it names them."""
-    return tuple(sorted({*SWEEP, *getattr(router, "tradeoffs", ())}))
+    """The trade-offs at which a router is to be evaluated: `SWEEP`, and one for each path of a static one."""
+    return tuple(sorted({*SWEEP, *router.tradeoffs})) if isinstance(router, StaticRouter) else SWEEP
 
 
 def measure_curve(source: Source, router: Router) -> Curve:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rnr_gym import agents, checkpoints
 from rnr_gym.agents import Setting
 from rnr_gym.agents.sb3_router import CHECKPOINT
+from rnr_gym.agents.static import StaticRouter
 from rnr_gym.backbones import pretrained
 from rnr_gym.classifier import ROUTER, Curve, RoutedClassifier
 from rnr_gym.evaluation import measure_curve
@@ -56,7 +57,7 @@ def fit(agent: str, setting: Setting, folder: Path) -> Path:
     claim(folder, facts, ROUTER)
     router = chosen.fit(replace(setting, folder=folder))
     source = setting.source("route")
-    curve = None if hasattr(router, "path") else measure_curve(source, router)._asdict()
+    curve = None if isinstance(router, StaticRouter) else measure_curve(source, router)._asdict()
     agents.save(router, folder / ROUTER, {**facts, "problem": source.spec.digest, "source": digest_of(source), "curve": curve})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return folder / ROUTER

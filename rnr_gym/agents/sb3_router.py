@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from rnr_gym import checkpoints
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv

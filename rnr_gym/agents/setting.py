@@ -23,7 +23,8 @@ class Setting:
 
     Attributes:
         env: a registered id.
-        arguments: more of `gym.make`'s arguments, such as `exits` or `weights`; not `split` or `tradeoff`.
+        arguments: more of `gym.make`'s arguments, such as `exits` or `weights`; not `split` or `tradeoff`. With
+            `{"backend": table}` a `RouteTable` of one's own is fitted to and judged on.
         seed: of everything random.
         steps: environment steps to learn from; None for the recipe's own number.
         tradeoffs: λ while learning, (low, high).

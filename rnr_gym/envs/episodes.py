@@ -98,7 +98,10 @@ class Episodes:
         return observe(self.spec.layout, nothing, layer, came_by, self.compute[rows], self.tradeoff[rows])
 
     def scene(self, images: ImageSet, row: int) -> Scene:
-        """What there is to show of one episode; belief and answer are worked out anew."""
+        """What there is to show of one episode; belief and answer are worked out anew.
+
+        A table of one's own may know other images than these: then the picture stays blank.
+        """
         assert self.walk is not None
         index, path = self.index[[row]], self.walk.path[row]
         walk = self.source.start(index)
@@ -106,7 +109,10 @@ class Episodes:
             walk = walk.step(np.array([sub_path], np.int64))
         belief = walk.summary()[0, self.spec.layout.summary.exit_probabilities]
         prediction = int(self.source.outcome(self.walk, index, np.array([row])).prediction[0]) if self.walk.done[row] else None
-        facts = (images.images[index[0]], images.classes, int(images.labels[index[0]]), self.spec.valid, self.spec.has_exits)
+        known = np.array_equal(images.labels, self.source.labels)
+        image = images.images[index[0]] if known else np.zeros((1, 1, 1), np.uint8)
+        classes = images.classes if known else tuple(map(str, range(self.spec.facts["classes"])))
+        facts = (image, classes, int(self.source.labels[index[0]]), self.spec.valid, self.spec.has_exits)
         return Scene(*facts, path, float(self.compute[row]), float(self.tradeoff[row]), belief, prediction)
 
     @property
