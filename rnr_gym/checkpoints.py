@@ -57,7 +57,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a nested dict with string or int keys (such as an optimiser's state) into tensors and JSON-able leaves, by dotted name."""
+    """Split a nested dict with string or int keys (such as an optimiser's state) into tensors and JSON-able leaves, named `a/b/c`."""
     tensors: dict[str, Tensor] = {}
     leaves: dict[str, Any] = {}
     for key, value in tree.items():

@@ -40,6 +40,11 @@ class Places(NamedTuple):
     macs: NDArray[np.int64]
     path: NDArray[np.int8]
 
+    def reached(self, place: Rows, sub_paths: NDArray[np.integer]) -> Rows:
+        """int64 `(n,)`: where each sub-path leads, -1 where it is not there."""
+        known = (sub_paths >= 0) & (sub_paths < self.child.shape[1])
+        return np.where(known, self.child[place, np.where(known, sub_paths, 0)], -1)
+
 
 def prefixes(spec: RoutingSpec) -> int:
     """How many prefixes wait for a decision, the empty one included."""
@@ -144,7 +149,9 @@ class RouteTable:
         place = np.zeros(len(paths), np.int64)
         for layer in range(self.spec.num_layers):
             going = np.flatnonzero(place < len(self.summary))
-            place[going] = self.places.child[place[going], paths[going, layer]]
+            place[going] = self.places.reached(place[going], paths[going, layer])
+            if (place < 0).any():
+                break
         if (place < len(self.summary)).any():
             raise ValueError("`paths` must be whole paths of this backbone, got one that ends early or is not valid")
         return place - len(self.summary)
@@ -213,7 +220,7 @@ class TableWalk:
     def step(self, sub_paths: Rows) -> TableWalk:
         """Move every unanswered image by its own sub-path `(N,)`; entries of answered ones are ignored."""
         going, place = np.flatnonzero(~self.done), self.place.copy()
-        place[going] = self.table.places.child[self.place[going], sub_paths[going]]
+        place[going] = self.table.places.reached(self.place[going], sub_paths[going])
         if (place < 0).any():
             raise ValueError(f"`sub_paths` must be valid at their layers {self.layer[going].tolist()}, got {sub_paths[going].tolist()}")
         return TableWalk(self.table, self.index, place)

@@ -175,6 +175,8 @@ def digest_of(source: Source) -> str:
 def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
     """The table from the cache, else built and put there: it is named after weights, images and problem."""
     path = cache_folder() / "tables" / f"{digest_of(Live(backbone, images, spec))}.safetensors"
-    if not path.is_file():
+    try:
+        return RouteTable.load(path)
+    except (FileNotFoundError, ValueError):  # not there yet, or damaged
         route_table.build(backbone, images, spec).save(path)
-    return RouteTable.load(path)
+        return RouteTable.load(path)

@@ -7,6 +7,7 @@ Sources: Yu and Huang, *Universally Slimmable Networks* (2019); Rao et al. (2019
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +55,13 @@ def random_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
     """A uniformly drawn path that does not exit."""
     first = int(backbone.has_exits)
     return torch.randint(first, backbone.num_paths, (backbone.num_layers,), generator=generator).tolist()
+
+
+def spread_paths(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
+    """Random paths that do not exit, together taking every sub-path of every layer twice."""
+    first = int(backbone.has_exits)
+    columns = [first + torch.randperm(backbone.num_paths - first, generator=generator).repeat(2) for _ in range(backbone.num_layers)]
+    return torch.stack(columns, 1).tolist()
 
 
 def answers(backbone: Backbone, images: Tensor, path: list[int], exits: Collection[int] | None) -> tuple[Tensor, list[Tensor]]:
@@ -139,8 +147,10 @@ class Pretraining:
         self.draws.set_state(state["random"]["draws"])
         self.variations.set_state(state["random"]["variations"])
         self.epoch = facts["epoch"]
-        for _ in range(self.epoch * self.steps):
-            self.cycle.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the optimiser's steps were made before the stop
+            for _ in range(self.epoch * self.steps):
+                self.cycle.step()
 
     def _identity(self) -> dict[str, Any]:
         return {"schedule": asdict(self.schedule), "config": self.backbone.config}
@@ -213,6 +223,7 @@ def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.BatchNorm2d]:
     return seen
 
 
+@torch.no_grad()
 def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512, only_others: bool = False) -> None:
     """Measure batch-norm statistics again: the full path's set on the full path alone, every other under random routing.
 
@@ -223,7 +234,9 @@ def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator,
     full = full_path_norms(backbone, first)
     if not only_others:
         _measure_norms(backbone, full, train, generator, batch_size, lambda: [fixed_path(backbone, backbone.full_path)])
-    _measure_norms(backbone, norms - full, train, generator, batch_size, lambda: [random_path(backbone, generator) for _ in range(8)])
+    _measure_norms(
+        backbone, norms - full, train, generator, batch_size, lambda: spread_paths(backbone, generator) + spread_paths(backbone, generator)
+    )
     backbone.eval()
 
 

@@ -119,7 +119,9 @@ class Traversal:
                 mean, std = backbone.summary_mean[group.layer, :width], backbone.summary_std[group.layer, :width]
                 seen = (group.features.float().mean((2, 3)) - mean) / std
                 pooled[torch.from_numpy(group.rows), :width] = seen.clamp(-CLIP, CLIP)
-            glance = ((self.glance_pooled - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
+            glance = self.glance_pooled
+            if 0 in self.exits:
+                glance = ((glance - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
             glanced, answer = self.glance_logits.softmax(1), self.exit_logits.softmax(1)
             parts = (pooled, glance, glanced, answer, confidence(answer))
             summary: NDArray[np.float32] = torch.cat(parts, 1).float().cpu().numpy()

@@ -45,6 +45,7 @@ class PrefixBatchNorm(nn.BatchNorm2d):
             self._average(x, mean, var, self.seen[part])
         return F.batch_norm(x, mean, var, self.weight[part], self.bias[part], self.training, momentum or 0.0, self.eps)
 
+    @torch.no_grad()
     def _average(self, x: Tensor, mean: Tensor, var: Tensor, seen: Tensor) -> None:
         seen += 1.0
         mean += (x.mean((0, 2, 3)) - mean) / seen
@@ -150,7 +151,7 @@ class ChannelPrunedNet(Backbone):
 
     @torch.no_grad()
     def plain(self) -> nn.Sequential:
-        return nn.Sequential(self.stem, *(layer.plain() for layer in self.layers), self.head).train(self.training)
+        return nn.Sequential(self.stem, *(layer.plain() for layer in self.layers), self.head).to(self.image_mean).train(self.training)
 
 
 def check_groups(style: str, groups: int, widths: Sequence[int]) -> None:

@@ -89,7 +89,7 @@ class MultiPathResNet(Backbone):
 
     def plain(self) -> nn.Sequential:
         blocks = [PlainBlock(layer.shortcut, layer.branches[-1]) for layer in self.layers]
-        return nn.Sequential(self.stem, *blocks, self.head)
+        return nn.Sequential(self.stem, *blocks, self.head).train(self.training)
 
 
 def branch_widths(width: int, inner: Sequence[float]) -> list[int]:

@@ -77,7 +77,6 @@ def bundled(name: str, stage: str = "frozen") -> Path:
     return FOLDER / f"{name}.{stage}.safetensors"
 
 
-@lru_cache(maxsize=8)
 def named(name: str, weights: str | None = "frozen", seed: int = 0, device: str = "cpu") -> Backbone:
     """A backbone, shared read-only by all who ask for it in this process.
 
@@ -87,6 +86,11 @@ def named(name: str, weights: str | None = "frozen", seed: int = 0, device: str 
         seed: of the random weights.
         device: where it runs.
     """
+    return _shared(name, weights, seed, device)
+
+
+@lru_cache(maxsize=8)
+def _shared(name: str, weights: str | None, seed: int, device: str) -> Backbone:
     backbone = _named(name, weights, seed).to(device).requires_grad_(False)
     return backbone.to(memory_format=torch.channels_last)
 

@@ -31,9 +31,13 @@ def dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
-@lru_cache(maxsize=16)
 def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
     """A split of a data set, shared read-only by all who ask for it in this process."""
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+    return _shared(name, split, data_root, download)
+
+
+@lru_cache(maxsize=16)
+def _shared(name: str, split: str, data_root: str | None, download: bool) -> ImageSet:
     return dataset(name).load(split, data_root, download)

@@ -41,6 +41,13 @@ def check_index(index: Any, size: int) -> int:
     return int(index)
 
 
+def check_number(tradeoff: Any) -> float:
+    """`options["tradeoff"]` as a float, or a `ValueError`: a range is drawn from, and so no option."""
+    if isinstance(tradeoff, tuple | list):
+        raise ValueError(f'`options["tradeoff"]` must be a number, got {tradeoff!r}')
+    return check_tradeoff(tradeoff)[0]
+
+
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
     """The options, none of them unknown."""
     unknown = set(options or {}) - set(known)
@@ -139,16 +146,28 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"`render_mode` must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
-        self.tradeoff, self.vector_reward, self.render_mode = check_tradeoff(tradeoff), vector_reward, render_mode
+        self.deck: Deck | None = None
+        self.tradeoff = tradeoff
+        self.vector_reward, self.render_mode = vector_reward, render_mode
         self.source: Source = open_source(**source)
         self.episodes = Episodes(self.source, reward, 1)
         self.observation_space: spaces.Box = observation_space(self.routing)  # type: ignore[assignment]
         self.action_space: spaces.Discrete = spaces.Discrete(self.routing.num_paths)
         if vector_reward:
             self.reward_space = reward_space(self.routing, reward)
-        self.deck: Deck | None = None
         self.window: Window | None = None
         self._images = partial(open_images, **source)
+
+    @property
+    def tradeoff(self) -> tuple[float, float]:
+        """λ as (low, high), equal where it is one number; one that is set holds from the next episode on."""
+        return self._tradeoff
+
+    @tradeoff.setter
+    def tradeoff(self, value: float | tuple[float, float]) -> None:
+        self._tradeoff = check_tradeoff(value)
+        if self.deck is not None:
+            self.deck.tradeoff = self._tradeoff
 
     @property
     def routing(self) -> RoutingSpec:
@@ -160,10 +179,10 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         super().reset(seed=seed)
         chosen = check_options(options, ("index", "tradeoff"))
         index = check_index(chosen["index"], len(self.source.labels)) if "index" in chosen else None
-        fixed = check_tradeoff(chosen["tradeoff"]) if "tradeoff" in chosen else None
+        fixed = check_number(chosen["tradeoff"]) if "tradeoff" in chosen else None
         if seed is not None or self.deck is None:
             self.deck = Deck(len(self.source.labels), self.tradeoff, self.np_random)
-        dealt, tradeoff = self.deck.deal(index, fixed[0] if fixed else None)
+        dealt, tradeoff = self.deck.deal(index, fixed)
         self.episodes.begin(ONE, np.array([dealt]), np.array([tradeoff]))
         self._show()
         return self.episodes.observation()[0], self._info()
@@ -184,7 +203,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool `(K,)`, as sb3-contrib's MaskablePPO asks for it."""
-        assert self.episodes.walk is not None
+        if self.episodes.walk is None:
+            raise gym.error.ResetNeeded("`action_masks` needs an episode; call `reset` first")
         return self.routing.masks[self.episodes.walk.layer[0]].astype(np.bool_)
 
     def render(self) -> Any:

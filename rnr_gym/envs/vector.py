@@ -109,7 +109,8 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool `(N, K)`: the actions offered to each."""
-        assert self.episodes.walk is not None
+        if self.episodes.walk is None:
+            raise gym.error.ResetNeeded("`action_masks` needs an episode; call `reset` first")
         return self.routing.masks[self.episodes.walk.layer].astype(np.bool_)
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -165,7 +166,9 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         return np.flatnonzero(mask)
 
     def _seed(self, rows: Rows, seed: int | Sequence[int | None] | None) -> None:
-        seeds = [seed] * self.num_envs if seed is None else [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+        seeds = (
+            [seed] * self.num_envs if seed is None else [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+        )
         if len(seeds) != self.num_envs:
             raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {len(seeds)}")
         fresh = not self.decks
@@ -175,9 +178,15 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
                 decks[row] = Deck(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])
         self.decks = decks
 
+    def _each(self, chosen: Mapping[str, Any], name: str) -> Any:
+        """An option's value for each sub-environment, None where it was not given."""
+        value: Any = chosen.get(name)
+        if np.shape(value) not in ((), (self.num_envs,)):
+            raise ValueError(f'`options["{name}"]` must be one value or {self.num_envs} of them, got {value!r}')
+        return np.broadcast_to(value, self.num_envs)
+
     def _begin(self, rows: Rows, chosen: Mapping[str, Any]) -> None:
-        index = np.broadcast_to(chosen.get("index", None), self.num_envs) if "index" in chosen else [None] * self.num_envs
-        tradeoff = np.broadcast_to(chosen["tradeoff"], self.num_envs) if "tradeoff" in chosen else [None] * self.num_envs
+        index, tradeoff = self._each(chosen, "index"), self._each(chosen, "tradeoff")
         size = len(self.source.labels)
         given = [
             (None if index[row] is None else check_index(index[row], size), None if tradeoff[row] is None else check_tradeoff(tradeoff[row])[0])

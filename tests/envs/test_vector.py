@@ -203,7 +203,7 @@ def test_without_autoreset_a_step_after_an_end_is_refused():
         ("options", {"index": [0, 1]}),
         ("tradeoff", {"tradeoff": -1.0}),
         ("tradeoff", {"tradeoff": [0.1, 0.2, float("nan")]}),
-        ("tradeoff", {"tradeoff": [0.1, 0.2]}),
+        ("options", {"tradeoff": [0.1, 0.2]}),
         ("options", {"reset_mask": [True, False, True]}),
         ("options", {"reset_mask": np.array([1, 0, 1])}),
         ("options", {"reset_mask": np.array([True, False])}),
