@@ -55,7 +55,8 @@ def pretrain(
     """
     from rnr_gym import data
     from rnr_gym.backbones import pretrained
-    from rnr_gym.training import Schedule, evaluate_full_path
+    from rnr_gym.calibration import evaluate_full_path
+    from rnr_gym.training import Schedule
     from rnr_gym.training import pretrain as run
 
     name = arguments_of(env)["backbone"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, Layer, Place, PooledHead, Shortcut
-from rnr_gym.backbones.multipath import PlainBlock, residual_branch
+from rnr_gym.backbones.base import Backbone, Layer, Place
+from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch
 from rnr_gym.macs import conv_macs
 
 

@@ -7,30 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, Layer, Place, PooledHead, Shortcut, round_to_eight
+from rnr_gym.backbones.base import Backbone, Layer, Place
+from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch, round_to_eight
 from rnr_gym.macs import conv_macs
-
-
-def residual_branch(in_width: int, inner: int, width: int, stride: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions with their own batch-norms. `(N, in_width, H, W)` -> `(N, width, H / stride, W / stride)`."""
-    return nn.Sequential(
-        nn.Conv2d(in_width, inner, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(inner),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(inner, width, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(width),
-    )
-
-
-class PlainBlock(nn.Module):
-    """The ordinary residual block: shortcut plus branch, then ReLU."""
-
-    def __init__(self, shortcut: nn.Module, branch: nn.Module) -> None:
-        super().__init__()
-        self.shortcut, self.branch = shortcut, branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.branch(x))
 
 
 class MultiPathLayer(Layer):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rnr_gym.backbones.base import Glance, PooledHead, Shortcut, round_to_eight
+from rnr_gym.backbones.blocks import Glance, PooledHead, Shortcut, round_to_eight
 from tests import small
 
 EVERY = pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS])

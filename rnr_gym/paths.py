@@ -1,0 +1,41 @@
+"""Paths for whole batches: which sub-path at every layer, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.traversal import Traversal
+
+
+def fixed_path(backbone: Backbone, sub_path: int) -> list[int]:
+    """The same sub-path at every layer."""
+    return [sub_path] * backbone.num_layers
+
+
+def random_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
+    """A uniformly drawn path that does not exit."""
+    first = int(backbone.has_exits)
+    return torch.randint(first, backbone.num_paths, (backbone.num_layers,), generator=generator).tolist()
+
+
+def spread_paths(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
+    """Random paths that do not exit, together taking every sub-path of every layer twice."""
+    first = int(backbone.has_exits)
+    columns = [first + torch.randperm(backbone.num_paths - first, generator=generator).repeat(2) for _ in range(backbone.num_layers)]
+    return torch.stack(columns, 1).tolist()
+
+
+def answers(backbone: Backbone, images: Tensor, path: list[int], exits: Collection[int] | None) -> tuple[Tensor, list[Tensor]]:
+    """Send a batch down one path; its logits, and those of every exit head passed on the way."""
+    traversal = Traversal.start(backbone, images, exits)
+    passed = []
+    for layer, sub_path in enumerate(path):
+        if layer in traversal.exits:
+            passed.append(traversal.exit_logits)
+        traversal = traversal.step(np.full(len(images), sub_path))
+    return traversal.logits, passed

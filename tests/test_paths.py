@@ -1,0 +1,34 @@
+"""Paths for whole batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from rnr_gym import paths
+from rnr_gym.backbones import pretrained
+from tests import small
+
+KINDS = pytest.mark.parametrize("kind", small.KINDS)
+
+
+def fresh(kind="multipath", exits="glance and exits", seed=0):
+    return pretrained.from_config(small.config(kind, exits), seed)
+
+
+@KINDS
+def test_random_paths_reach_every_sub_path_but_never_exit(kind):
+    backbone, generator = fresh(kind), torch.Generator().manual_seed(0)
+    drawn = np.array([paths.random_path(backbone, generator) for _ in range(200)])
+    assert [set(column) for column in drawn.T] == [set(range(1, backbone.num_paths))] * 3
+    bare = fresh(kind, "bare")
+    assert np.array([paths.random_path(bare, generator) for _ in range(200)]).min() == 0
+
+
+@KINDS
+def test_spread_paths_take_every_sub_path_of_every_layer_twice(kind):
+    backbone = fresh(kind)
+    drawn = np.array(paths.spread_paths(backbone, torch.Generator().manual_seed(0)))
+    for layer in range(backbone.num_layers):
+        numbers, counts = np.unique(drawn[:, layer], return_counts=True)
+        assert numbers.tolist() == list(range(1, backbone.num_paths))
+        assert set(counts.tolist()) == {2}
