@@ -49,6 +49,12 @@ def accuracy_at(sweep: Sweep, budgets: Sequence[float] = BUDGETS) -> NDArray[np.
     return np.array([at_budgets(right.mean(1), spent.mean(1), budgets) for right, spent in zip(*sweep, strict=True)])
 
 
+def shared_budgets(first: Sweep, second: Sweep, budgets: Sequence[float] = BUDGETS) -> list[float]:
+    """The budgets that some seed of each can be as cheap as."""
+    cheapest = max(first.compute.mean(2).min(), second.compute.mean(2).min())
+    return [float(budget) for budget in budgets if budget >= cheapest]
+
+
 class Difference(NamedTuple):
     """How much more accurate one router is than another at equal compute: a value and its 95 % interval.
 
@@ -72,7 +78,7 @@ def paired_difference(first: Sweep, second: Sweep, source: NDArray[np.int64], bu
     which pair up where both have as many. A router with one seed stands for itself. Raises `ValueError` if no budget
     is within reach of both.
     """
-    shared = [float(budget) for budget in budgets if budget >= max(first.compute.mean(2).min(), second.compute.mean(2).min())]
+    shared = shared_budgets(first, second, budgets)
     if not shared:
         raise ValueError(f"`budgets` must hold one that both routers reach, got {list(budgets)}")
     ours, theirs = _by_original(first, source), _by_original(second, source)

@@ -28,13 +28,13 @@ def envs() -> None:
     from rnr_gym.backbones import pretrained
     from rnr_gym.registration import IDS
 
-    table = Table("id", "data", "backbone", "layers", "sub-paths", "MACs, plain", "weights")
+    table = Table(Column("id", no_wrap=True), "data", "layers", "sub-paths", Column("plain MACs", no_wrap=True), "weights", box=SIMPLE)
     for name, arguments in IDS.items():
         backbone = arguments["backbone"]
         network = pretrained.named(backbone, None)
         shipped = [stage for stage in pretrained.STAGES if pretrained.bundled(backbone, stage).is_file()]
         facts = (str(network.num_layers), str(network.num_paths), f"{network.mac_table.plain:,}", ", ".join(shipped) or "none")
-        table.add_row(name, arguments["dataset"], backbone, *facts)
+        table.add_row(name, arguments["dataset"], *facts)
     console.print(table)
 
 
@@ -107,7 +107,7 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], split: str = "test") ->
 
     loaded = runs.load(run)
     source = loaded.setting.source(split)
-    table = Table("trade-off", "accuracy", "compute", "of it router", "exits", title=f"{loaded.agent} on {loaded.setting.env}, {split}")
+    table = Table("trade-off", "accuracy", "compute", "of it router", "exits", title=f"{loaded.agent} on {loaded.setting.env}, {split}", box=SIMPLE)
     for tradeoff in evaluation.sweep(loaded.router):
         found, plain = evaluation.evaluate(source, loaded.router, tradeoff), source.spec.plain_macs
         exits = (found.path == 0).any(1).mean() if source.spec.has_exits else 0.0
@@ -143,7 +143,8 @@ def compare(
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1, got {seeds}")
     setting = _setting(env, exits, weights, data_root, 0, steps)
-    runs.claim(out, {"env": env, "agents": names, "seeds": seeds, "steps": steps, "arguments": dict(setting.arguments)}, report.RESULTS)
+    facts = {**runs.identity("compare", setting), "agents": names, "seeds": seeds}
+    runs.claim(out, facts, report.RESULTS)
     bench = report.bench(setting)
     comparison.fit_routers(names, setting, seeds, out, jobs or os.cpu_count() or 1)
     content = report.write(out, setting, seeds, list(comparison.records(names, seeds, out, bench)), bench)

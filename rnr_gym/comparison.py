@@ -133,7 +133,7 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
         "budgets": list(BUDGETS),
         "rows": rows,
         "routers": [summary(name, by_router[name], rows) for name in by_router],
-        "differences": [_difference(pair, by_router, bench.images.source) for pair in pairs],
+        "differences": [_difference(pair, by_router, bench.images.source) for pair in pairs if _meet(pair, by_router)],
         "by_severity": [_by_severity(name, by_router[name], bench.images.severity) for name in by_router],
     }
 
@@ -189,6 +189,10 @@ def _mean_and_spread(values: NDArray[np.float64]) -> list[float | None]:
     if not np.isfinite(values).all():
         return [None, None]
     return [float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None]
+
+
+def _meet(pair: tuple[str, str], by_router: dict[str, Sweep]) -> bool:
+    return bool(analysis.shared_budgets(by_router[pair[0]], by_router[pair[1]]))
 
 
 def _difference(pair: tuple[str, str], by_router: dict[str, Sweep], source: NDArray[np.int64]) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class RouteTable:
         summary: float32 `(M, N, S)`, the summary at every prefix.
         prediction: int16 `(E, N)`, the top class at every answer.
         loss: float32 `(E, N)`, its cross-entropy in nats.
+        origin: digest of the weights and images it was worked out from; empty for a table made otherwise.
         places: the tree of paths, worked out from `spec`.
     """
 
@@ -98,6 +99,7 @@ class RouteTable:
     summary: NDArray[np.float32]
     prediction: NDArray[np.int16]
     loss: NDArray[np.float32]
+    origin: str = ""
     places: Places = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,7 +180,7 @@ class RouteTable:
         arrays: dict[str, Any] = {name: getattr(self, name) for name in ("labels", "summary", "prediction", "loss")}
         arrays |= {"valid": self.spec.valid, **{f"macs.{name}": part for name, part in self.spec.mac_table._asdict().items() if name != "stem"}}
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        checkpoints.save_tensors(path, tensors, {"spec": self.spec.facts, "stem": self.spec.mac_table.stem})
+        checkpoints.save_tensors(path, tensors, {"spec": self.spec.facts, "stem": self.spec.mac_table.stem, "origin": self.origin})
 
     @classmethod
     def load(cls, path: Path) -> RouteTable:
@@ -186,7 +188,8 @@ class RouteTable:
         tensors, facts = checkpoints.load_tensors(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         macs = MacTable(facts["stem"], *(arrays[f"macs.{name}"] for name in ("layers", "exits", "head")))
-        return cls(RoutingSpec(facts["spec"], arrays["valid"], macs), *(arrays[name] for name in ("labels", "summary", "prediction", "loss")))
+        parts = {name: arrays[name] for name in ("labels", "summary", "prediction", "loss")}
+        return cls(RoutingSpec(facts["spec"], arrays["valid"], macs), **parts, origin=facts["origin"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ class Run(NamedTuple):
 def identity(agent: str, setting: Setting) -> dict[str, Any]:
     """What makes one run differ from another, as JSON holds it."""
     facts = {"agent": agent, "env": setting.env, "arguments": dict(setting.arguments), "seed": setting.seed, "steps": setting.steps}
-    return facts | {"tradeoffs": list(setting.tradeoffs)}
+    return facts | {"tradeoffs": list(setting.tradeoffs), "source": digest_of(setting.source("route"))}
 
 
 def claim(folder: Path, facts: dict[str, Any], finished: str) -> None:
@@ -58,7 +58,7 @@ def fit(agent: str, setting: Setting, folder: Path) -> Path:
     router = chosen.fit(replace(setting, folder=folder))
     source = setting.source("route")
     curve = None if isinstance(router, StaticRouter) else measure_curve(source, router)._asdict()
-    agents.save(router, folder / ROUTER, {**facts, "problem": source.spec.digest, "source": digest_of(source), "curve": curve})
+    agents.save(router, folder / ROUTER, {**facts, "problem": source.spec.digest, "curve": curve})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return folder / ROUTER
 
@@ -70,7 +70,10 @@ def load(folder: Path) -> Run:
         raise FileNotFoundError(f"`run` must be the folder of a fitted router, got {str(folder)!r}, which {state}")
     _, facts = checkpoints.load_tensors(folder / ROUTER)
     setting = Setting(facts["env"], facts["arguments"], facts["seed"], facts["steps"], tuple(facts["tradeoffs"]))
-    router, _ = agents.load(folder / ROUTER, setting.source("route").spec)
+    source = setting.source("route")
+    router, _ = agents.load(folder / ROUTER, source.spec)
+    if facts["source"] != digest_of(source):
+        raise ValueError(f"`run` must be fitted to these weights and images ({digest_of(source)}), got {str(folder)!r}, fitted to {facts['source']}")
     return Run(facts["agent"], setting, router, Curve(**facts["curve"]) if facts["curve"] else None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -163,7 +163,9 @@ def cache_folder() -> Path:
 
 
 def digest_of(source: Source) -> str:
-    """Twelve hexadecimal digits that change with labels, costs or, where they are at hand, weights and pixels."""
+    """Twelve hexadecimal digits that change with weights, images and costs; a table's are those of what it was worked out from."""
+    if isinstance(source, RouteTable) and source.origin:
+        return source.origin
     key = hashlib.sha256(source.spec.digest.encode() + source.labels.tobytes())
     if isinstance(source, Live):
         key.update(checkpoints.digest(source.backbone.state_dict()).encode() + source.images.images.tobytes())
@@ -174,9 +176,10 @@ def digest_of(source: Source) -> str:
 
 def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
     """The table from the cache, else built and put there: it is named after weights, images and problem."""
-    path = cache_folder() / "tables" / f"{digest_of(Live(backbone, images, spec))}.safetensors"
+    origin = digest_of(Live(backbone, images, spec))
+    path = cache_folder() / "tables" / f"{origin}.safetensors"
     try:
         return RouteTable.load(path)
     except (FileNotFoundError, ValueError):  # not there yet, or damaged
-        route_table.build(backbone, images, spec).save(path)
+        replace(route_table.build(backbone, images, spec), origin=origin).save(path)
         return RouteTable.load(path)

@@ -22,6 +22,7 @@ class Recipe:
         learning_rate: of Adam, falling linearly to a tenth.
         weight_decay: of Adam, against learning the images of `route` by heart.
         arguments: the rest of the algorithm's arguments.
+        policy: the rest of the policy's arguments.
     """
 
     algorithm: str
@@ -31,6 +32,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float = 0.0
     arguments: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
 
 
 _PPO = {"n_steps": 8, "batch_size": 256, "n_epochs": 6, "gae_lambda": 0.95, "ent_coef": 0.002, "gamma": 1.0}
@@ -42,5 +44,5 @@ RECIPES = {
     "dqn": Recipe("stable_baselines3:DQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN),
     "a2c": Recipe("stable_baselines3:A2C", 400_000, 128, (16,), 1e-3, arguments=_A2C),
     "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO),
-    "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN),
+    "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN, {"n_quantiles": 25}),
 }

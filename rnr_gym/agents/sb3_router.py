@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -130,6 +131,7 @@ def _policy_arguments(recipe: Recipe) -> dict[str, Any]:
         "net_arch": list(recipe.net),
         "features_extractor_class": LogTradeoff,
         "optimizer_kwargs": {"weight_decay": recipe.weight_decay},
+        **recipe.policy,
     }
 
 
@@ -138,7 +140,7 @@ def _falling(start: float) -> Callable[[float], float]:
 
 
 class Bar(BaseCallback):
-    """A progress bar over environment steps."""
+    """A progress bar over environment steps; also ends a worker whose parent was killed."""
 
     def __init__(self, total: int, name: str, shown: bool) -> None:
         super().__init__()
@@ -148,6 +150,9 @@ class Bar(BaseCallback):
         self.bar = tqdm(total=self.total, initial=self.num_timesteps, desc=self.name, unit="step", disable=not self.shown, mininterval=0.5)
 
     def _on_step(self) -> bool:
+        asked_by = multiprocessing.parent_process()
+        if asked_by is not None and not asked_by.is_alive():
+            raise KeyboardInterrupt("the process that asked for this router is gone; its next run goes on from the checkpoint")
         self.bar.update(self.training_env.num_envs)
         return True
 
