@@ -166,17 +166,23 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         return np.flatnonzero(mask)
 
     def _seed(self, rows: Rows, seed: int | Sequence[int | None] | None) -> None:
-        seeds = (
-            [seed] * self.num_envs if seed is None else [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
-        )
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {len(seeds)}")
+        """A new deck for each row that is given a seed; for all of them where there are none yet."""
+        seeds = self._seeds(seed)
         fresh = not self.decks
         decks: list[Any] = self.decks or [None] * self.num_envs
         for row in range(self.num_envs) if fresh else rows:
             if fresh or seeds[row] is not None:
                 decks[row] = Deck(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])
         self.decks = decks
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + row for row in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {len(seed)}")
+        return list(seed)
 
     def _each(self, chosen: Mapping[str, Any], name: str) -> Any:
         """An option's value for each sub-environment, None where it was not given."""
