@@ -51,7 +51,7 @@ def accuracy_at(sweep: Sweep, budgets: Sequence[float] = BUDGETS) -> NDArray[np.
 
 def shared_budgets(first: Sweep, second: Sweep, budgets: Sequence[float] = BUDGETS) -> list[float]:
     """The budgets that some seed of each can be as cheap as."""
-    cheapest = max(first.compute.mean(2).min(), second.compute.mean(2).min())
+    cheapest = max(float(found.compute.mean(2).min(1).max()) for found in (first, second))
     return [float(budget) for budget in budgets if budget >= cheapest]
 
 

@@ -62,7 +62,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tens
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             below = flattened(value, f"{name}/")
             tensors |= below[0]
             leaves |= below[1]

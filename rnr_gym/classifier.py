@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym import agents, checkpoints
 from rnr_gym.backbones import Backbone, pretrained
-from rnr_gym.rewards import check_tradeoff
+from rnr_gym.rewards import check_one_tradeoff
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import observe
 from rnr_gym.traversal import Traversal
@@ -70,10 +70,11 @@ class Curve(NamedTuple):
     def tradeoff_for(self, compute: float) -> float:
         """The trade-off at which the mean compute on `route` was `compute`; a `ValueError` outside what was measured."""
         falling = np.minimum.accumulate(np.array(self.compute))
+        kept = np.concatenate([[True], np.diff(falling) < 0])
         low, high = float(falling[-1]), float(falling[0])
         if not low <= compute <= high:
             raise ValueError(f"`compute` must lie in {low:.3f}..{high:.3f}, what this router was measured at on `route`, got {compute!r}")
-        return float(np.exp(np.interp(-compute, -falling, np.log(self.tradeoff))))
+        return float(np.exp(np.interp(-compute, -falling[kept], np.log(self.tradeoff)[kept])))
 
 
 class RoutedClassifier(ModelHubMixin):
@@ -109,7 +110,7 @@ class RoutedClassifier(ModelHubMixin):
         if tradeoff is None:
             return self._plain(images)
         exits = np.flatnonzero(self.spec.valid[:, 0]).tolist() if self.spec.has_exits else ()
-        walk = route(self._start(images, exits), self.spec, self.router, check_tradeoff(tradeoff)[0])
+        walk = route(self._start(images, exits), self.spec, self.router, check_one_tradeoff(tradeoff))
         macs = walk.macs + self.decision_macs * (walk.path >= 0).sum(1)
         return Routed(walk.logits.float(), walk.path, macs, macs / self.spec.plain_macs)
 
@@ -120,6 +121,9 @@ class RoutedClassifier(ModelHubMixin):
         return Routed(walk.logits.float(), walk.path, walk.macs, walk.macs / self.spec.plain_macs)
 
     def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
+        if tuple(images.shape[1:]) != self.backbone.image_shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            wanted = f"uint8 or float (N, {', '.join(map(str, self.backbone.image_shape))})"
+            raise ValueError(f"`images` must be {wanted}, got {images.dtype} {tuple(images.shape)}")
         return Traversal.start(self.backbone, images.to(self.backbone.image_mean.device), exits)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -62,6 +62,9 @@ def pretrain(
     name = arguments_of(env)["backbone"]
     if out.exists():
         raise FileExistsError(f"`out` must be a new file, got {str(out)!r}, which exists; remove it or choose another")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+    pretrained.check_device(device)
     config, dataset, defaults = pretrained.ARCHITECTURES[name]
     chosen = {**defaults, "seed": seed, "bf16": bf16} | ({"epochs": epochs} if epochs else {})
     schedule = Schedule(**chosen)
@@ -140,6 +143,10 @@ def compare(
     names = list(agents or DEFAULT_AGENTS)
     for name in names:
         agent(name)
+    if len(set(names)) < len(names):
+        raise ValueError(f"`agents` must name each router once, got {', '.join(names)}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"`jobs` must be at least 1, got {jobs}")
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1, got {seeds}")
     setting = _setting(env, exits, weights, data_root, 0, steps)
@@ -196,6 +203,7 @@ def _setting(env: str, exits: bool, weights: str | None, data_root: str | None, 
 
 def _print_comparison(content: dict[str, Any]) -> None:
     """The report's two tables, for the terminal."""
+    from rnr_gym.comparison import FIXED
     from rnr_gym.report import interval, number, percent
 
     shown = slice(1, 5)  # what fits into eighty columns; the report has all
@@ -209,7 +217,7 @@ def _print_comparison(content: dict[str, Any]) -> None:
         pairs.add_row(pair["router"], pair["against"], interval(pair["mean"], pair["low"], pair["high"]))
     console.print(pairs)
     for part in content["by_severity"]:
-        if len(part["severity"]) > 1 and part["router"] == content["shown"]["router"]:
+        if len(part["severity"]) > 1 and part["router"] == content["shown"]["router"] and part["router"] not in FIXED:
             spent = "  ".join(f"{level}: {compute:.2f}" for level, compute in zip(part["severity"], part["compute"], strict=True))
             console.print(f"{part['router']} spends by severity  {spent}", highlight=False)
 

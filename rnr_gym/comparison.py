@@ -28,6 +28,8 @@ from rnr_gym.types import Router, Source
 ORACLE = "oracle"
 POINTS = ("random", "full", "cheapest")
 """Routers that have one compute only, whatever the trade-off."""
+FIXED = (*POINTS, "static", "blind")
+"""Routers that treat all images alike."""
 RIVALS = ("static", "blind", "confidence")
 """What a learner is measured against."""
 
@@ -126,7 +128,7 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
     plain = bench.source.spec.plain_macs
     rows = [row(record, bench) for record in found]
     by_router = sweeps(found, plain)
-    learnt = [name for name in by_router if name not in (*POINTS, "static", "blind", ORACLE)]
+    learnt = [name for name in by_router if name not in (*FIXED, ORACLE)]
     pairs = [(name, rival) for name in learnt for rival in RIVALS if rival in by_router and rival != name]
     pairs += [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
     return {

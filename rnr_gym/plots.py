@@ -50,7 +50,8 @@ def _draw_front(axes: Axes, results: dict[str, Any]) -> None:
         marker = {"-": ".", "-.": "D"}.get(style)
         axes.plot(x, y, style, marker=marker, markersize=4, color=colour, label=name, linewidth=1.8)
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
-    floor = min(row["accuracy"] for row in results["rows"] if row["router"] not in ("static", *POINTS))
+    adaptive = [row["accuracy"] for row in results["rows"] if row["router"] not in ("static", *POINTS)]
+    floor = min(adaptive or [row["accuracy"] for row in results["rows"]])
     axes.set(xlabel="compute (share of the plain network's MACs, router included)", ylabel="accuracy on test")
     axes.set(xlim=(0, 1.04), ylim=(floor - 0.03, None))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -66,7 +67,8 @@ def _draw_severity(axes: Axes, results: dict[str, Any]) -> None:
             label = f"{name}, mean {part['mean_compute']:.2f}"
             axes.plot(part["severity"], part["compute"], "-o", markersize=4, color=_colour(name, names), label=label)
     axes.set(xlabel="severity of the corruption", ylabel="compute", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -79,7 +81,7 @@ def _grid(rows: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
 
 def gallery(images: ImageSet, compute: NDArray[np.float64], correct: NDArray[np.bool_], path: Path, count: int = 12) -> None:
     """The images that a router spent least and most on; a red frame where its answer was wrong."""
-    order = np.argsort(compute, kind="stable")
+    order, count = np.argsort(compute, kind="stable"), min(count, len(images))
     figure = Figure(figsize=(count * 0.8, 2.4), dpi=120, layout="constrained")
     axes = figure.subplots(2, count)
     for line, rows, title in ((axes[0], order[:count], "cheap"), (axes[1], order[::-1][:count], "dear")):

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 import rnr_gym
 from rnr_gym import checkpoints, comparison, plots, runs
 from rnr_gym.agents import Setting
+from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import decision_macs
-from rnr_gym.comparison import ORACLE, Bench, Record
+from rnr_gym.comparison import FIXED, ORACLE, Bench, Record
 from rnr_gym.evaluation import Evaluation, evaluate_paths, static_macs
 from rnr_gym.registration import arguments_of
 from rnr_gym.sources import digest_of, open_images, open_source
@@ -102,6 +103,8 @@ def validate(folder: Path) -> int:
     judge = bench(setting)
     _agree("provenance", content["provenance"]["weights and images"], digest_of(judge.source))
     found = _replayed(folder, content["rows"], judge)
+    _agree("images", content["images"], len(judge.images))
+    _agree("seeds", content["seeds"], json.loads((folder / runs.CONFIG).read_text())["seeds"])
     for name, figures in comparison.results(found, judge).items():
         _agree(name, content[name], figures)
     if (folder / PAGE).read_text() != page(content):
@@ -119,12 +122,18 @@ def _replayed(folder: Path, rows: list[dict[str, Any]], judge: Bench) -> list[Re
         live = outcomes[number]
         if (live.prediction != stated).mean() > TIES:
             raise ValueError(f"row {number} ({row['router']}, seed {row['seed']}): {(live.prediction != stated).sum()} answers differ when run again")
+        _agree(f"rows[{number}].static", row["static"], _is_static(folder, row))
         spent = _decision_macs(folder, row, judge.source)
         own = spent * (path >= 0).sum(1)
         macs = static_macs(judge.source.spec, path) if row["static"] else live.macs + own
         found = Evaluation(path, stated, stated == judge.images.labels, live.loss, macs, own)
         records.append(Record(row["router"], row["seed"], row["tradeoff"], row["static"], spent, row["seconds"], found))
     return records
+
+
+def _is_static(folder: Path, row: dict[str, Any]) -> bool:
+    router = None if row["router"] == ORACLE else runs.load(comparison.router_folder(folder, row["router"], row["seed"])).router
+    return isinstance(router, StaticRouter)
 
 
 def _decision_macs(folder: Path, row: dict[str, Any], source: Source) -> int:
@@ -148,8 +157,9 @@ def _arrays(number: int, found: Evaluation) -> dict[str, NDArray]:
 
 
 def _to_show(found: Sequence[Record]) -> Record:
-    """The record for the gallery: of the router named last before the oracle, seed 0, at its middle compute."""
-    name = [record.router for record in found if record.router != ORACLE][-1]
+    """The record for the gallery: of the adaptive router named last, where there is one, seed 0, at its middle compute."""
+    names = [record.router for record in found if record.router != ORACLE]
+    name = ([name for name in names if name not in FIXED] or names)[-1]
     ours = [record for record in found if record.router == name and record.seed == 0]
     middle = np.median([record.evaluation.macs.mean() for record in ours])
     return min(ours, key=lambda record: abs(record.evaluation.macs.mean() - middle))

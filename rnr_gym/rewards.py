@@ -35,3 +35,10 @@ def check_tradeoff(tradeoff: object) -> tuple[float, float]:
     if low < high and low == 0.0:
         raise ValueError(f"`tradeoff` is drawn on a logarithmic scale, so low must be above 0 where it is below high, got {tradeoff!r}")
     return low, high
+
+
+def check_one_tradeoff(tradeoff: object) -> float:
+    """The trade-off as a float; a `ValueError` where `check_tradeoff` has one, and for a range."""
+    if isinstance(tradeoff, tuple | list):
+        raise ValueError(f"`tradeoff` must be a number here, got {tradeoff!r}")
+    return check_tradeoff(tradeoff)[0]

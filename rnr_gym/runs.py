@@ -46,7 +46,7 @@ def claim(folder: Path, facts: dict[str, Any], finished: str) -> None:
             different = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
             raise ValueError(f"`out` must be taken up as it was begun, got {str(folder)!r}, where {', '.join(different)} differ; choose another")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`out` must be a new folder, got {str(folder)!r}, which exists and holds something else; choose another")
     checkpoints.save_json(folder / CONFIG, facts)
 

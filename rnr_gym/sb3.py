@@ -47,7 +47,8 @@ class RoutingVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> NDArray[np.float32]:
-        options = {name: value for part in self._options[:1] for name, value in part.items()}
+        named = {name for part in self._options for name in part}
+        options = {name: [part.get(name) for part in self._options] for name in named}
         observation, infos = self.env.reset(seed=list(self._seeds), options=options or None)
         self.reset_infos = [_row(infos, row) for row in range(self.num_envs)]
         self._reset_seeds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +102,7 @@ class LiveWalk:
 class SourceArguments(TypedDict, total=False):
     """What says which images and which network are routed; the keyword arguments of `open_source`."""
 
-    dataset: str | ImageSet
+    dataset: str | ImageSet | Mapping[str, ImageSet]
     split: str
     backbone: str | Backbone
     weights: str | None
@@ -113,7 +114,7 @@ class SourceArguments(TypedDict, total=False):
 
 
 def open_source(
-    dataset: str | ImageSet = "digits",
+    dataset: str | ImageSet | Mapping[str, ImageSet] = "digits",
     split: str = "route",
     backbone: str | Backbone = "rnr-digits",
     weights: str | None = "frozen",
@@ -129,24 +130,40 @@ def open_source(
     """
     if isinstance(backend, RouteTable):
         return backend
+    if not isinstance(backbone, str | Backbone):
+        raise ValueError(f"`backbone` must be a name, a file or a `Backbone`, got {type(backbone).__name__}")
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
     images = open_images(dataset, split, data_root, download)
-    network = pretrained.named(backbone, weights, device=device) if isinstance(backbone, str) else backbone
-    return _opened(network, images, bool(exits), backend)
+    if isinstance(backbone, str):
+        return _opened(pretrained.named(backbone, weights, device=device), "", images, bool(exits), backend)
+    if weights not in (*pretrained.STAGES, None):
+        raise ValueError(f"`weights` go with a named backbone, got {weights!r} beside a `Backbone`, which has its own")
+    return _opened(backbone.eval(), checkpoints.digest(backbone.state_dict()), images, bool(exits), backend)
 
 
-def open_images(dataset: str | ImageSet = "digits", split: str = "route", data_root: str | None = None, download: bool = True, **_: Any) -> ImageSet:
-    """The images that `open_source` routes, given the same arguments."""
-    return data.load(dataset, split, data_root, download) if isinstance(dataset, str) else dataset
+def open_images(
+    dataset: str | ImageSet | Mapping[str, ImageSet] = "digits", split: str = "route", data_root: str | None = None, download: bool = True, **_: Any
+) -> ImageSet:
+    """The images that `open_source` routes, given the same arguments. A bare `ImageSet` stands for every split."""
+    if isinstance(dataset, str):
+        return data.load(dataset, split, data_root, download)
+    data.check_split(split)
+    if isinstance(dataset, Mapping) and split not in dataset:
+        raise ValueError(f"`split` must be one that `dataset` holds, {', '.join(dataset)}, got {split!r}")
+    images = dataset[split] if isinstance(dataset, Mapping) else dataset
+    if not isinstance(images, ImageSet):
+        raise ValueError(f"`dataset` must be a name, an `ImageSet`, or a dict of them by split, got {type(images).__name__}")
+    return images
 
 
 @lru_cache(maxsize=8)
-def _opened(backbone: Backbone, images: ImageSet, exits: bool, backend: str) -> Source:
+def _opened(backbone: Backbone, state: str, images: ImageSet, exits: bool, backend: str) -> Source:
+    """One object for the same arguments; `state` tells the weights of an own backbone, which may change, apart."""
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # workers share the cores; torch would give each of them all
     _check_fit(backbone, images)
-    spec = backbone.eval().spec(exits)
+    spec = backbone.spec(exits)
     return Live(backbone, images, spec) if backend == "live" else _table(backbone, images, spec)
 
 

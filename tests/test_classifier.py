@@ -153,17 +153,14 @@ def test_a_budget_outside_what_was_measured_is_refused_with_the_range(compute):
         routed(small.pixels(2), compute=compute)
 
 
-def test_where_a_curve_does_not_fall_the_budget_is_the_least_so_far():
-    curve = Curve([0.01, 0.1, 1.0], [0.6, 0.8, 0.2])
-    assert curve.tradeoff_for(0.6) == pytest.approx(0.1)  # 0.01 had it too; nothing dearer than 0.6 is on offer
-    assert curve.tradeoff_for(0.4) == pytest.approx(10**-0.5)
-    with pytest.raises(ValueError, match=r"0.200..0.600"):
-        curve.tradeoff_for(0.7)
-
-
-def test_the_least_budget_is_met_where_it_was_measured():
-    curve = Curve([0.01, 0.1, 1.0], [0.9, 0.2, 0.3])  # noise: at trade-off 1 the router spent 0.3
-    assert curve.tradeoff_for(0.2) == pytest.approx(0.1)
+def test_where_a_curve_is_noisy_a_budget_is_met_where_it_was_measured():
+    noisy = Curve([0.01, 0.1, 1.0], [0.9, 0.2, 0.3])  # at trade-off 1 the router spent more than at 0.1
+    assert noisy.tradeoff_for(0.2) == pytest.approx(0.1)
+    rising = Curve([0.01, 0.1, 1.0], [0.6, 0.8, 0.2])
+    assert rising.tradeoff_for(0.6) == pytest.approx(0.01)
+    for curve, budgets in ((noisy, [0.2, 0.5, 0.9]), (rising, [0.2, 0.4, 0.6])):
+        tradeoffs = [curve.tradeoff_for(budget) for budget in budgets]
+        assert tradeoffs == sorted(tradeoffs, reverse=True)
 
 
 def test_a_budget_needs_a_curve_and_excludes_a_tradeoff():
@@ -290,3 +287,10 @@ def test_a_table_and_a_live_network_are_routed_alike(some_digits):
     assert len(np.unique(one.path, axis=0)) > 2
     assert one.path.tolist() == other.path.tolist()
     assert one.macs.tolist() == other.macs.tolist()
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 1, 13, 13), torch.zeros(2, 3, 7, 7, dtype=torch.int64)], ids=["size", "dtype"])
+def test_images_of_another_size_or_kind_are_refused(images):
+    backbone = small.backbone("multipath")
+    with pytest.raises(ValueError, match="`images` must be uint8 or float"):
+        RoutedClassifier(backbone, wary(backbone.spec()))(images)

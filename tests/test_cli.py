@@ -37,6 +37,7 @@ def run(monkeypatch, capsys):
 
     def main(*arguments):
         monkeypatch.setattr(sys, "argv", ["rnr-gym", *map(str, arguments)])
+        capsys.readouterr()  # what fixtures printed is not the command's
         code = 0
         try:
             cli.main()

@@ -123,3 +123,45 @@ def test_a_live_source_runs_exits_only_where_they_are_on(on):
     walk = Live(backbone, small.images(4), backbone.spec(on)).start(np.arange(4))
     assert walk.traversal.exits == ({0, 1, 2} if on else set())
     assert not walk.traversal.logits.requires_grad
+
+
+def test_an_own_backbone_whose_weights_change_gives_another_source():
+    backbone, images = small.backbone("multipath"), small.images(8)
+    before = open_source(images, backbone=backbone, backend="table")
+    assert open_source(images, backbone=backbone, backend="table") is before
+    with torch.no_grad():
+        backbone.head.linear.weight.add_(1.0)
+    after = open_source(images, backbone=backbone, backend="table")
+    assert after is not before
+    assert not np.array_equal(before.loss, after.loss)
+
+
+def test_an_own_backbone_is_put_into_evaluation_mode():
+    backbone = small.backbone("multipath").train()
+    open_source(small.images(8), backbone=backbone)
+    assert not backbone.training
+
+
+def test_image_sets_by_split_are_told_apart():
+    sets = {"route": small.images(8), "test": small.images(5)}
+    assert len(open_source(sets, "test", small.backbone("multipath")).labels) == 5
+    with pytest.raises(ValueError, match="`split` must be one that `dataset` holds, route, test, got 'train'"):
+        open_source(sets, "train", small.backbone("multipath"))
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        open_source(small.images(8), "nosuch", small.backbone("multipath"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"backbone": torch.nn.Linear(3, 3)}, "backbone"),
+        ({"dataset": ("images", "labels")}, "dataset"),
+        ({"weights": 3}, "weights"),
+        ({"device": "xpu9z"}, "device"),
+        ({"backbone": small.backbone("multipath"), "weights": "/no/such/file"}, "weights"),
+    ],
+    ids=["backbone", "dataset", "weights", "device", "weights of an own backbone"],
+)
+def test_wrong_things_are_refused_by_name(arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        open_source(**arguments)

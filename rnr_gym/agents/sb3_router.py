@@ -88,7 +88,7 @@ def fit(setting: Setting, recipe: str) -> Sb3Router:
 
 def fit_blind(setting: Setting, recipe: str) -> BlindRouter:
     """The same without ever seeing an image."""
-    inner = _fit(setting, recipe, lambda env, spec: BlindVecEnv(env, spec.layout))
+    inner = _fit(setting, recipe, lambda env, spec: BlindVecEnv(env, spec.layout), blind=True)
     return BlindRouter(inner.spec, inner)
 
 
@@ -100,14 +100,14 @@ def learner(recipe: Recipe, env: VecEnv, seed: int) -> BaseAlgorithm:
     )  # fmt: skip
 
 
-def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv]) -> Sb3Router:
+def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv], blind: bool = False) -> Sb3Router:
     recipe = RECIPES[name]
     steps = setting.steps or recipe.steps
     spec = setting.source("route").spec
     arguments = {**setting.make_arguments("route"), "tradeoff": setting.tradeoffs}
     env = wrap(vec_env(setting.env, recipe.num_envs, setting.seed, **arguments), spec)
     model = learner(recipe, env, setting.seed)
-    keeper = Keeper(setting.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name}) if setting.folder else None
+    keeper = Keeper(setting.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name, "blind": blind}) if setting.folder else None
     if setting.folder and keeper:
         model.set_logger(configure(str(setting.folder / "tensorboard"), ["tensorboard"]))
         keeper.take_up(model)
@@ -130,6 +130,7 @@ def _policy_arguments(recipe: Recipe) -> dict[str, Any]:
     return {
         "net_arch": list(recipe.net),
         "features_extractor_class": LogTradeoff,
+        "optimizer_class": torch.optim.Adam,
         "optimizer_kwargs": {"weight_decay": recipe.weight_decay},
         **recipe.policy,
     }

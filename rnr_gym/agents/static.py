@@ -71,10 +71,10 @@ def fit_full(setting: Setting) -> StaticRouter:
 def fit_cheapest(setting: Setting) -> StaticRouter:
     """The path that costs least: the first valid sub-path at every layer, or the first exit."""
     spec = setting.source("route").spec
-    path = spec.valid.argmax(1).astype(np.int8)
-    if spec.has_exits and (path == 0).any():
-        path[int(np.argmax(path == 0)) + 1 :] = -1
-    return StaticRouter(spec, path[None], np.zeros(0))
+    going = tuple(int(np.flatnonzero(row[int(spec.has_exits) :])[0]) + int(spec.has_exits) for row in spec.valid)
+    exits = np.flatnonzero(spec.valid[:, 0]).tolist() if spec.has_exits else []
+    ways = [going, *(_whole(spec, (*going[:layer], 0, *going[layer + 1 :])) for layer in exits)]
+    return StaticRouter(spec, np.array([min(ways, key=partial(_compute, spec))], np.int8), np.zeros(0))
 
 
 def fit(setting: Setting) -> StaticRouter:

@@ -126,6 +126,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         check_shape(image_shape, widths, blocks, exits)
+        if classes < 2:
+            raise ValueError(f"`classes` must be at least 2, got {classes}")
         shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
         answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
         self.config = {"kind": self.kind, **shape, **answers, **own}

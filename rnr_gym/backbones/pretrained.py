@@ -72,6 +72,14 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
     return backbone.eval()
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` must be one that torch can use here, got {device!r} ({str(error).splitlines()[0]})") from error
+
+
 def bundled(name: str, stage: str = "frozen") -> Path:
     """Where the package keeps the weights of a named backbone."""
     return FOLDER / f"{name}.{stage}.safetensors"
@@ -86,6 +94,7 @@ def named(name: str, weights: str | None = "frozen", seed: int = 0, device: str 
         seed: of the random weights.
         device: where it runs.
     """
+    check_device(device)
     return _shared(name, weights, seed, device)
 
 
@@ -96,6 +105,8 @@ def _shared(name: str, weights: str | None, seed: int, device: str) -> Backbone:
 
 
 def _named(name: str, weights: str | None, seed: int) -> Backbone:
+    if weights is not None and not isinstance(weights, str | Path):
+        raise ValueError(f"`weights` must be a name, a file, or None, got {weights!r}")
     if name not in ARCHITECTURES:
         if not Path(name).is_file():
             raise ValueError(f"`backbone` must be one of {', '.join(ARCHITECTURES)}, or a file that `rnr-gym pretrain` wrote, got {name!r}")

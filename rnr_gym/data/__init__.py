@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from rnr_gym.data import digits
 from rnr_gym.data.images import SPLITS, ImageSet
 
-__all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "dataset", "load"]
+__all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "check_split", "dataset", "load"]
 
 
 class Dataset(NamedTuple):
@@ -31,10 +31,15 @@ def dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
-def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
-    """A split of a data set, shared read-only by all who ask for it in this process."""
+def check_split(split: str) -> None:
+    """Refuse an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+
+
+def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
+    """A split of a data set, shared read-only by all who ask for it in this process."""
+    check_split(split)
     return _shared(name, split, data_root, download)
 
 

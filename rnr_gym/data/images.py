@@ -55,7 +55,9 @@ class ImageSet:
     def of(cls, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...] | None = None) -> ImageSet:
         """An image set from bare arrays: every image its own original, severity unknown."""
         labels = np.array(labels, np.int64)
-        names = classes or tuple(str(label) for label in range(int(labels.max()) + 1))
+        if len(labels) and labels.min() < 0:
+            raise ValueError(f"`labels` must be 0 or above, got {labels.min()}")
+        names = classes or tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
         return cls(np.array(images), labels, np.arange(len(labels)), np.zeros(len(labels), np.int64), names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Unpack
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rnr_gym.backbones.base import CLIP
 from rnr_gym.envs.episodes import Deck, Episodes
 from rnr_gym.rendering import RENDER_MODES, Scene, Window, frame, text
-from rnr_gym.rewards import check_tradeoff
+from rnr_gym.rewards import check_one_tradeoff, check_tradeoff
 from rnr_gym.sources import SourceArguments, open_images, open_source
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import bounds
@@ -41,11 +42,12 @@ def check_index(index: Any, size: int) -> int:
     return int(index)
 
 
-def check_number(tradeoff: Any) -> float:
-    """`options["tradeoff"]` as a float, or a `ValueError`: a range is drawn from, and so no option."""
-    if isinstance(tradeoff, tuple | list):
-        raise ValueError(f'`options["tradeoff"]` must be a number, got {tradeoff!r}')
-    return check_tradeoff(tradeoff)[0]
+def check_arguments(source: Mapping[str, Any]) -> None:
+    """Refuse a keyword that no environment takes."""
+    unknown = sorted(source.keys() - SourceArguments.__annotations__.keys())
+    if unknown:
+        known = ("tradeoff", "reward", "vector_reward", "render_mode", *SourceArguments.__annotations__)
+        raise TypeError(f"`{unknown[0]}` is no argument of this environment; there are {', '.join(known)}")
 
 
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * `exits`: False neither runs nor charges exits and glance: T steps always, the paper's form.
     * `backend`: `"live"` runs the network; `"table"` looks up paths worked out once; a `RouteTable` of one's own is routed as it is.
     * `weights`: `"frozen"` (shipped), a file that `rnr-gym pretrain` wrote, or None for seeded random ones.
-    * `backbone`, `dataset`: a name, or a `Backbone` and an `ImageSet` of one's own (`RNR-v0`).
+    * `backbone`, `dataset`: names, or a `Backbone` and an `ImageSet` of one's own, or a dict of image sets by split (`RNR-v0`).
     * `data_root`, `download`: where images lie, and whether they may be fetched.
     * `device`: where the backbone runs.
 
@@ -149,6 +151,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.deck: Deck | None = None
         self.tradeoff = tradeoff
         self.vector_reward, self.render_mode = vector_reward, render_mode
+        check_arguments(source)
         self.source: Source = open_source(**source)
         self.episodes = Episodes(self.source, reward, 1)
         self.observation_space: spaces.Box = observation_space(self.routing)  # type: ignore[assignment]
@@ -179,7 +182,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         super().reset(seed=seed)
         chosen = check_options(options, ("index", "tradeoff"))
         index = check_index(chosen["index"], len(self.source.labels)) if "index" in chosen else None
-        fixed = check_number(chosen["tradeoff"]) if "tradeoff" in chosen else None
+        fixed = check_one_tradeoff(chosen["tradeoff"]) if "tradeoff" in chosen else None
         if seed is not None or self.deck is None:
             self.deck = Deck(len(self.source.labels), self.tradeoff, self.np_random)
         dealt, tradeoff = self.deck.deal(index, fixed)

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rnr_gym.envs.episodes import Deck, Episodes
-from rnr_gym.envs.routing import RoutingEnv, check_index, check_options, observation_space, reward_space
+from rnr_gym.envs.routing import RoutingEnv, check_arguments, check_index, check_options, observation_space, reward_space
 from rnr_gym.rendering import frame
 from rnr_gym.rewards import check_tradeoff
 from rnr_gym.sources import SourceArguments, open_images, open_source
@@ -52,9 +52,12 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"`render_mode` must be None or rgb_array, got {render_mode!r}")
         self.num_envs, self.vector_reward, self.render_mode = num_envs, vector_reward, render_mode
-        self.tradeoff = check_tradeoff(tradeoff)
+        self.decks: list[Deck] = []
+        self.tradeoff = tradeoff
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RoutingEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        source.pop("disable_env_checker", None)  # type: ignore[typeddict-item]  # Gymnasium's `make_vec` may pass it on
+        check_arguments(source)
         self.source: Source = open_source(**source)
         self.episodes = Episodes(self.source, reward, num_envs)
         self.single_observation_space = observation_space(self.routing)
@@ -63,8 +66,18 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         self.action_space = batch_space(self.single_action_space, num_envs)
         if vector_reward:
             self.reward_space = batch_space(reward_space(self.routing, reward), num_envs)
-        self.decks: list[Deck] = []
         self._images = partial(open_images, **source)
+
+    @property
+    def tradeoff(self) -> tuple[float, float]:
+        """λ as (low, high), equal where it is one number; one that is set holds from each next episode on."""
+        return self._tradeoff
+
+    @tradeoff.setter
+    def tradeoff(self, value: float | tuple[float, float]) -> None:
+        self._tradeoff = check_tradeoff(value)
+        for deck in self.decks:
+            deck.tradeoff = self._tradeoff
 
     @property
     def routing(self) -> RoutingSpec:
@@ -137,10 +150,6 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
             if len(values) != self.num_envs or any(value != values[0] for value in values):
                 raise ValueError(f"`values` must be one value, or it {self.num_envs} times, since sub-environments share `{name}`, got {values!r}")
             values = values[0]
-        if name == "tradeoff":
-            values = check_tradeoff(values)
-            for deck in self.decks:
-                deck.tradeoff = values
         setattr(self, name, values)
 
     def _over(self) -> NDArray[np.bool_]:

@@ -259,3 +259,21 @@ def test_each_sub_environment_is_rendered():
 def test_an_index_is_checked_whatever_its_kind():
     assert check_index(np.int8(3), 4) == 3
     assert type(check_index(np.uint16(3), 4)) is int
+
+
+def test_a_tradeoff_that_is_assigned_is_checked_and_holds_from_the_next_episode_on():
+    env = RoutingVectorEnv(num_envs=2, backbone=small.backbone("multipath"), dataset=small.images(8))
+    env.reset(seed=0)
+    env.tradeoff = 0.9
+    assert env.reset()[1]["tradeoff"].tolist() == [0.9, 0.9]
+    with pytest.raises(ValueError, match="`tradeoff`"):
+        env.tradeoff = 99
+
+
+def test_a_keyword_that_is_none_is_named():
+    with pytest.raises(TypeError, match="`tradeof` is no argument"):
+        gym.make_vec("RNR-Digits-v0", 2, tradeof=0.1)
+
+
+def test_gymnasiums_own_option_is_accepted():
+    gym.make_vec("RNR-Digits-v0", 2, weights=None, disable_env_checker=True).close()
