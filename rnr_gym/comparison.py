@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -71,9 +72,8 @@ def fit_routers(names: Sequence[str], setting: Setting, seeds: int, folder: Path
     tasks = [task for task in tasks if not (router_folder(folder, *task) / ROUTER).exists()]
     tasks.sort(key=lambda task: task[0] in ("random", "full", "cheapest", "static", "confidence"))
     setting.source("route")  # so that its table is built once, here
-    threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
-    os.environ.update(threads)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool, tqdm(total=len(tasks), desc="fit", unit="router") as bar:
+    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+    with workers as pool, tqdm(total=len(tasks), desc="fit", unit="router") as bar:
         waiting = {pool.submit(_fit, name, replace(setting, seed=seed, progress=False), folder): (name, seed) for name, seed in tasks}
         try:
             for finished in as_completed(waiting):
@@ -83,6 +83,18 @@ def fit_routers(names: Sequence[str], setting: Setting, seeds: int, folder: Path
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the process that began it does, even if it was killed; checkpoints are written atomically."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _fit(name: str, setting: Setting, folder: Path) -> None:

@@ -1,5 +1,9 @@
 """Several routers side by side: each fitted once a seed, and every figure a count that can be made by hand."""
 
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 
 import numpy as np
@@ -261,3 +265,30 @@ def test_without_a_table_the_live_network_is_asked_and_there_is_no_oracle(folder
         wanted = evaluate_paths(table, one.evaluation.path, static=True)
         assert (one.evaluation.correct == wanted.correct).all()
         assert (one.evaluation.macs == wanted.macs).all()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """A parent starts a worker as a comparison does, says its number, and waits to be killed."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from rnr_gym.comparison import _end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker goes on")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -141,7 +140,7 @@ def _falling(start: float) -> Callable[[float], float]:
 
 
 class Bar(BaseCallback):
-    """A progress bar over environment steps; also ends a worker whose parent was killed."""
+    """A progress bar over environment steps."""
 
     def __init__(self, total: int, name: str, shown: bool) -> None:
         super().__init__()
@@ -151,9 +150,6 @@ class Bar(BaseCallback):
         self.bar = tqdm(total=self.total, initial=self.num_timesteps, desc=self.name, unit="step", disable=not self.shown, mininterval=0.5)
 
     def _on_step(self) -> bool:
-        asked_by = multiprocessing.parent_process()
-        if asked_by is not None and not asked_by.is_alive():
-            raise KeyboardInterrupt("the process that asked for this router is gone; its next run goes on from the checkpoint")
         self.bar.update(self.training_env.num_envs)
         return True
 
