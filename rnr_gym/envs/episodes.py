@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from rnr_gym.data import ImageSet
 from rnr_gym.rendering import Scene
-from rnr_gym.rewards import check_reward, task_term
+from rnr_gym.rewards import check_reward, check_tradeoff, task_term
+from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import observe
 from rnr_gym.types import Rows, Source, Walk
 
@@ -50,6 +51,34 @@ class Deck:
     def _tradeoff(self) -> float:
         low, high = self.tradeoff
         return low if low == high else float(np.exp(self.random.uniform(np.log(low), np.log(high))))
+
+
+class Dealing:
+    """What the scalar and the vector environment share: a source, a deck for each episode, the trade-off drawn from them.
+
+    Attributes:
+        source: what is routed.
+        decks: one for each episode side by side; none before the first reset.
+    """
+
+    source: Source
+    decks: list[Deck]
+
+    @property
+    def tradeoff(self) -> tuple[float, float]:
+        """λ as (low, high), equal where it is one number; one that is set holds from the next episode on."""
+        return self._tradeoff
+
+    @tradeoff.setter
+    def tradeoff(self, value: float | tuple[float, float]) -> None:
+        self._tradeoff = check_tradeoff(value)
+        for deck in self.decks:
+            deck.tradeoff = self._tradeoff
+
+    @property
+    def routing(self) -> RoutingSpec:
+        """Decisions, costs and observation layout."""
+        return self.source.spec
 
 
 class Episodes:

@@ -12,13 +12,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rnr_gym.backbones.base import CLIP
-from rnr_gym.envs.episodes import Deck, Episodes
+from rnr_gym.envs.episodes import Dealing, Deck, Episodes
 from rnr_gym.rendering import RENDER_MODES, Scene, Window, frame, text
-from rnr_gym.rewards import check_one_tradeoff, check_tradeoff
+from rnr_gym.rewards import check_one_tradeoff
 from rnr_gym.sources import SourceArguments, open_images, open_source
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import bounds
-from rnr_gym.types import Source
 
 ONE = np.zeros(1, np.int64)
 
@@ -58,7 +57,7 @@ def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dic
     return dict(options or {})
 
 
-class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
+class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
     """
     ## Description
 
@@ -148,11 +147,11 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"`render_mode` must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
-        self.deck: Deck | None = None
+        self.decks = []
         self.tradeoff = tradeoff
         self.vector_reward, self.render_mode = vector_reward, render_mode
         check_arguments(source)
-        self.source: Source = open_source(**source)
+        self.source = open_source(**source)
         self.episodes = Episodes(self.source, reward, 1)
         self.observation_space: spaces.Box = observation_space(self.routing)  # type: ignore[assignment]
         self.action_space: spaces.Discrete = spaces.Discrete(self.routing.num_paths)
@@ -161,31 +160,15 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.window: Window | None = None
         self._images = partial(open_images, **source)
 
-    @property
-    def tradeoff(self) -> tuple[float, float]:
-        """λ as (low, high), equal where it is one number; one that is set holds from the next episode on."""
-        return self._tradeoff
-
-    @tradeoff.setter
-    def tradeoff(self, value: float | tuple[float, float]) -> None:
-        self._tradeoff = check_tradeoff(value)
-        if self.deck is not None:
-            self.deck.tradeoff = self._tradeoff
-
-    @property
-    def routing(self) -> RoutingSpec:
-        """Decisions, costs and observation layout."""
-        return self.source.spec
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start an episode; `options` may set `"index"` (of the image) and `"tradeoff"`."""
         super().reset(seed=seed)
         chosen = check_options(options, ("index", "tradeoff"))
         index = check_index(chosen["index"], len(self.source.labels)) if "index" in chosen else None
         fixed = check_one_tradeoff(chosen["tradeoff"]) if "tradeoff" in chosen else None
-        if seed is not None or self.deck is None:
-            self.deck = Deck(len(self.source.labels), self.tradeoff, self.np_random)
-        dealt, tradeoff = self.deck.deal(index, fixed)
+        if seed is not None or not self.decks:
+            self.decks = [Deck(len(self.source.labels), self.tradeoff, self.np_random)]
+        dealt, tradeoff = self.decks[0].deal(index, fixed)
         self.episodes.begin(ONE, np.array([dealt]), np.array([tradeoff]))
         self._show()
         return self.episodes.observation()[0], self._info()

@@ -12,18 +12,17 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rnr_gym.envs.episodes import Deck, Episodes
+from rnr_gym.envs.episodes import Dealing, Deck, Episodes
 from rnr_gym.envs.routing import RoutingEnv, check_arguments, check_index, check_options, observation_space, reward_space
 from rnr_gym.rendering import frame
 from rnr_gym.rewards import check_tradeoff
 from rnr_gym.sources import SourceArguments, open_images, open_source
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.types import Rows, Source
+from rnr_gym.types import Rows
 
 Infos = dict[str, Any]
 
 
-class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
+class RoutingVectorEnv(Dealing, gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
     """N episodes of `RoutingEnv` side by side: number for number what a `SyncVectorEnv` of N scalar ones gives.
 
     Every sub-environment has its own generator, seeded with seed + i. `reset` takes `options` with `"index"` and
@@ -52,13 +51,13 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"`render_mode` must be None or rgb_array, got {render_mode!r}")
         self.num_envs, self.vector_reward, self.render_mode = num_envs, vector_reward, render_mode
-        self.decks: list[Deck] = []
+        self.decks = []
         self.tradeoff = tradeoff
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RoutingEnv.metadata, "autoreset_mode": self.autoreset_mode}
         source.pop("disable_env_checker", None)  # type: ignore[typeddict-item]  # Gymnasium's `make_vec` may pass it on
         check_arguments(source)
-        self.source: Source = open_source(**source)
+        self.source = open_source(**source)
         self.episodes = Episodes(self.source, reward, num_envs)
         self.single_observation_space = observation_space(self.routing)
         self.single_action_space = gym.spaces.Discrete(self.routing.num_paths)
@@ -67,22 +66,6 @@ class RoutingVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int6
         if vector_reward:
             self.reward_space = batch_space(reward_space(self.routing, reward), num_envs)
         self._images = partial(open_images, **source)
-
-    @property
-    def tradeoff(self) -> tuple[float, float]:
-        """λ as (low, high), equal where it is one number; one that is set holds from each next episode on."""
-        return self._tradeoff
-
-    @tradeoff.setter
-    def tradeoff(self, value: float | tuple[float, float]) -> None:
-        self._tradeoff = check_tradeoff(value)
-        for deck in self.decks:
-            deck.tradeoff = self._tradeoff
-
-    @property
-    def routing(self) -> RoutingSpec:
-        """Decisions, costs and observation layout."""
-        return self.source.spec
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
