@@ -10,7 +10,7 @@ from rnr_gym.analysis import by_severity
 from rnr_gym.backbones import pretrained
 from rnr_gym.checkpoints import digest
 from rnr_gym.evaluation import evaluate_paths
-from rnr_gym.registration import IDS
+from rnr_gym.registration import id_of
 from rnr_gym.sources import open_images
 
 CARD = """# {name}, {stage}
@@ -42,7 +42,7 @@ For teaching and for comparing routers. It reads 12 x 12 digits made as `rnr_gym
 
 def card(name: str, stage: str) -> str:
     """The card of one file of weights."""
-    env = next(env for env, arguments in IDS.items() if arguments["backbone"] == name)
+    env = id_of(name)
     table, images, backbone = Setting(env).table("test"), open_images(dataset="digits", split="test"), pretrained.named(name, stage)
     assert table is not None
     _, facts = checkpoints.load_tensors(pretrained.bundled(name, stage))

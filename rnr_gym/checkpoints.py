@@ -16,6 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+def cache_folder() -> Path:
+    """Where tables and decoded images are kept between processes: `RNR_GYM_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("RNR_GYM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnr_gym")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary neighbour of `path` to write to; rename it to `path` only if the block succeeds."""

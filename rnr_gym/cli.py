@@ -38,6 +38,23 @@ def envs() -> None:
     console.print(table)
 
 
+@app.command(name="data")
+def prepare_data(dataset: Annotated[str, tyro.conf.Positional], data_root: str | None = None) -> None:
+    """Fetch a data set, or decode a folder of images, ahead of its first use.
+
+    Args:
+        dataset: digits, cifar10 or cifar100.
+        data_root: folder of the images; RNR_GYM_DATA, else the user's cache folder, if left out.
+    """
+    from rnr_gym import data
+
+    table = Table("split", Column("images", justify="right"), "shape", "classes", title=dataset, box=SIMPLE)
+    for split in data.SPLITS:
+        images = data.load(dataset, split, data_root)
+        table.add_row(split, f"{len(images):,}", " x ".join(map(str, images.images.shape[1:])), str(len(images.classes)))
+    console.print(table)
+
+
 @app.command
 def pretrain(
     env: EnvId, out: Path, epochs: int | None = None, seed: int = 0, device: str = "cpu", bf16: bool = True, data_root: str | None = None
@@ -226,7 +243,7 @@ def main() -> None:
     """Run a subcommand; errors that the user can mend are one line, without a traceback."""
     try:
         app.cli(prog="rnr-gym", description="Route images through networks, one decision at a time.")
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

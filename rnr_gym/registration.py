@@ -9,6 +9,10 @@ import gymnasium as gym
 IDS: dict[str, dict[str, Any]] = {
     "RNR-Digits-v0": {"dataset": "digits", "backbone": "rnr-digits"},
     "RNR-Digits-Channels-v0": {"dataset": "digits", "backbone": "rnr-digits-channels"},
+    "RNR-CIFAR10-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10"},
+    "RNR-CIFAR10-Channels-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10-channels"},
+    "RNR-CIFAR100-v0": {"dataset": "cifar100", "backbone": "rnr-cifar100"},
+    "RNR-CIFAR100-Channels-v0": {"dataset": "cifar100", "backbone": "rnr-cifar100-channels"},
     "RNR-v0": {"dataset": "digits", "backbone": "rnr-digits"},
 }
 """`RNR-v0` is for a backbone and data set of one's own; without them it routes the digits."""
@@ -30,3 +34,8 @@ def arguments_of(env: str) -> dict[str, Any]:
     if env not in IDS:
         raise ValueError(f"`env` must be one of {', '.join(IDS)}, got {env!r}")
     return IDS[env]
+
+
+def id_of(backbone: str) -> str:
+    """The first id that routes a named backbone."""
+    return next(env for env, arguments in IDS.items() if arguments["backbone"] == backbone)

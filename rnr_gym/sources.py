@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -134,12 +133,11 @@ def open_source(
         raise ValueError(f"`backbone` must be a name, a file or a `Backbone`, got {type(backbone).__name__}")
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    images = open_images(dataset, split, data_root, download)
-    if isinstance(backbone, str):
-        return _opened(pretrained.named(backbone, weights, device=device), "", images, bool(exits), backend)
-    if weights not in (*pretrained.STAGES, None):
+    if not isinstance(backbone, str) and weights not in (*pretrained.STAGES, None):
         raise ValueError(f"`weights` go with a named backbone, got {weights!r} beside a `Backbone`, which has its own")
-    return _opened(backbone.eval(), checkpoints.digest(backbone.state_dict()), images, bool(exits), backend)
+    network = pretrained.named(backbone, weights, device=device) if isinstance(backbone, str) else backbone.eval()
+    state = "" if isinstance(backbone, str) else checkpoints.digest(network.state_dict())
+    return _opened(network, state, open_images(dataset, split, data_root, download), bool(exits), backend)
 
 
 def open_images(
@@ -174,11 +172,6 @@ def _check_fit(backbone: Backbone, images: ImageSet) -> None:
         raise ValueError(f"`dataset` must have the backbone's {backbone.num_classes} classes, got {len(images.classes)}")
 
 
-def cache_folder() -> Path:
-    """Where tables are kept between processes: `RNR_GYM_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("RNR_GYM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnr_gym")
-
-
 def digest_of(source: Source) -> str:
     """Twelve hexadecimal digits that change with weights, images and costs; a table's are those of what it was worked out from."""
     if isinstance(source, RouteTable) and source.origin:
@@ -194,7 +187,7 @@ def digest_of(source: Source) -> str:
 def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
     """The table from the cache, else built and put there: it is named after weights, images and problem."""
     origin = digest_of(Live(backbone, images, spec))
-    path = cache_folder() / "tables" / f"{origin}.safetensors"
+    path = checkpoints.cache_folder() / "tables" / f"{origin}.safetensors"
     try:
         return RouteTable.load(path)
     except (FileNotFoundError, ValueError):  # not there yet, or damaged

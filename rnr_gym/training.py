@@ -7,6 +7,7 @@ Sources: Yu and Huang, *Universally Slimmable Networks* (2019); Rao et al. (2019
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from rnr_gym import checkpoints
+from rnr_gym.backbones import pretrained
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.calibration import calibrate, set_pixel_statistics
 from rnr_gym.data import Dataset, ImageSet
@@ -38,8 +40,14 @@ class Schedule:
     learning_rate: float = 0.1
     """Peak of the one-cycle schedule; SGD with Nesterov momentum 0.9."""
     weight_decay: float = 5e-4
+    uniform_paths: int = 0
+    """Paths in every step that take one sub-path at every layer, drawn from those between the cheapest and the full one."""
     random_paths: int = 2
     """Random paths in every step, beside the full and the cheapest one."""
+    share: float = 1.0
+    """Part of the batch that each path beside the full one runs on; they take turns at the parts."""
+    shrunk: float = 0.0
+    """Leading part of the epochs that sees images at three quarters of their side, for little more than half the work."""
     distill: float = 0.5
     """Share of the full path's answer, against the labels, in what the other paths learn from."""
     seed: int = 0
@@ -52,15 +60,24 @@ def sandwich_loss(backbone: Backbone, images: Tensor, labels: Tensor, schedule: 
     logits, passed = answers(backbone, images, fixed_path(backbone, backbone.full_path), None)
     teacher = logits.detach().softmax(1)
 
-    def student(found: Tensor) -> Tensor:
-        return (1 - schedule.distill) * F.cross_entropy(found, labels) + schedule.distill * F.cross_entropy(found, teacher)
+    def student(found: Tensor, rows: Tensor) -> Tensor:
+        return (1 - schedule.distill) * F.cross_entropy(found, labels[rows]) + schedule.distill * F.cross_entropy(found, teacher[rows])
 
-    yield F.cross_entropy(logits, labels) + sum((student(found) for found in passed), logits.new_zeros(()))
-    heads = backbone.exit_layers - {0}
-    cheapest = fixed_path(backbone, int(backbone.has_exits))
-    for path in [cheapest, *(random_path(backbone, generator) for _ in range(schedule.random_paths))]:
-        logits, passed = answers(backbone, images, path, heads)
-        yield student(logits) + sum((student(found) for found in passed), logits.new_zeros(())) / max(1, len(passed))
+    everything = torch.arange(len(images), device=images.device)
+    yield F.cross_entropy(logits, labels) + sum((student(found, everything) for found in passed), logits.new_zeros(()))
+    heads, size = backbone.exit_layers - {0}, max(2, round(schedule.share * len(images)))
+    for turn, path in enumerate(lesser_paths(backbone, schedule, generator)):
+        rows = everything.roll(-turn * size)[:size]
+        logits, passed = answers(backbone, images[rows], path, heads)
+        yield student(logits, rows) + sum((student(found, rows) for found in passed), logits.new_zeros(())) / max(1, len(passed))
+
+
+def lesser_paths(backbone: Backbone, schedule: Schedule, generator: torch.Generator) -> list[list[int]]:
+    """The paths of one step beside the full one: the cheapest, uniform ones, random ones."""
+    cheapest = int(backbone.has_exits)
+    between = torch.randint(cheapest + 1, max(cheapest + 2, backbone.full_path), (schedule.uniform_paths,), generator=generator)
+    uniform = [fixed_path(backbone, sub_path) for sub_path in between.tolist()]
+    return [fixed_path(backbone, cheapest), *uniform, *(random_path(backbone, generator) for _ in range(schedule.random_paths))]
 
 
 class Pretraining:
@@ -83,13 +100,13 @@ class Pretraining:
         self.variations = torch.Generator(self.device).manual_seed(schedule.seed)
         self.epoch = 0
 
-    def run_epoch(self) -> float:
-        """One pass over the training images; the mean loss a step."""
+    def run_epoch(self, stepped: Callable[[], object] = lambda: None) -> float:
+        """One pass over the training images, with `stepped` called after every batch; the mean loss a step."""
         self.backbone.train()
         total = 0.0
         for rows in torch.randperm(len(self.images), generator=self.draws).to(self.device).split(self.schedule.batch_size):
             self.optimizer.zero_grad(set_to_none=True)  # sub-paths that do not run are not decayed either
-            images = self.augment(self.images[rows], self.variations)
+            images = self._resized(self.augment(self.images[rows], self.variations))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
                 for loss in sandwich_loss(self.backbone, images, self.labels[rows], self.schedule, self.draws):
                     loss.backward()
@@ -97,8 +114,15 @@ class Pretraining:
             nn.utils.clip_grad_norm_(self.backbone.parameters(), 5.0)
             self.optimizer.step()
             self.cycle.step()
+            stepped()
         self.epoch += 1
         return total / self.steps
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Images as they are, or, early in the schedule, shrunk to floats of 0..1 (progressive resizing)."""
+        if self.epoch >= self.schedule.shrunk * self.schedule.epochs:
+            return images
+        return F.interpolate(images.float() / 255.0, scale_factor=0.75, mode="area")
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on as if nothing had happened."""
@@ -129,27 +153,30 @@ class Pretraining:
 
 
 def pretrain(
-    backbone: Backbone, dataset: Dataset, splits: dict[str, ImageSet], schedule: Schedule, checkpoint: Path, device: str = "cpu", every: int = 10
+    backbone: Backbone, dataset: Dataset, splits: dict[str, ImageSet], schedule: Schedule, checkpoint: Path, device: str = "cpu", every: float = 60.0
 ) -> Backbone:
-    """Train under random routing, then calibrate; goes on from `checkpoint` if it exists and removes it at the end.
+    """Train under random routing, round the weights to half precision, then calibrate; goes on from `checkpoint` if it exists and removes it at the end.
 
     Args:
         backbone: the network, changed in place and returned in evaluation mode.
         dataset: supplies the augmentation.
         splits: `train` for weights and batch-norm, `route` for the loss scale.
         schedule: how long and how hard.
-        checkpoint: where to keep what has been done, every `every` epochs.
+        checkpoint: where to keep what has been done, after the first epoch that ends `every` seconds or more after the last time.
     """
     work = Pretraining(backbone, splits["train"], dataset.augment, schedule, device)
     set_pixel_statistics(backbone, splits["train"])
     if checkpoint.exists():
         work.resume(checkpoint)
-    with tqdm(total=schedule.epochs, initial=work.epoch, desc="pretrain", unit="epoch") as bar:
+    saved = time.monotonic()
+    with tqdm(total=schedule.epochs * work.steps, initial=work.epoch * work.steps, desc="pretrain", unit="step") as bar:
         while work.epoch < schedule.epochs:
-            bar.set_postfix(loss=f"{work.run_epoch():.3f}")
-            bar.update()
-            if work.epoch % every == 0:
+            loss = work.run_epoch(bar.update)
+            bar.set_postfix(epoch=work.epoch, loss=f"{loss:.3f}")
+            if time.monotonic() - saved >= every:
                 work.save(checkpoint)
+                saved = time.monotonic()
+    pretrained.round_to_half(backbone)
     calibrate(backbone, splits["train"], splits["route"], schedule.seed)
     checkpoint.unlink(missing_ok=True)
     return backbone

@@ -156,7 +156,7 @@ def splits():
 
 def test_pretraining_calibrates_returns_the_backbone_and_leaves_no_checkpoint(tmp_path):
     backbone = fresh()
-    done = training.pretrain(backbone, Dataset(None, moved), splits(), SCHEDULE, tmp_path / "part", every=1)
+    done = training.pretrain(backbone, Dataset(None, moved), splits(), SCHEDULE, tmp_path / "part", every=0.0)
     assert done is backbone
     assert not any(module.training for module in done.modules())
     assert list(tmp_path.iterdir()) == []
@@ -187,12 +187,12 @@ def killer(steps):
 @KINDS
 def test_a_killed_run_ends_as_one_that_was_not_killed(kind, tmp_path):
     straight, killed = fresh(kind), fresh(kind)
-    training.pretrain(straight, Dataset(None, moved), splits(), SCHEDULE, tmp_path / "other", every=1)
+    training.pretrain(straight, Dataset(None, moved), splits(), SCHEDULE, tmp_path / "other", every=0.0)
     with pytest.raises(Killed):  # in the second epoch of 3 steps
-        training.pretrain(killed, Dataset(None, killer(4)), splits(), SCHEDULE, tmp_path / "part", every=1)
+        training.pretrain(killed, Dataset(None, killer(4)), splits(), SCHEDULE, tmp_path / "part", every=0.0)
     assert (tmp_path / "part").is_file()
     killed = fresh(kind, seed=1)
-    training.pretrain(killed, Dataset(None, moved), splits(), SCHEDULE, tmp_path / "part", every=1)
+    training.pretrain(killed, Dataset(None, moved), splits(), SCHEDULE, tmp_path / "part", every=0.0)
     assert same_weights(straight, killed)
     assert list(tmp_path.iterdir()) == []
 

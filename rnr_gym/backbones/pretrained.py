@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rnr_gym import checkpoints
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
 from rnr_gym.backbones.multipath import MultiPathResNet
+from rnr_gym.registration import id_of
 
 KINDS: dict[str, type[Backbone]] = {"multipath": MultiPathResNet, "channels": ChannelPrunedNet}
 FOLDER = Path(__file__).parents[1] / "weights"
@@ -30,6 +32,11 @@ class Architecture(NamedTuple):
 _DIGITS: dict[str, Any] = {"image_shape": [1, 12, 12], "classes": 10, "exits": [1, 2, 3]}
 _DIGITS |= {"glance_widths": [8, 16, 16], "glance_strides": [2, 2, 1]}
 _DIGITS_SCHEDULE = {"epochs": 800, "batch_size": 128, "learning_rate": 0.05}
+_CIFAR: dict[str, Any] = {"image_shape": [3, 32, 32], "widths": [32, 96, 192]}
+_CIFAR |= {"glance_widths": [32, 64, 96, 128], "glance_strides": [2, 1, 2, 2]}
+_CIFAR_MULTIPATH = {"kind": "multipath", **_CIFAR, "blocks": [1, 2, 2], "inner": [0.25, 1.0], "exits": [3, 4]}
+_CIFAR_CHANNELS = {"kind": "channels", **_CIFAR, "style": "residual", "blocks": [1, 1, 2], "groups": 4, "exits": [2, 3]}
+_CIFAR_SCHEDULE = {"epochs": 60, "uniform_paths": 1, "random_paths": 1, "share": 1 / 3, "shrunk": 0.6}
 ARCHITECTURES = {
     "rnr-digits": Architecture(
         {"kind": "multipath", **_DIGITS, "widths": [16, 32], "blocks": [2, 2], "inner": [0.5, 1.0]}, "digits", _DIGITS_SCHEDULE
@@ -37,6 +44,10 @@ ARCHITECTURES = {
     "rnr-digits-channels": Architecture(
         {"kind": "channels", **_DIGITS, "style": "residual", "widths": [32, 32], "blocks": [1, 3], "groups": 4}, "digits", _DIGITS_SCHEDULE
     ),
+    "rnr-cifar10": Architecture({**_CIFAR_MULTIPATH, "classes": 10}, "cifar10", _CIFAR_SCHEDULE),
+    "rnr-cifar10-channels": Architecture({**_CIFAR_CHANNELS, "classes": 10}, "cifar10", _CIFAR_SCHEDULE),
+    "rnr-cifar100": Architecture({**_CIFAR_MULTIPATH, "classes": 100}, "cifar100", _CIFAR_SCHEDULE),
+    "rnr-cifar100-channels": Architecture({**_CIFAR_CHANNELS, "classes": 100}, "cifar100", _CIFAR_SCHEDULE),
 }
 
 
@@ -49,8 +60,24 @@ def from_config(config: dict[str, Any], seed: int = 0) -> Backbone:
 
 
 def save(backbone: Backbone, path: Path, facts: dict[str, Any] | None = None) -> None:
-    """Write a backbone's weights, architecture and what else is known of it (`facts`) to one safetensors file."""
-    checkpoints.save_tensors(path, backbone.state_dict(), {"config": backbone.config, **(facts or {})})
+    """Write a backbone's weights, architecture and what else is known of it (`facts`) to one safetensors file.
+
+    Tensors that lose nothing by it are stored in half precision.
+    """
+    tensors = {name: _halved(tensor) for name, tensor in backbone.state_dict().items()}
+    checkpoints.save_tensors(path, tensors, {"config": backbone.config, **(facts or {})})
+
+
+@torch.no_grad()
+def round_to_half(backbone: Backbone) -> None:
+    """Round every weight to half precision, so that `save` needs two bytes for it and loses nothing."""
+    for parameter in backbone.parameters():
+        parameter.copy_(parameter.half())
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    return half if tensor.is_floating_point() and torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
@@ -116,7 +143,10 @@ def _named(name: str, weights: str | None, seed: int) -> Backbone:
         return from_config(config, seed)
     if weights in STAGES:
         if not bundled(name, weights).is_file():
-            raise ValueError(f"`weights` of {name} are not shipped, got {weights!r}; pass a path, or None for random ones")
+            command = f"`rnr-gym pretrain {id_of(name)} --out FILE`"
+            raise ValueError(
+                f"`weights` of {name} are not shipped, got {weights!r}; train them with {command} and pass FILE, or None for random ones"
+            )
         return load(bundled(name, weights), config)
     if not Path(weights).is_file():
         raise ValueError(f"`weights` must be {' or '.join(map(repr, STAGES))}, a file, or None for random ones, got {weights!r}")

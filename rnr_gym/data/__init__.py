@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from torch import Generator, Tensor
 
-from rnr_gym.data import digits
+from rnr_gym.data import augmentation, cifar, digits
 from rnr_gym.data.images import SPLITS, ImageSet
 
 __all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "check_split", "dataset", "load"]
@@ -21,7 +21,11 @@ class Dataset(NamedTuple):
     augment: Callable[[Tensor, Generator], Tensor]
 
 
-DATASETS = {"digits": Dataset(digits.load, digits.augment)}
+DATASETS = {
+    "digits": Dataset(digits.load, digits.augment),
+    "cifar10": Dataset(partial(cifar.load, cifar.CIFAR10), augmentation.photographs),
+    "cifar100": Dataset(partial(cifar.load, cifar.CIFAR100), augmentation.photographs),
+}
 
 
 def dataset(name: str) -> Dataset:
