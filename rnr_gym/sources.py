@@ -7,7 +7,6 @@ import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np

@@ -155,7 +155,7 @@ class Pretraining:
 def pretrain(
     backbone: Backbone, dataset: Dataset, splits: dict[str, ImageSet], schedule: Schedule, checkpoint: Path, device: str = "cpu", every: float = 60.0
 ) -> Backbone:
-    """Train under random routing, round the weights to half precision, then calibrate; goes on from `checkpoint` if it exists and removes it at the end.
+    """Train under random routing, round the weights to half precision, calibrate; goes on from `checkpoint` and removes it at the end.
 
     Args:
         backbone: the network, changed in place and returned in evaluation mode.

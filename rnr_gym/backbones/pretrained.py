@@ -144,9 +144,7 @@ def _named(name: str, weights: str | None, seed: int) -> Backbone:
     if weights in STAGES:
         if not bundled(name, weights).is_file():
             command = f"`rnr-gym pretrain {id_of(name)} --out FILE`"
-            raise ValueError(
-                f"`weights` of {name} are not shipped, got {weights!r}; train them with {command} and pass FILE, or None for random ones"
-            )
+            raise ValueError(f"`weights` of {name} are not shipped, got {weights!r}; {command} trains them: pass FILE, or None for random ones")
         return load(bundled(name, weights), config)
     if not Path(weights).is_file():
         raise ValueError(f"`weights` must be {' or '.join(map(repr, STAGES))}, a file, or None for random ones, got {weights!r}")

@@ -26,15 +26,15 @@ def _draw(generator: Generator, below: int, *shape: int) -> Tensor:
 def cropped(images: Tensor, generator: Generator) -> Tensor:
     """Shift each image by up to `MARGIN` pixels, its border reflected, and mirror half of them."""
     count, _, *side = images.shape
-    rows, columns = (
-        _reflected(torch.arange(size, device=images.device) + _draw(generator, 2 * MARGIN + 1, count, 1) - MARGIN, size) for size in side
-    )
+    rows, columns = (_shifted(size, count, generator) for size in side)
     columns = torch.where(_draw(generator, 2, count, 1) == 1, columns.flip(1), columns)
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return images[torch.arange(count, device=images.device)[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
+    each, channels = torch.arange(count, device=images.device), torch.arange(images.shape[1], device=images.device)
+    return images[each[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _reflected(places: Tensor, size: int) -> Tensor:
+def _shifted(size: int, count: int, generator: Generator) -> Tensor:
+    """int64 `(count, size)`: the pixels that a shifted row takes, turning back at both ends."""
+    places = torch.arange(size, device=generator.device) + _draw(generator, 2 * MARGIN + 1, count, 1) - MARGIN
     return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
@@ -77,8 +77,11 @@ def encoded_again(images: Tensor, generator: Generator) -> Tensor:
 
 def cut_out(images: Tensor, generator: Generator) -> Tensor:
     """Grey out a square of `HOLE` pixels around a random place of each image."""
-    inside = [
-        (torch.arange(size, device=images.device) - _draw(generator, size, len(images), 1) + HOLE // 2) // HOLE == 0 for size in images.shape[2:]
-    ]
-    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return images.masked_fill(hole, 128)
+    tall, wide = (_near(size, len(images), generator) for size in images.shape[2:])
+    return images.masked_fill(tall[:, None, :, None] & wide[:, None, None, :], 128)
+
+
+def _near(size: int, count: int, generator: Generator) -> Tensor:
+    """bool `(count, size)`: which pixels of a row lie within half a hole of a random one."""
+    centre = _draw(generator, size, count, 1)
+    return (torch.arange(size, device=generator.device) - centre + HOLE // 2) // HOLE == 0

@@ -32,14 +32,14 @@ class Cifar(NamedTuple):
     instead: str
 
 
-TEN = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+TEN = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())  # noqa: SIM905
 HUNDRED = tuple(
     """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle
     chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
     keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
     palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
-    turtle wardrobe whale willow_tree wolf woman worm""".split()
+    turtle wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
 )
 CIFAR10 = Cifar("cifar10", "CIFAR10", 170, TEN, "RNR-CIFAR10-Table-v0 routes CIFAR-10 without any images, at once")
 CIFAR100 = Cifar("cifar100", "CIFAR100", 169, HUNDRED, "RNR-CIFAR10-Table-v0 and RNR-Digits-v0 need no download")
