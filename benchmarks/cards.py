@@ -6,7 +6,7 @@ import numpy as np
 
 from rnr_gym import checkpoints
 from rnr_gym.agents import Setting
-from rnr_gym.analysis import by_severity
+from rnr_gym.analysis import by_group
 from rnr_gym.backbones import pretrained
 from rnr_gym.checkpoints import digest
 from rnr_gym.evaluation import evaluate_paths
@@ -52,7 +52,7 @@ def card(name: str, stage: str) -> str:
     for title, path in paths.items():
         found = evaluate_paths(table, np.tile(np.array(path, np.int8), (len(images), 1)), static=True)
         rows.append(f"| {title} | {found.macs.mean() / table.spec.plain_macs:.3f} | {found.correct.mean():.1%} |")
-    severities = ", ".join(f"{value:.1%}" for value in by_severity(found.correct, images.severity))
+    severities = ", ".join(f"{value:.1%}" for value in by_group(found.correct, images.severity))
     count = sum(parameter.numel() for parameter in backbone.parameters())
     return CARD.format(
         name=name, stage=stage, env=env, kind=backbone.kind, layers=layers, paths=backbone.num_paths, plain=backbone.mac_table.plain,

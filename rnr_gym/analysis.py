@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import sparse, stats
 
 from rnr_gym.evaluation import Evaluation
 
@@ -56,10 +56,10 @@ def shared_budgets(first: Sweep, second: Sweep, budgets: Sequence[float] = BUDGE
 
 
 class Difference(NamedTuple):
-    """How much more accurate one router is than another at equal compute: a value and its 95 % interval.
+    """One router against another: a value and its 95 % interval.
 
     Attributes:
-        mean, low, high: over the budgets that both reach.
+        mean, low, high: a mean over the budgets that both reach.
         budgets: those budgets.
         at: (mean, low, high) at each of them.
     """
@@ -72,27 +72,86 @@ class Difference(NamedTuple):
 
 
 def paired_difference(first: Sweep, second: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
-    """Paired bootstrap over images and seeds at interpolated equal compute (percentile interval).
+    """Accuracy gained at interpolated equal compute, with intervals by `paired_bootstrap`.
 
-    Both routers are resampled alike: whole originals (all images with one number in `source`, int64 `(N,)`), and seeds,
-    which pair up where both have as many. A router with one seed stands for itself. Raises `ValueError` if no budget
-    is within reach of both.
+    Raises `ValueError` if no budget is within reach of both.
     """
     shared = shared_budgets(first, second, budgets)
     if not shared:
         raise ValueError(f"`budgets` must hold one that both routers reach, got {list(budgets)}")
+
+    def gain(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
+        return np.interp(shared, ours.compute, ours.accuracy) - np.interp(shared, theirs.compute, theirs.accuracy)
+
+    return _difference(paired_bootstrap(first, second, source, gain, seed), shared)
+
+
+def paired_saving(first: Sweep, second: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
+    """Compute spent for equal accuracy, as a share: what the first needs to be as accurate as the second is at each budget.
+
+    Both are taken where their curves first reach that accuracy; infinite where the first never does.
+    """
+    shared = shared_budgets(first, second, budgets)
+
+    def share(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
+        wanted = np.interp(shared, theirs.compute, theirs.accuracy)
+        return np.array([ours.needed(accuracy) / theirs.needed(accuracy) for accuracy in wanted])
+
+    return _difference(paired_bootstrap(first, second, source, share, seed), shared)
+
+
+def lost(first: Sweep, full: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
+    """Accuracy lost against the full path, at each budget that the router can be as cheap as."""
+    reached = shared_budgets(first, first, budgets)
+
+    def short(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
+        return theirs.accuracy[-1] - np.interp(reached, ours.compute, ours.accuracy)
+
+    return _difference(paired_bootstrap(first, full, source, short, seed), reached)
+
+
+class Curve(NamedTuple):
+    """One seed's accuracy and compute, float64 `(L,)` each, by ascending compute."""
+
+    accuracy: NDArray[np.float64]
+    compute: NDArray[np.float64]
+
+    def needed(self, accuracy: float) -> float:
+        """The compute at which the curve first reaches an accuracy; infinity if it never does."""
+        best = np.maximum.accumulate(self.accuracy)
+        place = int(np.searchsorted(best, accuracy))
+        if place == len(best):
+            return float("inf")
+        if place == 0:
+            return float(self.compute[0])
+        part = (accuracy - best[place - 1]) / (best[place] - best[place - 1])
+        return float(self.compute[place - 1] + part * (self.compute[place] - self.compute[place - 1]))
+
+
+def paired_bootstrap(
+    first: Sweep, second: Sweep, source: NDArray[np.int64], statistic: Callable[[Curve, Curve], NDArray[np.float64]], seed: int = 0
+) -> list[tuple[float, float, float]]:
+    """Value and 95 % percentile interval of each entry of a statistic of two curves, a mean over seeds.
+
+    Both routers are resampled alike: whole originals (all images with one number in `source`, int64 `(N,)`), and seeds,
+    which pair up where both have as many. A router with one seed stands for itself. The first entry is the mean of the rest.
+    """
     ours, theirs = _by_original(first, source), _by_original(second, source)
 
-    def gain(originals: NDArray[np.int64], seeds: NDArray[np.int64] = np.zeros(1, np.int64)) -> NDArray[np.float64]:  # noqa: B008
+    def value(originals: NDArray[np.int64], seeds: NDArray[np.int64] = np.zeros(1, np.int64)) -> NDArray[np.float64]:  # noqa: B008
         weights = np.bincount(originals, minlength=len(ours.images))
-        at = _mean_at(ours, weights, seeds, shared) - _mean_at(theirs, weights, seeds, shared)
+        curves = zip(_curves(ours, weights, seeds), _curves(theirs, weights, seeds), strict=True)
+        at = np.mean([statistic(*pair) for pair in curves], axis=0)
         return np.concatenate([[at.mean()], at])
 
     samples = [np.arange(len(ours.images)), np.arange(max(len(first.correct), len(second.correct)))]
     samples = samples if len(samples[1]) > 1 else samples[:1]
-    found = stats.bootstrap(samples, gain, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
-    rows = [(float(mean), float(low), float(high)) for mean, low, high in zip(gain(*samples), *found.confidence_interval, strict=True)]
-    return Difference(rows[0][0], rows[0][1], rows[0][2], shared, rows[1:])
+    found = stats.bootstrap(samples, value, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    return [(float(mean), float(low), float(high)) for mean, low, high in zip(value(*samples), *found.confidence_interval, strict=True)]
+
+
+def _difference(rows: list[tuple[float, float, float]], budgets: list[float]) -> Difference:
+    return Difference(*rows[0], budgets, rows[1:])
 
 
 class _Sums(NamedTuple):
@@ -105,28 +164,37 @@ class _Sums(NamedTuple):
 
 def _by_original(sweep: Sweep, source: NDArray[np.int64]) -> _Sums:
     _, which = np.unique(source, return_inverse=True)
-    member = np.zeros((len(source), which.max() + 1))
-    member[np.arange(len(source)), which] = 1.0
-    return _Sums(sweep.correct @ member, sweep.compute @ member, member.sum(0).astype(np.int64))
+    member = sparse.csr_array((np.ones(len(source)), (np.arange(len(source)), which)))
+    added = [np.stack([part @ member for part in values]) for values in sweep]
+    return _Sums(added[0], added[1], np.bincount(which))
 
 
-def _mean_at(sums: _Sums, weights: NDArray[np.int64], seeds: NDArray[np.int64], budgets: Sequence[float]) -> NDArray[np.float64]:
-    """Accuracy `(B,)` of resampled originals, a mean over resampled seeds."""
-    total = float(weights @ sums.images)
-    taken = seeds % len(sums.correct)
-    accuracy, compute = sums.correct[taken] @ weights / total, sums.compute[taken] @ weights / total
-    return np.mean([np.interp(budgets, spent[order], right[order]) for right, spent, order in _ordered(accuracy, compute)], axis=0)
+def _curves(sums: _Sums, weights: NDArray[np.int64], seeds: NDArray[np.int64]) -> list[Curve]:
+    """The curves of resampled originals and seeds."""
+    total, taken = float(weights @ sums.images), seeds % len(sums.correct)
+    accuracy, compute = sums.correct @ weights / total, sums.compute @ weights / total
+    order = np.argsort(compute, axis=1, kind="stable")
+    return [Curve(accuracy[seed, order[seed]], compute[seed, order[seed]]) for seed in taken]
 
 
-def _ordered(accuracy: NDArray[np.float64], compute: NDArray[np.float64]) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
-    return [(right, spent, np.argsort(spent, kind="stable")) for right, spent in zip(accuracy, compute, strict=True)]
+def mean_difference_interval(values: NDArray[np.float64], marked: NDArray[np.bool_], source: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of how much higher the mean of `values` `(N,)` is on marked images than on the rest; originals are resampled."""
+    _, which = np.unique(source, return_inverse=True)
+
+    def gap(originals: NDArray[np.int64]) -> float:
+        weights = np.bincount(originals, minlength=which.max() + 1)[which]
+        return float(np.average(values, weights=weights * marked) - np.average(values, weights=weights * ~marked))
+
+    originals = (np.arange(which.max() + 1),)
+    found = stats.bootstrap(originals, gap, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def by_group(values: NDArray, group: NDArray) -> list[float]:
+    """The mean of `values` `(N,)` in each group `(N,)`, groups ascending."""
+    return [float(values[group == level].mean()) for level in np.unique(group)]
 
 
 def path_entropy(path: NDArray[np.int8]) -> float:
     """Shannon entropy, in bits, of the distribution of paths `(N, T)`; 0 where all images go one way."""
     return float(stats.entropy(np.unique(path, axis=0, return_counts=True)[1], base=2))
-
-
-def by_severity(values: NDArray, severity: NDArray[np.int64]) -> list[float]:
-    """The mean of `values` `(N,)` at each severity, ascending."""
-    return [float(values[severity == level].mean()) for level in np.unique(severity)]

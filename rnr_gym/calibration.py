@@ -101,7 +101,7 @@ def measure_summaries(backbone: Backbone, train: ImageSet, generator: torch.Gene
         glanced.append(traversal.glance_pooled.cpu().double())
         for layer, sub_path in enumerate(random_path(backbone, generator)):
             (group,) = traversal.groups
-            pooled = group.features.float().mean((2, 3)).cpu().double()
+            pooled = backbone.pool(group.features).cpu().double()
             moments[layer][:, : pooled.shape[1]] += torch.stack([torch.ones_like(pooled), pooled, pooled**2]).sum(1)
             traversal = traversal.step(np.full(len(images), sub_path))
     for layer, (count, total, squares) in enumerate(moments):

@@ -134,12 +134,44 @@ class RoutedClassifier(ModelHubMixin):
         agents.save(cast(Fitted, self.router), save_directory / ROUTER, {**facts, "curve": self.curve._asdict() if self.curve else None})
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, agent: str | None = None, device: str = "cpu", **where: Any
+    ) -> RoutedClassifier:
+        """A classifier by name: one that ships with the package, else a folder, else a model of the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: `"rnr-cifar10"` and the like, a folder, or a model's id on the hub.
+            agent: which of the shipped routers, `"ppo"` (the default) or `"dqn"`; for shipped classifiers only.
+            device: where it runs.
+            where: `revision`, `cache_dir`, `token` and what else the hub takes.
+        """
+        name = str(pretrained_model_name_or_path)
+        if pretrained.bundled(name, f"frozen.{agent or 'ppo'}").is_file():
+            return cls._of_files(pretrained.bundled(name), pretrained.bundled(name, f"frozen.{agent or 'ppo'}"), device)
+        if agent is not None:
+            raise ValueError(f"`agent` must be that of a classifier that ships, {', '.join(shipped())}, got {agent!r} of {name!r}")
+        classifier: RoutedClassifier = super().from_pretrained(name, device=device, **where)
+        return classifier
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, device: str = "cpu", **where: Any) -> RoutedClassifier:
         files = [_fetched(model_id, name, **where) for name in (BACKBONE, ROUTER)]
-        backbone = pretrained.load(files[0]).to(device).to(memory_format=torch.channels_last)
-        exits = checkpoints.load_tensors(files[1])[1]["exits"]
-        router, facts = agents.load(files[1], backbone.spec(exits))
+        return cls._of_files(files[0], files[1], device)
+
+    @classmethod
+    def _of_files(cls, network: Path, decisions: Path, device: str) -> RoutedClassifier:
+        pretrained.check_device(device)
+        backbone = pretrained.load(network).to(device).to(memory_format=torch.channels_last)
+        exits = checkpoints.load_tensors(decisions)[1]["exits"]
+        router, facts = agents.load(decisions, backbone.spec(exits))
         return cls(backbone, router, exits, Curve(**facts["curve"]) if facts["curve"] else None, facts["agent"])
+
+
+def shipped() -> list[str]:
+    """The classifiers that come with the package, as `name (agents)`."""
+    found = {name: sorted(set(agents.AGENTS) & {file.name.split(".")[2] for file in pretrained.FOLDER.glob(f"{name}.frozen.*.safetensors")})
+             for name in pretrained.ARCHITECTURES}  # fmt: skip
+    return [f"{name} ({', '.join(names)})" for name, names in found.items() if names]
 
 
 def _fetched(model_id: str, name: str, **where: Any) -> Path:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from rnr_gym import agents, analysis, runs
 from rnr_gym.agents import Setting
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.analysis import BUDGETS, Sweep
+from rnr_gym.analysis import BUDGETS, Difference, Sweep
 from rnr_gym.classifier import ROUTER, decision_macs
 from rnr_gym.data import ImageSet
 from rnr_gym.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
@@ -54,11 +54,33 @@ class Record(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What records are judged against: the test images, their source, and their route table where there is one."""
+    """What records are judged against.
 
-    images: ImageSet
+    Attributes:
+        images: the test images; None where only their route table is there.
+        source: what is routed.
+        table: its route table, where there is one.
+    """
+
+    images: ImageSet | None
     source: Source
     table: RouteTable | None
+
+    @property
+    def originals(self) -> NDArray[np.int64]:
+        """int64 `(N,)`: which original each image is a version of."""
+        return self.images.source if self.images is not None else np.arange(len(self.source.labels))
+
+    @property
+    def severity(self) -> NDArray[np.int64]:
+        """int64 `(N,)`: zeros where nothing is known."""
+        return self.images.severity if self.images is not None else np.zeros(len(self.source.labels), np.int64)
+
+    def plain(self) -> Evaluation:
+        """What the plain network does with every image."""
+        spec = self.source.spec
+        full = np.full((len(self.source.labels), spec.num_layers), spec.full_path, np.int8)
+        return evaluate_paths(self.table or self.source, full, static=True)
 
 
 def router_folder(folder: Path, name: str, seed: int) -> Path:
@@ -137,18 +159,24 @@ def sweeps(found: Sequence[Record], plain_macs: int) -> dict[str, Sweep]:
 
 def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
     """All figures of a comparison: a row a record, a summary a router, paired differences, means by severity."""
-    plain = bench.source.spec.plain_macs
+    plain, full = bench.source.spec.plain_macs, bench.plain()
     rows = [row(record, bench) for record in found]
     by_router = sweeps(found, plain)
     learnt = [name for name in by_router if name not in (*FIXED, ORACLE)]
-    pairs = [(name, rival) for name in learnt for rival in RIVALS if rival in by_router and rival != name]
-    pairs += [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
+    against = [(name, rival) for name in learnt for rival in RIVALS if rival in by_router and rival != name]
+    against = [pair for pair in against if _meet(pair, by_router)]
+    bounds = [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
+    whole = Sweep.of([[full]], plain)
     return {
         "budgets": list(BUDGETS),
+        "full_accuracy": float(full.correct.mean()),
         "rows": rows,
         "routers": [summary(name, by_router[name], rows) for name in by_router],
-        "differences": [_difference(pair, by_router, bench.images.source) for pair in pairs if _meet(pair, by_router)],
-        "by_severity": [_by_severity(name, by_router[name], bench.images.severity) for name in by_router],
+        "differences": [_paired(analysis.paired_difference, pair, by_router, bench) for pair in against + bounds if _meet(pair, by_router)],
+        "savings": [_paired(analysis.paired_saving, pair, by_router, bench) for pair in against],
+        "lost": [_paired(analysis.lost, (name, "full"), {**by_router, "full": whole}, bench) for name in learnt if _meet((name, name), by_router)],
+        "by_severity": [_by_severity(name, by_router[name], bench.severity) for name in by_router],
+        "by_outcome": [_by_outcome(name, by_router[name], full.correct, bench) for name in learnt if 0 < full.correct.mean() < 1],
     }
 
 
@@ -209,14 +237,37 @@ def _meet(pair: tuple[str, str], by_router: dict[str, Sweep]) -> bool:
     return bool(analysis.shared_budgets(by_router[pair[0]], by_router[pair[1]]))
 
 
-def _difference(pair: tuple[str, str], by_router: dict[str, Sweep], source: NDArray[np.int64]) -> dict[str, Any]:
-    found = analysis.paired_difference(by_router[pair[0]], by_router[pair[1]], source)
-    return {"router": pair[0], "against": pair[1], **found._asdict()}
+def _paired(statistic: Callable[..., Difference], pair: tuple[str, str], by_router: dict[str, Sweep], bench: Bench) -> dict[str, Any]:
+    """A statistic of two routers with its intervals; infinity, which JSON lacks, becomes None."""
+    found = statistic(by_router[pair[0]], by_router[pair[1]], bench.originals)
+    head = {"mean": found.mean, "low": found.low, "high": found.high}
+    finite = {name: value if np.isfinite(value) else None for name, value in head.items()}
+    at = [[value if np.isfinite(value) else None for value in row] for row in found.at]
+    return {"router": pair[0], "against": pair[1], **finite, "budgets": found.budgets, "at": at}
+
+
+def _nearest(found: Sweep, compute: float) -> int:
+    """The trade-off whose mean compute comes nearest."""
+    return int(np.abs(found.compute.mean((0, 2)) - compute).argmin())
+
+
+def _by_outcome(name: str, found: Sweep, right: NDArray[np.bool_], bench: Bench, near: float = 0.3) -> dict[str, Any]:
+    """Mean compute on images that the full path gets right and wrong, and the difference with its interval, at a compute near `near`."""
+    spent = found.compute[:, _nearest(found, near)].mean(0)
+    low, high = analysis.mean_difference_interval(spent, ~right, bench.originals)
+    return {
+        "router": name,
+        "mean_compute": float(spent.mean()),
+        "right": float(spent[right].mean()),
+        "wrong": float(spent[~right].mean()),
+        "low": low,
+        "high": high,
+    }
 
 
 def _by_severity(name: str, found: Sweep, severity: NDArray[np.int64], near: float = 0.2) -> dict[str, Any]:
     """Compute and accuracy at each severity, a mean over the seeds, at the trade-off whose mean compute is nearest to `near`."""
-    chosen = int(np.abs(found.compute.mean((0, 2)) - near).argmin())
+    chosen = _nearest(found, near)
     compute, accuracy = found.compute[:, chosen].mean(0), found.correct[:, chosen].mean(0)
-    parts = {"compute": analysis.by_severity(compute, severity), "accuracy": analysis.by_severity(accuracy, severity)}
+    parts = {"compute": analysis.by_group(compute, severity), "accuracy": analysis.by_group(accuracy, severity)}
     return {"router": name, "mean_compute": float(compute.mean()), "severity": np.unique(severity).tolist(), **parts}

@@ -11,6 +11,7 @@ IDS: dict[str, dict[str, Any]] = {
     "RNR-Digits-Channels-v0": {"dataset": "digits", "backbone": "rnr-digits-channels"},
     "RNR-CIFAR10-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10"},
     "RNR-CIFAR10-Channels-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10-channels"},
+    "RNR-CIFAR10-Table-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10-small", "backend": "shipped"},
     "RNR-CIFAR100-v0": {"dataset": "cifar100", "backbone": "rnr-cifar100"},
     "RNR-CIFAR100-Channels-v0": {"dataset": "cifar100", "backbone": "rnr-cifar100-channels"},
     "RNR-v0": {"dataset": "digits", "backbone": "rnr-digits"},

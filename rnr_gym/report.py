@@ -20,6 +20,7 @@ from rnr_gym.agents import Setting
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import decision_macs
 from rnr_gym.comparison import FIXED, ORACLE, Bench, Record
+from rnr_gym.data import ImageSet
 from rnr_gym.evaluation import Evaluation, evaluate_paths, static_macs
 from rnr_gym.registration import arguments_of
 from rnr_gym.sources import digest_of, open_images, open_source
@@ -33,9 +34,18 @@ MEASURED = ("seconds",)
 
 
 def bench(setting: Setting) -> Bench:
-    """The test images, live and as a table."""
+    """The test images, live and as a table; a shipped table does without the images where they are not there."""
     arguments = {**arguments_of(setting.env), **setting.arguments, "split": "test"}
-    return Bench(open_images(**arguments), open_source(**arguments), setting.table("test"))
+    return Bench(_images(arguments), open_source(**arguments), setting.table("test"))
+
+
+def _images(arguments: dict[str, Any]) -> ImageSet | None:
+    if arguments.get("backend") != "shipped":
+        return open_images(**arguments)
+    try:
+        return open_images(**{**arguments, "download": False})
+    except FileNotFoundError:
+        return None
 
 
 def provenance(setting: Setting, judge: Bench) -> dict[str, Any]:
@@ -52,14 +62,22 @@ def write(folder: Path, setting: Setting, seeds: int, found: Sequence[Record], j
     """Write the whole report; `results.json` comes last, so that a folder that has it is complete."""
     shown = _to_show(found)
     picked = {"router": shown.router, "seed": shown.seed, "tradeoff": shown.tradeoff}
-    head = {"env": setting.env, "arguments": dict(setting.arguments), "seeds": seeds, "images": len(judge.images), "shown": picked}
+    head = {
+        "env": setting.env,
+        "arguments": dict(setting.arguments),
+        "seeds": seeds,
+        "images": len(judge.source.labels),
+        "gallery": judge.images is not None,
+        "shown": picked,
+    }
     content = {**head, "provenance": provenance(setting, judge), **comparison.results(found, judge)}
     arrays = {name: part for number, record in enumerate(found) for name, part in _arrays(number, record.evaluation).items()}
     with checkpoints.replacing(folder / PATHS) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     plots.pareto(content, folder / PICTURE)
     compute = shown.evaluation.macs / judge.source.spec.plain_macs
-    plots.gallery(judge.images, compute, shown.evaluation.correct, folder / GALLERY)
+    if judge.images is not None:
+        plots.gallery(judge.images, compute, shown.evaluation.correct, folder / GALLERY)
     with checkpoints.replacing(folder / PAGE) as partial:
         partial.write_text(page(content))
     checkpoints.save_json(folder / RESULTS, content)
@@ -70,7 +88,7 @@ def page(content: dict[str, Any]) -> str:
     """The report's HTML, which follows from the results alone."""
     loader = jinja2.PackageLoader("rnr_gym", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html.j2").render(**content, percent=percent, number=number, interval=interval)
+    return environment.get_template("report.html.j2").render(**content, percent=percent, number=number, interval=interval, share=share)
 
 
 def percent(value: float | None, spread: float | None) -> str:
@@ -90,6 +108,13 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
+def share(mean: float | None, low: float | None, high: float | None) -> str:
+    """`0.68 [0.64, 0.73]`; a dash where it is not reached."""
+    if mean is None:
+        return "–"
+    return f"{mean:.2f} [{low:.2f}, {'∞' if high is None else f'{high:.2f}'}]"
+
+
 def validate(folder: Path) -> int:
     """Run every stored path again, work every figure out anew, and compare.
 
@@ -103,7 +128,7 @@ def validate(folder: Path) -> int:
     judge = bench(setting)
     _agree("provenance", content["provenance"]["weights and images"], digest_of(judge.source))
     found = _replayed(folder, content["rows"], judge)
-    _agree("images", content["images"], len(judge.images))
+    _agree("images", content["images"], len(judge.source.labels))
     _agree("seeds", content["seeds"], json.loads((folder / runs.CONFIG).read_text())["seeds"])
     for name, figures in comparison.results(found, judge).items():
         _agree(name, content[name], figures)
@@ -126,7 +151,7 @@ def _replayed(folder: Path, rows: list[dict[str, Any]], judge: Bench) -> list[Re
         spent = _decision_macs(folder, row, judge.source)
         own = spent * (path >= 0).sum(1)
         macs = static_macs(judge.source.spec, path) if row["static"] else live.macs + own
-        found = Evaluation(path, stated, stated == judge.images.labels, live.loss, macs, own)
+        found = Evaluation(path, stated, stated == judge.source.labels, live.loss, macs, own)
         records.append(Record(row["router"], row["seed"], row["tradeoff"], row["static"], spent, row["seconds"], found))
     return records
 

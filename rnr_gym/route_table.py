@@ -18,11 +18,12 @@ from rnr_gym.data import ImageSet
 from rnr_gym.macs import MacTable
 from rnr_gym.rewards import task_term
 from rnr_gym.spec import RoutingSpec
+from rnr_gym.summaries import steps
 from rnr_gym.traversal import Traversal
 from rnr_gym.types import Outcome, Rows
 
-LIMIT = 1_000_000
-"""The most prefixes times images that a table may hold; at 120 summary values about half a gigabyte."""
+LIMIT = 1_500_000
+"""The most prefixes times images that a table may hold; at 340 summary values two gigabytes."""
 
 
 class Places(NamedTuple):
@@ -176,9 +177,11 @@ class RouteTable:
         return RouteTable(self.spec, self.labels[rows], *parts)
 
     def save(self, path: Path) -> None:
-        """Write the table as one safetensors file."""
+        """Write the table as one safetensors file; quantised summaries in one byte a value."""
         arrays: dict[str, Any] = {name: getattr(self, name) for name in ("labels", "summary", "prediction", "loss")}
         arrays |= {"valid": self.spec.valid, **{f"macs.{name}": part for name, part in self.spec.mac_table._asdict().items() if name != "stem"}}
+        if self.spec.quantised:
+            arrays["summary"] = np.rint(self.summary / steps(self.summary.shape[-1], self.spec.facts["pooled"])).astype(np.int8)
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         checkpoints.save_tensors(path, tensors, {"spec": self.spec.facts, "stem": self.spec.mac_table.stem, "origin": self.origin})
 
@@ -188,8 +191,10 @@ class RouteTable:
         tensors, facts = checkpoints.load_tensors(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         macs = MacTable(facts["stem"], *(arrays[f"macs.{name}"] for name in ("layers", "exits", "head")))
-        parts = {name: arrays[name] for name in ("labels", "summary", "prediction", "loss")}
-        return cls(RoutingSpec(facts["spec"], arrays["valid"], macs), **parts, origin=facts["origin"])
+        parts, spec = {name: arrays[name] for name in ("labels", "summary", "prediction", "loss")}, RoutingSpec(facts["spec"], arrays["valid"], macs)
+        if spec.quantised:
+            parts["summary"] = parts["summary"] * steps(parts["summary"].shape[-1], spec.facts["pooled"])
+        return cls(spec, **parts, origin=facts["origin"])
 
 
 @dataclass(frozen=True, eq=False)

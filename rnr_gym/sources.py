@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -23,7 +24,7 @@ from rnr_gym.spec import RoutingSpec
 from rnr_gym.traversal import Traversal
 from rnr_gym.types import Outcome, Rows, Source
 
-BACKENDS = ("live", "table")
+BACKENDS = ("live", "table", "shipped")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +125,13 @@ def open_source(
 ) -> Source:
     """Images and backbone by name or as objects, checked against each other; the same arguments give the same object.
 
-    A `RouteTable` as `backend` is routed as it is, whatever the other arguments say.
+    A `RouteTable` as `backend` is routed as it is, whatever the other arguments say. `"shipped"` routes the table that
+    comes with a named backbone, which needs no images.
     """
     if isinstance(backend, RouteTable):
         return backend
+    if backend == "shipped":
+        return shipped_table(backbone, split, weights, exits)
     if not isinstance(backbone, str | Backbone):
         raise ValueError(f"`backbone` must be a name, a file or a `Backbone`, got {type(backbone).__name__}")
     if backend not in BACKENDS:
@@ -140,11 +144,17 @@ def open_source(
 
 
 def open_images(
-    dataset: str | ImageSet | Mapping[str, ImageSet] = "digits", split: str = "route", data_root: str | None = None, download: bool = True, **_: Any
+    dataset: str | ImageSet | Mapping[str, ImageSet] = "digits",
+    split: str = "route",
+    data_root: str | None = None,
+    download: bool = True,
+    backend: str | RouteTable = "live",
+    **source: Any,
 ) -> ImageSet:
     """The images that `open_source` routes, given the same arguments. A bare `ImageSet` stands for every split."""
     if isinstance(dataset, str):
-        return data.load(dataset, split, data_root, download)
+        images = data.load(dataset, split, data_root, download)
+        return images if backend != "shipped" else images.take(np.arange(len(shipped_table(source["backbone"], split).labels)))
     data.check_split(split)
     if isinstance(dataset, Mapping) and split not in dataset:
         raise ValueError(f"`split` must be one that `dataset` holds, {', '.join(dataset)}, got {split!r}")
@@ -152,6 +162,24 @@ def open_images(
     if not isinstance(images, ImageSet):
         raise ValueError(f"`dataset` must be a name, an `ImageSet`, or a dict of them by split, got {type(images).__name__}")
     return images
+
+
+def shipped_table(backbone: str | Backbone, split: str, weights: str | None = "frozen", exits: bool = True) -> RouteTable:
+    """The route table that comes with a named backbone; it holds the first images of its split."""
+    data.check_split(split)
+    path = pretrained.bundled(str(backbone), f"{weights}.{split}")
+    if not exits or not isinstance(backbone, str) or not path.is_file():
+        tables = sorted(file.name.removesuffix(".safetensors") for file in pretrained.FOLDER.glob("*.*.*.safetensors"))
+        asked = f"{backbone if isinstance(backbone, str) else type(backbone).__name__}.{weights}.{split}{'' if exits else ' without exits'}"
+        raise ValueError(
+            f'`backend="shipped"` needs a table that ships, {", ".join(tables) or "none so far"}, got {asked}; "live" and "table" need images'
+        )
+    return _loaded(path)
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path) -> RouteTable:
+    return RouteTable.load(path)
 
 
 @lru_cache(maxsize=8)

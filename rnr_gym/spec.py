@@ -18,7 +18,7 @@ class RoutingSpec:
     """Which decisions there are, what they cost, and what an observation looks like.
 
     Args:
-        facts: `pooled`, `glance`, `classes`, `has_exits` and `loss_scale`, as JSON holds them.
+        facts: `pooled`, `glance`, `classes`, `has_exits` and `loss_scale`, and `quantised` where summaries are, as JSON holds them.
         valid: bool `(T, K)`, the sub-paths that may be taken.
         mac_table: MACs, with the exits' rows zeroed where they are switched off.
     """
@@ -34,7 +34,13 @@ class RoutingSpec:
     @cached_property
     def layout(self) -> ObservationLayout:
         """Where the parts of an observation stand."""
-        return layout(self.facts["pooled"], self.facts["glance"], self.facts["classes"], self.num_layers, self.num_paths)
+        glance_classes = 0 if self.quantised else self.facts["classes"]
+        return layout(self.facts["pooled"], self.facts["glance"], self.facts["classes"], self.num_layers, self.num_paths, glance_classes)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether summaries come in whole steps of `summaries.steps`, without what the glance said once it is past."""
+        return bool(self.facts.get("quantised"))
 
     @cached_property
     def nearest(self) -> NDArray[np.int64]:

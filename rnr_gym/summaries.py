@@ -10,6 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+CLIP = 5.0
+"""Pooled features in a summary are z-scores clipped to this many standard deviations."""
+LEVELS = 127
+"""Quantised summaries have so many steps from 0 to their highest value."""
 MAX_TRADEOFF = 4.0
 """Reward units for one unit of compute; above it even the cheapest answer is worth less than none."""
 
@@ -70,9 +74,21 @@ def _consecutive(start: int, *widths: int) -> list[slice]:
     return [slice(low, high) for low, high in itertools.pairwise(edges)]
 
 
-def layout(pooled: int, glance: int, classes: int, layers: int, paths: int) -> ObservationLayout:
-    """The layout for a backbone of these widths."""
-    summary = SummaryLayout(*_consecutive(0, pooled, glance, classes, classes, 3))
+def steps(size: int, pooled: int) -> NDArray[np.float32]:
+    """float32 `(size,)`: one quantisation step of each value of a summary whose first `pooled` ones are z-scores."""
+    return np.where(np.arange(size) < pooled, CLIP, 1.0).astype(np.float32) / np.float32(LEVELS)
+
+
+def quantised(summary: NDArray[np.float32], pooled: int) -> NDArray[np.float32]:
+    """A summary `(N, S)` rounded to whole steps."""
+    step = steps(summary.shape[-1], pooled)
+    return np.rint(summary / step) * step
+
+
+def layout(pooled: int, glance: int, classes: int, layers: int, paths: int, glance_classes: int | None = None) -> ObservationLayout:
+    """The layout for a backbone of these widths; the glance answers with `classes` probabilities if nothing else is said."""
+    glanced = classes if glance_classes is None else glance_classes
+    summary = SummaryLayout(*_consecutive(0, pooled, glance, glanced, classes, 3))
     return ObservationLayout(summary, *_consecutive(summary.size, layers, 1, paths, 1))
 
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.backbones.base import CLIP, Backbone
-from rnr_gym.summaries import confidence
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.summaries import CLIP, confidence, quantised
 
 Rows = NDArray[np.int64]
 
@@ -72,7 +72,7 @@ class Traversal:
         count, x = len(images), backbone.prepare(images)
         rows, full = np.arange(count), np.full(count, backbone.full_path)
         blank = x.new_zeros(count, backbone.num_classes)
-        pooled, glanced = backbone.glance(x) if backbone.glance is not None and 0 in on else (x.new_zeros(count, backbone.glance_width), blank)
+        pooled, glanced = backbone.glance(x) if backbone.glance is not None and 0 in on else (x.new_zeros(count, len(backbone.glance_mean)), blank)
         macs = np.full(count, backbone.mac_table.stem)
         path = np.full((count, backbone.num_layers), -1, np.int8)
         start = cls(backbone, on, (), np.zeros(count, np.int64), full, macs, path, blank, glanced, pooled, glanced)
@@ -112,21 +112,24 @@ class Traversal:
     def summary(self) -> NDArray[np.float32]:
         """float32 `(N, S)`: what the network knows of each image; its parts stand in `summaries.SummaryLayout`."""
         backbone = self.backbone
-        pooled = self.glance_pooled.new_zeros(len(self.layer), backbone.pooled_width)
+        pooled = backbone.summary_mean.new_zeros(len(self.layer), backbone.pooled_width)
         with torch.no_grad():
             for group in self.groups:
-                width = group.features.shape[1]
-                mean, std = backbone.summary_mean[group.layer, :width], backbone.summary_std[group.layer, :width]
-                seen = (group.features.float().mean((2, 3)) - mean) / std
-                pooled[torch.from_numpy(group.rows), :width] = seen.clamp(-CLIP, CLIP)
-            glance = self.glance_pooled
-            if 0 in self.exits:
-                glance = ((glance - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
-            glanced, answer = self.glance_logits.softmax(1), self.exit_logits.softmax(1)
-            parts = (pooled, glance, glanced, answer, confidence(answer))
-            summary: NDArray[np.float32] = torch.cat(parts, 1).float().cpu().numpy()
+                found = backbone.pool(group.features)
+                mean, std = (part[group.layer, : found.shape[1]] for part in (backbone.summary_mean, backbone.summary_std))
+                pooled[torch.from_numpy(group.rows), : found.shape[1]] = ((found - mean) / std).clamp(-CLIP, CLIP)
+            answer = self.exit_logits.float().softmax(1)
+            glanced = [] if backbone.condensed else [self._glanced(), self.glance_logits.float().softmax(1)]
+            summary: NDArray[np.float32] = torch.cat([pooled, *glanced, answer, confidence(answer)], 1).float().cpu().numpy()
         summary[self.done] = 0.0
-        return summary
+        return quantised(summary, backbone.pooled_width) if backbone.condensed else summary
+
+    def _glanced(self) -> Tensor:
+        """The glance's pooled features `(N, G)`, z-scored; zeros where it did not run."""
+        backbone = self.backbone
+        if 0 not in self.exits:
+            return self.glance_pooled.float()
+        return ((self.glance_pooled.float() - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
 
     def _check(self, sub_paths: Rows, going: Rows) -> None:
         chosen, layer = sub_paths[going], self.layer[going]

@@ -1,7 +1,7 @@
 """Recipes for Stable-Baselines3's learners: what to call, with which arguments, for how long.
 
 Episodes are short and, the backbone being frozen, deterministic, so nothing is discounted (gamma 1).
-`benchmarks/tune_digits.py` chose the PPO and DQN values, with the same number of trials and of environment steps each.
+`benchmarks/tune.py` chose the PPO and DQN values, with the same number of trials and of environment steps each.
 """
 
 from __future__ import annotations
@@ -46,3 +46,10 @@ RECIPES = {
     "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO),
     "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN, {"n_quantiles": 25}),
 }
+TUNED: dict[str, dict[str, Recipe]] = {"cifar10": {}, "cifar100": {}}
+"""Recipes that replace those above where images of a data set are routed."""
+
+
+def recipe_for(name: str, dataset: Any) -> Recipe:
+    """The recipe of a learner for a data set; own data sets, which have no name, take the common one."""
+    return TUNED.get(dataset if isinstance(dataset, str) else "", {}).get(name, RECIPES[name])

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from rnr_gym import checkpoints
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv
-from rnr_gym.agents.recipes import RECIPES, Recipe
+from rnr_gym.agents.recipes import RECIPES, Recipe, recipe_for
 from rnr_gym.agents.setting import Setting
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.sb3 import vec_env
@@ -48,9 +48,9 @@ class LogTradeoff(BaseFeaturesExtractor):
 class Sb3Router:
     """A policy, with the recipe that made it. Policies that take action masks are given those of the layer."""
 
-    def __init__(self, spec: RoutingSpec, policy: BasePolicy, recipe: str) -> None:
-        self.spec, self.policy, self.recipe = spec, policy, recipe
-        self.masked = RECIPES[recipe].algorithm.endswith(":MaskablePPO")
+    def __init__(self, spec: RoutingSpec, policy: BasePolicy, name: str, recipe: Recipe) -> None:
+        self.spec, self.policy, self.name, self.recipe = spec, policy, name, recipe
+        self.masked = recipe.algorithm.endswith(":MaskablePPO")
 
     def predict(
         self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = True
@@ -61,18 +61,18 @@ class Sb3Router:
         return np.asarray(actions, np.int64), state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return dict(self.policy.state_dict()), {"recipe": self.recipe}
+        return dict(self.policy.state_dict()), {"recipe": self.name, "net": list(self.recipe.net)}
 
 
 def restore(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Sb3Router:
     """The router that `Sb3Router.state` described."""
-    recipe = RECIPES[facts["recipe"]]
+    recipe = replace(RECIPES[facts["recipe"]], net=tuple(facts["net"]))  # what may be imported is named here, not in a file
     algorithm = _algorithm(recipe)
     model_policy = algorithm.policy_aliases["MlpPolicy"]
     policy = model_policy(observation_space(spec), spaces.Discrete(spec.num_paths), lambda _: 0.0, **_policy_arguments(recipe))
     policy.load_state_dict(tensors)
     policy.set_training_mode(False)
-    return Sb3Router(spec, policy, facts["recipe"])
+    return Sb3Router(spec, policy, facts["recipe"], recipe)
 
 
 def restore_blind(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> BlindRouter:
@@ -100,7 +100,7 @@ def learner(recipe: Recipe, env: VecEnv, seed: int) -> BaseAlgorithm:
 
 
 def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv], blind: bool = False) -> Sb3Router:
-    recipe = RECIPES[name]
+    recipe = recipe_for(name, setting.make_arguments("route").get("dataset"))
     steps = setting.steps or recipe.steps
     spec = setting.source("route").spec
     arguments = {**setting.make_arguments("route"), "tradeoff": setting.tradeoffs}
@@ -114,7 +114,7 @@ def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecE
     if model.num_timesteps < steps:
         model.learn(steps - model.num_timesteps, CallbackList([bar, *([keeper] if keeper else [])]), reset_num_timesteps=not model.num_timesteps)
     env.close()
-    return Sb3Router(spec, model.policy, name)
+    return Sb3Router(spec, model.policy, name, recipe)
 
 
 def _algorithm(recipe: Recipe) -> Any:

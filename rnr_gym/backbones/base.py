@@ -14,9 +14,6 @@ from rnr_gym.backbones.blocks import Glance, PooledHead
 from rnr_gym.macs import MacTable, conv_macs
 from rnr_gym.spec import RoutingSpec
 
-CLIP = 5.0
-"""Summaries are z-scores clipped to this many standard deviations."""
-
 
 class Place(NamedTuple):
     """Where a layer stands.
@@ -76,6 +73,8 @@ class Backbone(nn.Module):
         exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone without exits.
         glance_widths: output channels of the glance's convolutions; empty for none. The glance is layer 0's exit.
         glance_strides: their strides.
+        condensed: 0 for a summary of all pooled features in full precision; else they are averaged over so many groups of
+            channels, the glance's are left out, and every value is quantised to 8 bits: what a route table can be shipped with.
         own: what else the subclass was made with, JSON-able.
 
     Attributes:
@@ -97,6 +96,7 @@ class Backbone(nn.Module):
     num_paths: int
     full_path: int
     has_exits: bool
+    condensed: int
     reads_came_by: bool = False
     stem_width: int
     mac_table: MacTable
@@ -122,15 +122,19 @@ class Backbone(nn.Module):
         exits: Sequence[int],
         glance_widths: Sequence[int],
         glance_strides: Sequence[int],
+        condensed: int,
         own: dict[str, Any],
     ) -> None:
         super().__init__()
         check_shape(image_shape, widths, blocks, exits)
         if classes < 2:
             raise ValueError(f"`classes` must be at least 2, got {classes}")
+        if condensed < 0 or (condensed and any(width % condensed for width in widths)):
+            raise ValueError(f"`condensed` must be 0 or divide every one of `widths` {list(widths)}, got {condensed}")
         shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
         answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
-        self.config = {"kind": self.kind, **shape, **answers, **own}
+        self.condensed = condensed
+        self.config = {"kind": self.kind, **shape, **answers, **own, **({"condensed": condensed} if condensed else {})}
         self.image_shape, self.num_classes, self.stem_width = tuple(image_shape), classes, widths[0]
         self.has_exits = bool(exits) or bool(glance_widths)
         channels, *side = image_shape
@@ -166,19 +170,20 @@ class Backbone(nn.Module):
         self.register_buffer("image_std", torch.full((channels, 1, 1), 0.5))
         self.register_buffer("summary_mean", torch.zeros(self.num_layers, self.pooled_width))
         self.register_buffer("summary_std", torch.ones(self.num_layers, self.pooled_width))
-        self.register_buffer("glance_mean", torch.zeros(self.glance_width))
-        self.register_buffer("glance_std", torch.ones(self.glance_width))
+        glance_width = self.glance.width if self.glance is not None else 0
+        self.register_buffer("glance_mean", torch.zeros(glance_width))
+        self.register_buffer("glance_std", torch.ones(glance_width))
         self.register_buffer("loss_scale", torch.ones(()))
 
     @property
     def pooled_width(self) -> int:
-        """Channels of the widest feature map that arrives at a layer."""
-        return max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
+        """Pooled features in a summary: channels of the widest feature map that arrives at a layer, or groups of them."""
+        return self.condensed or max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
 
     @property
     def glance_width(self) -> int:
         """Pooled features that the glance adds to the summary; 0 without one."""
-        return self.glance.width if self.glance is not None else 0
+        return self.glance.width if self.glance is not None and not self.condensed else 0
 
     @property
     def exit_layers(self) -> frozenset[int]:
@@ -189,6 +194,11 @@ class Backbone(nn.Module):
         """Scale uint8 images `(N, C, H, W)` to 0..1, then apply the backbone's own mean and standard deviation."""
         scaled = images.to(self.image_mean.dtype) / 255.0 if images.dtype == torch.uint8 else images
         return (scaled - self.image_mean) / self.image_std
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Features `(N, C, H, W)` -> what a summary holds of them, before it is z-scored: float32 `(N, C)`, or `(N, condensed)`."""
+        pooled = features.float().mean((2, 3))
+        return pooled.unflatten(1, (self.condensed, -1)).mean(2) if self.condensed else pooled
 
     def in_width(self, layer: int, came_by: int) -> int:
         """Channels that arrive at `layer`, or at the head for `layer = T`."""
@@ -226,7 +236,7 @@ class Backbone(nn.Module):
             valid[:, 0] = False
             table = table._replace(exits=np.zeros_like(table.exits))
         facts: dict[str, Any] = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
-        facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale)}
+        facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale), **({"quantised": True} if self.condensed else {})}
         return RoutingSpec(facts, valid, table)
 
 

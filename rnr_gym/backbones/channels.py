@@ -124,7 +124,7 @@ class ChannelPrunedNet(Backbone):
     Args:
         style: `"residual"` (blocks of two convolutions, inner channels pruned) or `"vgg"` (single convolutions, stream pruned).
         groups: k, the channel groups of a layer; widths must be multiples of 8 * k.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed: as for `Backbone`.
     """
 
     kind = "channels"
@@ -140,11 +140,12 @@ class ChannelPrunedNet(Backbone):
         exits: Sequence[int] = (),
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
+        condensed: int = 0,
     ) -> None:
         check_groups(style, groups, widths)
         self.style, self.groups, self.reads_came_by = style, groups, style == "vgg"
         own = {"style": style, "groups": groups}
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, own)
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, own)
 
     def _layer(self, place: Place, head: PooledHead | None) -> Layer:
         return (PrunedConvLayer if self.style == "vgg" else PrunedResidualLayer)(place, self.groups, head)

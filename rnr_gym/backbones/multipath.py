@@ -43,7 +43,7 @@ class MultiPathResNet(Backbone):
 
     Args:
         inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a multiple of 8.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed: as for `Backbone`.
     """
 
     kind = "multipath"
@@ -58,10 +58,11 @@ class MultiPathResNet(Backbone):
         exits: Sequence[int] = (),
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
+        condensed: int = 0,
     ) -> None:
         check_fractions(inner)
         self.inner = tuple(inner)
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, {"inner": list(inner)})
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, {"inner": list(inner)})
 
     def _layer(self, place: Place, head: PooledHead | None) -> Layer:
         return MultiPathLayer(place, branch_widths(place.width, self.inner), head)

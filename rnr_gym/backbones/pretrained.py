@@ -36,6 +36,8 @@ _CIFAR: dict[str, Any] = {"image_shape": [3, 32, 32], "widths": [32, 96, 192]}
 _CIFAR |= {"glance_widths": [32, 64, 96, 128], "glance_strides": [2, 1, 2, 2]}
 _CIFAR_MULTIPATH = {"kind": "multipath", **_CIFAR, "blocks": [1, 2, 2], "inner": [0.25, 1.0], "exits": [3, 4]}
 _CIFAR_CHANNELS = {"kind": "channels", **_CIFAR, "style": "residual", "blocks": [1, 1, 2], "groups": 4, "exits": [2, 3]}
+_SMALL = {"kind": "multipath", "image_shape": [3, 32, 32], "classes": 10, "widths": [24, 48, 96], "blocks": [1, 1, 2], "inner": [1.0]}
+_SMALL |= {"exits": [1, 2, 3], "glance_widths": [16, 32, 64], "glance_strides": [2, 2, 2], "condensed": 8}
 _CIFAR_SCHEDULE = {"epochs": 60, "uniform_paths": 1, "random_paths": 1, "share": 1 / 3, "shrunk": 0.6}
 ARCHITECTURES = {
     "rnr-digits": Architecture(
@@ -46,6 +48,7 @@ ARCHITECTURES = {
     ),
     "rnr-cifar10": Architecture({**_CIFAR_MULTIPATH, "classes": 10}, "cifar10", _CIFAR_SCHEDULE),
     "rnr-cifar10-channels": Architecture({**_CIFAR_CHANNELS, "classes": 10}, "cifar10", _CIFAR_SCHEDULE),
+    "rnr-cifar10-small": Architecture(_SMALL, "cifar10", {**_CIFAR_SCHEDULE, "uniform_paths": 0}),
     "rnr-cifar100": Architecture({**_CIFAR_MULTIPATH, "classes": 100}, "cifar100", _CIFAR_SCHEDULE),
     "rnr-cifar100-channels": Architecture({**_CIFAR_CHANNELS, "classes": 100}, "cifar100", _CIFAR_SCHEDULE),
 }

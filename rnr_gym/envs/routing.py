@@ -11,13 +11,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rnr_gym.backbones.base import CLIP
 from rnr_gym.envs.episodes import Dealing, Deck, Episodes
 from rnr_gym.rendering import RENDER_MODES, Scene, Window, frame, text
 from rnr_gym.rewards import check_one_tradeoff
 from rnr_gym.sources import SourceArguments, open_images, open_source
 from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import bounds
+from rnr_gym.summaries import CLIP, bounds
 
 ONE = np.zeros(1, np.int64)
 

@@ -1,7 +1,7 @@
 """Random search for the PPO and DQN recipes: as many trials, environment steps and seeds for one as for the other.
 
-Routers learn on one half of the digits of `route` and are scored on the other half; `test` is not touched. The score
-is the mean return over the trade-offs of the sweep. Run: `python benchmarks/tune_digits.py --trials 10`.
+Routers learn on one half of the originals of `route` and are scored on the other half; `test` is not touched. The score
+is the mean return over the trade-offs of the sweep. Run: `python benchmarks/tune.py --env RNR-CIFAR10-v0 --out FILE`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from rnr_gym import agents
-from rnr_gym.agents import Setting
+from rnr_gym.agents import Setting, sb3_router
 from rnr_gym.agents.recipes import RECIPES, Recipe
 from rnr_gym.evaluation import SWEEP, evaluate
 from rnr_gym.sources import open_images
@@ -67,7 +67,7 @@ def drawn(name: str, random: np.random.Generator) -> Recipe:
 def score(env: str, name: str, recipe: Recipe, steps: int) -> float:
     """Mean return on the half of `route` that the router did not learn on."""
     torch.set_num_threads(1)
-    RECIPES[name] = recipe
+    RECIPES[name], sb3_router.recipe_for = recipe, lambda *_: recipe
     setting = Setting(env, steps=steps, progress=False)
     table, images = setting.table("route"), open_images(**setting.make_arguments("route"))
     assert table is not None

@@ -1,0 +1,31 @@
+"""Put routers of a finished comparison into the package: `python benchmarks/cifar10/ship.py reports/cifar10 ppo dqn`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rnr_gym import agents, comparison, runs
+from rnr_gym.backbones import pretrained
+from rnr_gym.registration import arguments_of
+from rnr_gym.report import RESULTS
+
+
+def main(report: Annotated[Path, tyro.conf.Positional], names: Annotated[tuple[str, ...], tyro.conf.Positional], seed: int = 0) -> None:
+    """Ship the routers of one seed, chosen beforehand and not by how they do on `test`."""
+    content = json.loads((report / RESULTS).read_text())
+    for name in names:
+        run = runs.load(comparison.router_folder(report, name, seed))
+        if run.curve is None:
+            raise ValueError(f"`names` must be of routers whose compute follows the trade-off smoothly, got {name!r}")
+        facts = {"agent": name, "problem": run.setting.source("route").spec.digest, "exits": True, "curve": run.curve._asdict(), "seed": seed}
+        path = pretrained.bundled(arguments_of(content["env"])["backbone"], f"frozen.{name}")
+        agents.save(run.router, path, {**facts, "weights and images": content["provenance"]["weights and images"]})
+        print(f"wrote {path}, {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
