@@ -21,9 +21,8 @@ def main() -> None:
         table = route_table.build(backbone, images, backbone.spec())
         path = pretrained.bundled(NAME, f"frozen.{split}")
         replace(table, origin=digest_of(Live(backbone, images, backbone.spec()))).save(path)
-        print(
-            f"{path.name}: {len(images):,} images, {len(table.summary)} nodes, {table.summary.shape[-1]} values each, {path.stat().st_size / 1e6:.1f} MB"
-        )
+        nodes, _, values = table.summary.shape
+        print(f"{path.name}: {IMAGES:,} images, {nodes} nodes of {values} values, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
