@@ -68,13 +68,16 @@ class Curve(NamedTuple):
     compute: list[float]
 
     def tradeoff_for(self, compute: float) -> float:
-        """The trade-off at which the mean compute on `route` was `compute`; a `ValueError` outside what was measured."""
+        """The trade-off at which the mean compute on `route` was `compute`, or the dearest measured where that spends less.
+
+        A `ValueError` below the cheapest that was measured and above 1.
+        """
         falling = np.minimum.accumulate(np.array(self.compute))
         kept = np.concatenate([[True], np.diff(falling) < 0])
         low, high = float(falling[-1]), float(falling[0])
-        if not low <= compute <= high:
-            raise ValueError(f"`compute` must lie in {low:.3f}..{high:.3f}, what this router was measured at on `route`, got {compute!r}")
-        return float(np.exp(np.interp(-compute, -falling[kept], np.log(self.tradeoff)[kept])))
+        if not low <= compute <= 1.0:
+            raise ValueError(f"`compute` must lie in {low:.3f} (the cheapest that this router was measured at) to 1, got {compute!r}")
+        return float(np.exp(np.interp(-min(compute, high), -falling[kept], np.log(self.tradeoff)[kept])))
 
 
 class RoutedClassifier(ModelHubMixin):

@@ -88,7 +88,8 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
     | `came_by` | 0 or 1 | one-hot over the K sub-paths, the one executed last; zero at layer 0 |
     | `tradeoff` | 0..4 | λ |
 
-    After the last step `summary` and `layer` are zero.
+    On `RNR-CIFAR10-Table-v0` the pooled features are averaged over 8 groups of channels, the two glance slices are empty,
+    and every value of the summary is rounded to whole steps of 1/127 of its range. After the last step `summary` and `layer` are zero.
 
     ## Rewards
 
@@ -123,10 +124,12 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
     * `tradeoff`: λ in 0..4, or (low, high).
     * `reward`, `vector_reward`: see Rewards.
     * `exits`: False neither runs nor charges exits and glance: T steps always, the paper's form.
-    * `backend`: `"live"` runs the network; `"table"` looks up paths worked out once; a `RouteTable` of one's own is routed as it is.
+    * `backend`: `"live"` runs the network; `"table"` looks up paths worked out once; `"shipped"` those that come with the
+      package and need no images (`RNR-CIFAR10-Table-v0`); a `RouteTable` of one's own is routed as it is.
     * `weights`: `"frozen"` (shipped), a file that `rnr-gym pretrain` wrote, or None for seeded random ones.
     * `backbone`, `dataset`: names, or a `Backbone` and an `ImageSet` of one's own, or a dict of image sets by split (`RNR-v0`).
-    * `data_root`, `download`: where images lie, and whether they may be fetched.
+    * `data_root`, `download`: where images lie (else `RNR_GYM_DATA`, else the user's cache folder), as torchvision's files or as
+      folders `<data_root>/cifar10/{train,test}/<class>/*`, and whether CIFAR may be fetched if they are not there.
     * `device`: where the backbone runs.
 
     ## Version History
