@@ -221,7 +221,7 @@ def _setting(env: str, exits: bool, weights: str | None, data_root: str | None, 
 def _print_comparison(content: dict[str, Any]) -> None:
     """The report's two tables, for the terminal."""
     from rnr_gym.comparison import FIXED
-    from rnr_gym.report import interval, number, percent
+    from rnr_gym.report import interval, number, percent, share
 
     shown = slice(1, 5)  # what fits into eighty columns; the report has all
     columns = [Column(f"at {budget:g}", no_wrap=True) for budget in content["budgets"][shown]]
@@ -229,14 +229,17 @@ def _print_comparison(content: dict[str, Any]) -> None:
     for router in content["routers"]:
         accuracy.add_row(router["router"], *(percent(*pair) for pair in router["accuracy_at"][shown]), number(router["regret"]))
     console.print(accuracy)
-    pairs = Table("router", "against", "points at equal compute [95 % interval]", title="paired differences over the budgets", box=SIMPLE)
+    spent = {(pair["router"], pair["against"]): share(pair["mean"], pair["low"], pair["high"]) for pair in content["savings"]}
+    title = "paired, over the budgets, with 95 % intervals"
+    pairs = Table("router", "against", "points at equal compute", "compute for equal accuracy", title=title, box=SIMPLE)
     for pair in content["differences"]:
-        pairs.add_row(pair["router"], pair["against"], interval(pair["mean"], pair["low"], pair["high"]))
+        gained = interval(pair["mean"], pair["low"], pair["high"])
+        pairs.add_row(pair["router"], pair["against"], gained, spent.get((pair["router"], pair["against"]), ""))
     console.print(pairs)
     for part in content["by_severity"]:
         if len(part["severity"]) > 1 and part["router"] == content["shown"]["router"] and part["router"] not in FIXED:
-            spent = "  ".join(f"{level}: {compute:.2f}" for level, compute in zip(part["severity"], part["compute"], strict=True))
-            console.print(f"{part['router']} spends by severity  {spent}", highlight=False)
+            levels = "  ".join(f"{level}: {compute:.2f}" for level, compute in zip(part["severity"], part["compute"], strict=True))
+            console.print(f"{part['router']} spends by severity  {levels}", highlight=False)
 
 
 def main() -> None:
