@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ CIFAR100 = Cifar("cifar100", "CIFAR100", 169, HUNDRED, "RNR-CIFAR10-Table-v0 and
 def load(facts: Cifar, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
     """One split: 45,000 `train`, 5,000 `route` and 10,000 `test` images, in an order that does not depend on how they are stored.
 
-    Every tenth training image of a class, by rank within it, belongs to `route`; images come by (rank, class).
+    Every tenth training image of a class, by rank within it, belongs to `route`; images come, and are numbered, by (rank, class).
 
     Raises:
         FileNotFoundError: the images are not there and could not be, or may not be, fetched.
@@ -59,27 +60,28 @@ def load(facts: Cifar, split: str, data_root: str | None = None, download: bool 
     part = "test" if split == "test" else "train"
     if (root / facts.name).is_dir():
         images, labels = folders.load(root / facts.name, part, facts.classes, SIDE)
-        _check_enough(labels, facts, root / facts.name / part)
+        _check_enough(labels, facts, part, folders.part_folder(root / facts.name, part))
     else:
         images, labels = _official(facts, root, part, download)
-    rows = _dealt(labels, split)
-    return ImageSet(images[rows], labels[rows], rows, np.zeros(len(rows), np.int64), facts.classes)
+    rows, source = _dealt(labels, split)
+    return ImageSet(images[rows], labels[rows], source, np.zeros(len(rows), np.int64), facts.classes)
 
 
-def _dealt(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:
-    """The rows of a split, by rank within the class and then by class."""
+def _dealt(labels: NDArray[np.int64], split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a split, by rank within the class and then by class, and their numbers in that order of the whole part."""
     rank = rank_in_class(labels)
     order = np.lexsort((labels, rank))
     held_out = rank[order] % HELD_OUT == HELD_OUT - 1
-    return order if split == "test" else order[held_out == (split == "route")]
+    source = np.arange(len(order)) if split == "test" else np.flatnonzero(held_out == (split == "route"))
+    return order[source], source
 
 
-def _check_enough(labels: NDArray[np.int64], facts: Cifar, place: Path) -> None:
-    least = 1 if place.name == "test" else HELD_OUT
+def _check_enough(labels: NDArray[np.int64], facts: Cifar, part: str, place: Path) -> None:
+    least = 1 if part == "test" else HELD_OUT
     counts = np.bincount(labels, minlength=len(facts.classes))
     if counts.min() < least:
         few = f"{counts.min()} of {facts.classes[counts.argmin()]} in {str(place)!r}"
-        raise ValueError(f"`data_root` must hold at least {least} {place.name} images a class, so that every split has some, got {few}")
+        raise ValueError(f"`data_root` must hold at least {least} {part} images a class, so that every split has some, got {few}")
 
 
 def _official(facts: Cifar, root: Path, part: str, download: bool) -> folders.Decoded:
@@ -106,9 +108,12 @@ def _opened(reader: Any, facts: Cifar, root: Path, part: str) -> folders.Decoded
     try:
         found = reader(root, train=part == "train")
     except RuntimeError:
-        state = "is incomplete or damaged" if (root / reader.base_folder).exists() else "is not there"
-        raise FileNotFoundError(_advice(reader, facts, root, f"{reader.base_folder} {state}")) from None
+        raise FileNotFoundError(_advice(reader, facts, root, _state(reader, root))) from None
     return np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), np.array(found.targets, np.int64)
+
+
+def _state(reader: Any, root: Path) -> str:
+    return f"{reader.base_folder} is {'incomplete or damaged' if (root / reader.base_folder).exists() else 'not there'}"
 
 
 def _fetch(reader: Any, facts: Cifar, root: Path) -> None:
@@ -120,8 +125,9 @@ def _fetch(reader: Any, facts: Cifar, root: Path) -> None:
             reader(partial, download=True)
             shutil.rmtree(root / reader.base_folder, ignore_errors=True)
             (Path(partial) / reader.base_folder).rename(root / reader.base_folder)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(_advice(reader, facts, root, f"fetching it failed: {error}")) from error
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FileNotFoundError(_advice(reader, facts, root, f"{_state(reader, root)}; fetching it failed: {reason}")) from error
 
 
 def _advice(reader: Any, facts: Cifar, root: Path, what: str) -> str:

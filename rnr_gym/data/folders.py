@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -41,7 +41,7 @@ def load(folder: Path, part: str, classes: tuple[str, ...], side: tuple[int, int
         ValueError: class folders are missing or unknown, or a file is no such image.
         OSError: the cache has no room.
     """
-    place = _part_folder(folder, part)
+    place = part_folder(folder, part)
     _check_classes(place, classes)
     files = [(label, file) for label, name in enumerate(classes) for file in sorted((place / name).iterdir())]
     cached = checkpoints.cache_folder() / "images" / f"{folder.name}-{part}-{_digest(files, side)}.safetensors"
@@ -53,7 +53,8 @@ def load(folder: Path, part: str, classes: tuple[str, ...], side: tuple[int, int
         return decoded
 
 
-def _part_folder(folder: Path, part: str) -> Path:
+def part_folder(folder: Path, part: str) -> Path:
+    """Where the images of a part lie, whatever its folder is called."""
     for name in NAMES[part]:
         if (folder / name).is_dir():
             return folder / name
@@ -89,7 +90,7 @@ def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises each of these for some broken files
         raise ValueError(f"`data_root` must hold readable images, got {str(file)!r} ({error}); replace or remove it") from error
     if pixels.shape[:2] != side:
         raise ValueError(f"`data_root` must hold images of {side[0]} x {side[1]} pixels, got {str(file)!r} of {pixels.shape[0]} x {pixels.shape[1]}")
