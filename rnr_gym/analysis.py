@@ -55,6 +55,14 @@ def shared_budgets(first: Sweep, second: Sweep, budgets: Sequence[float] = BUDGE
     return [float(budget) for budget in budgets if budget >= cheapest]
 
 
+def _reached(first: Sweep, second: Sweep, budgets: Sequence[float]) -> list[float]:
+    """The shared budgets; a `ValueError` if there is none."""
+    shared = shared_budgets(first, second, budgets)
+    if not shared:
+        raise ValueError(f"`budgets` must hold one that both routers reach, got {list(budgets)}")
+    return shared
+
+
 class Difference(NamedTuple):
     """One router against another: a value and its 95 % interval.
 
@@ -76,9 +84,7 @@ def paired_difference(first: Sweep, second: Sweep, source: NDArray[np.int64], bu
 
     Raises `ValueError` if no budget is within reach of both.
     """
-    shared = shared_budgets(first, second, budgets)
-    if not shared:
-        raise ValueError(f"`budgets` must hold one that both routers reach, got {list(budgets)}")
+    shared = _reached(first, second, budgets)
 
     def gain(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
         return np.interp(shared, ours.compute, ours.accuracy) - np.interp(shared, theirs.compute, theirs.accuracy)
@@ -90,8 +96,9 @@ def paired_saving(first: Sweep, second: Sweep, source: NDArray[np.int64], budget
     """Compute spent for equal accuracy, as a share: what the first needs to be as accurate as the second is at each budget.
 
     Both are taken where their curves first reach that accuracy; infinite where the first never does.
+    Raises `ValueError` if no budget is within reach of both.
     """
-    shared = shared_budgets(first, second, budgets)
+    shared = _reached(first, second, budgets)
 
     def share(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
         wanted = np.interp(shared, theirs.compute, theirs.accuracy)
@@ -101,8 +108,8 @@ def paired_saving(first: Sweep, second: Sweep, source: NDArray[np.int64], budget
 
 
 def lost(first: Sweep, full: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
-    """Accuracy lost against the full path, at each budget that the router can be as cheap as."""
-    reached = shared_budgets(first, first, budgets)
+    """Accuracy lost against the full path, at each budget that the router can be as cheap as; `ValueError` if there is none."""
+    reached = _reached(first, first, budgets)
 
     def short(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
         return theirs.accuracy[-1] - np.interp(reached, ours.compute, ours.accuracy)
@@ -118,13 +125,13 @@ class Curve(NamedTuple):
 
     def needed(self, accuracy: float) -> float:
         """The compute at which the curve first reaches an accuracy; infinity if it never does."""
-        best = np.maximum.accumulate(self.accuracy)
-        place = int(np.searchsorted(best, accuracy))
-        if place == len(best):
+        enough = self.accuracy >= accuracy
+        if not enough.any():
             return float("inf")
+        place = int(enough.argmax())
         if place == 0:
             return float(self.compute[0])
-        part = (accuracy - best[place - 1]) / (best[place] - best[place - 1])
+        part = (accuracy - self.accuracy[place - 1]) / (self.accuracy[place] - self.accuracy[place - 1])
         return float(self.compute[place - 1] + part * (self.compute[place] - self.compute[place - 1]))
 
 
@@ -146,7 +153,8 @@ def paired_bootstrap(
 
     samples = [np.arange(len(ours.images)), np.arange(max(len(first.correct), len(second.correct)))]
     samples = samples if len(samples[1]) > 1 else samples[:1]
-    found = stats.bootstrap(samples, value, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    with np.errstate(invalid="ignore"):  # of the standard error, which nobody reads, where a saving is infinite
+        found = stats.bootstrap(samples, value, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
     return [(float(mean), float(low), float(high)) for mean, low, high in zip(value(*samples), *found.confidence_interval, strict=True)]
 
 
@@ -178,16 +186,23 @@ def _curves(sums: _Sums, weights: NDArray[np.int64], seeds: NDArray[np.int64]) -
 
 
 def mean_difference_interval(values: NDArray[np.float64], marked: NDArray[np.bool_], source: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of how much higher the mean of `values` `(N,)` is on marked images than on the rest; originals are resampled."""
+    """95 % percentile interval of how much higher the mean of `values` `(N,)` is on marked images than on the rest; originals are resampled.
+
+    Resamples without images of both kinds say nothing and are left out.
+    """
     _, which = np.unique(source, return_inverse=True)
 
     def gap(originals: NDArray[np.int64]) -> float:
         weights = np.bincount(originals, minlength=which.max() + 1)[which]
-        return float(np.average(values, weights=weights * marked) - np.average(values, weights=weights * ~marked))
+        inside, outside = weights * marked, weights * ~marked
+        if not (inside.any() and outside.any()):
+            return float("nan")
+        return float(np.average(values, weights=inside) - np.average(values, weights=outside))
 
     originals = (np.arange(which.max() + 1),)
     found = stats.bootstrap(originals, gap, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    low, high = np.nanpercentile(found.bootstrap_distribution, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def by_group(values: NDArray, group: NDArray) -> list[float]:

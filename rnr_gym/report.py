@@ -112,7 +112,8 @@ def share(mean: float | None, low: float | None, high: float | None) -> str:
     """`0.68 [0.64, 0.73]`; a dash where it is not reached."""
     if mean is None:
         return "–"
-    return f"{mean:.2f} [{low:.2f}, {'∞' if high is None else f'{high:.2f}'}]"
+    low_shown, high_shown = ("∞" if value is None else f"{value:.2f}" for value in (low, high))
+    return f"{mean:.2f} [{low_shown}, {high_shown}]"
 
 
 def validate(folder: Path) -> int:

@@ -154,7 +154,7 @@ def open_images(
     """The images that `open_source` routes, given the same arguments. A bare `ImageSet` stands for every split."""
     if isinstance(dataset, str):
         images = data.load(dataset, split, data_root, download)
-        return images if backend != "shipped" else images.take(np.arange(len(shipped_table(source["backbone"], split).labels)))
+        return images if backend != "shipped" else images.take(np.arange(len(shipped_table(source.get("backbone", "rnr-digits"), split).labels)))
     data.check_split(split)
     if isinstance(dataset, Mapping) and split not in dataset:
         raise ValueError(f"`split` must be one that `dataset` holds, {', '.join(dataset)}, got {split!r}")
@@ -169,7 +169,7 @@ def shipped_table(backbone: str | Backbone, split: str, weights: str | None = "f
     data.check_split(split)
     path = pretrained.bundled(str(backbone), f"{weights}.{split}")
     if not exits or not isinstance(backbone, str) or not path.is_file():
-        tables = sorted(file.name.removesuffix(".safetensors") for file in pretrained.FOLDER.glob("*.*.*.safetensors"))
+        tables = sorted(file.name.removesuffix(".safetensors") for part in data.SPLITS for file in pretrained.FOLDER.glob(f"*.*.{part}.safetensors"))
         asked = f"{backbone if isinstance(backbone, str) else type(backbone).__name__}.{weights}.{split}{'' if exits else ' without exits'}"
         raise ValueError(
             f'`backend="shipped"` needs a table that ships, {", ".join(tables) or "none so far"}, got {asked}; "live" and "table" need images'

@@ -80,9 +80,9 @@ def steps(size: int, pooled: int) -> NDArray[np.float32]:
 
 
 def quantised(summary: NDArray[np.float32], pooled: int) -> NDArray[np.float32]:
-    """A summary `(N, S)` rounded to whole steps."""
+    """A summary `(N, S)` rounded to whole steps; no zero is negative, so that one byte a value holds all there is."""
     step = steps(summary.shape[-1], pooled)
-    return np.rint(summary / step) * step
+    return np.rint(summary / step) * step + np.float32(0.0)
 
 
 def layout(pooled: int, glance: int, classes: int, layers: int, paths: int, glance_classes: int | None = None) -> ObservationLayout:

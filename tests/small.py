@@ -23,14 +23,14 @@ EXITS = {
 }
 
 
-def config(kind, exits="glance and exits", shape=(1, 8, 8), classes=3):
+def config(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, condensed=0):
     """The architecture as JSON holds it: 3 layers."""
-    return {**KINDS[kind], **EXITS[exits], "image_shape": list(shape), "classes": classes}
+    return {**KINDS[kind], **EXITS[exits], "image_shape": list(shape), "classes": classes, **({"condensed": condensed} if condensed else {})}
 
 
-def backbone(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, seed=0):
+def backbone(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, seed=0, condensed=0):
     """A network in evaluation mode in which every norm and every stored statistic differs from the next."""
-    return shaken(pretrained.from_config(config(kind, exits, shape, classes), seed), seed)
+    return shaken(pretrained.from_config(config(kind, exits, shape, classes, condensed), seed), seed)
 
 
 @torch.no_grad()

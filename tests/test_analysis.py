@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rnr_gym import analysis
-from rnr_gym.analysis import BUDGETS, Sweep, accuracy_at, at_budgets, by_severity, paired_difference, path_entropy
+from rnr_gym.analysis import BUDGETS, Sweep, accuracy_at, at_budgets, by_group, paired_difference, path_entropy
 from rnr_gym.evaluation import Evaluation
 
 
@@ -185,4 +185,4 @@ def test_path_entropy_in_bits(paths, bits):
 
 def test_means_by_severity_ascend_with_it():
     values, severity = np.array([1.0, 2.0, 3.0, 10.0, 20.0, 6.0]), np.array([0, 5, 0, 2, 2, 5])
-    assert by_severity(values, severity) == [2.0, 15.0, 4.0]
+    assert by_group(values, severity) == [2.0, 15.0, 4.0]

@@ -145,12 +145,17 @@ def test_a_budget_becomes_the_tradeoff_that_the_curve_says():
             np.testing.assert_allclose(observation[:, where], tradeoff, rtol=1e-6)
 
 
-@pytest.mark.parametrize("compute", [0.0999, 0.9001, 0.0, -1.0, 2.0, float("nan")])
-def test_a_budget_outside_what_was_measured_is_refused_with_the_range(compute):
+@pytest.mark.parametrize("compute", [0.0999, 1.0001, 0.0, -1.0, 2.0, float("nan")])
+def test_a_budget_below_the_cheapest_or_above_the_plain_network_is_refused_with_the_range(compute):
     backbone = small.backbone("multipath")
     routed = RoutedClassifier(backbone, wary(backbone.spec()), curve=CURVE)
-    with pytest.raises(ValueError, match=r"`compute` must lie in 0.100..0.900"):
+    with pytest.raises(ValueError, match=r"`compute` must lie in 0\.100 \(the cheapest that this router was measured at\) to 1, got"):
         routed(small.pixels(2), compute=compute)
+
+
+@pytest.mark.parametrize("compute", [0.9001, 0.95, 1.0])
+def test_of_a_budget_above_the_dearest_that_was_measured_the_rest_is_left(compute):
+    assert CURVE.tradeoff_for(compute) == pytest.approx(CURVE.tradeoff_for(0.9)) == pytest.approx(0.01)
 
 
 def test_where_a_curve_is_noisy_a_budget_is_met_where_it_was_measured():

@@ -9,11 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 from rnr_gym import cli, comparison, data, runs, training
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
 from rnr_gym.backbones import pretrained
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.data import cifar, folders
 from rnr_gym.evaluation import SWEEP
 from rnr_gym.registration import IDS
 from rnr_gym.report import validate
@@ -22,7 +24,7 @@ from tests.test_report import AGENTS as COMPARED
 from tests.test_report import finished, quick
 from tests.test_runs import ENV, WHOLE, snapshot
 
-COMMANDS = ("envs", "pretrain", "train", "evaluate", "compare", "validate", "render")
+COMMANDS = ("envs", "data", "pretrain", "train", "evaluate", "compare", "validate", "render")
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +105,58 @@ def test_envs_lists_every_id_in_full_in_eighty_columns(run):
     for name, arguments in IDS.items():
         (line,) = [line for line in said.splitlines() if name in line.split()]
         network = pretrained.named(arguments["backbone"], None)
-        facts = {arguments["dataset"], str(network.num_layers), str(network.num_paths), f"{network.mac_table.plain:,}", "frozen"}
+        weights = "frozen" if pretrained.bundled(arguments["backbone"]).is_file() else "none"
+        facts = {arguments["dataset"], str(network.num_layers), str(network.num_paths), f"{network.mac_table.plain:,}", weights}
         assert facts <= set(line.split())
+
+
+def in_table(said):
+    """The words of each line that is about a split."""
+    return [line.split() for line in said.splitlines() if line.split() and line.split()[0] in data.SPLITS]
+
+
+@pytest.fixture
+def whole_splits(monkeypatch):
+    """Every image of every split, as users have them."""
+    monkeypatch.setattr(data, "load", WHOLE)
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_data_says_what_each_split_has(run, whole_splits, small_cifar, name):
+    code, said = run("data", name)
+    assert code == 0
+    assert name in said
+    for split, line in zip(data.SPLITS, in_table(said), strict=True):
+        images = WHOLE(name, split)
+        assert line == [split, f"{len(images):,}", *" x ".join(map(str, images.images.shape[1:])).split(), str(len(images.classes))]
+
+
+def test_data_decodes_a_folder_ahead_of_its_first_use(run, whole_splits, small_cifar, tmp_path, monkeypatch):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "cache"))
+    images = shutil.copytree(small_cifar / "cifar10", tmp_path / "images" / "cifar10").parent
+    code, said = run("data", "cifar10", "--data-root", images)
+    assert code == 0
+    assert [line[:2] for line in in_table(said)] == [["train", "90"], ["route", "10"], ["test", "10"]]
+    monkeypatch.setattr(folders, "_pixels", lambda file, side: pytest.fail(f"{file} was decoded"))
+    assert len(cifar.load(cifar.CIFAR10, "train", str(images))) == 90
+
+
+@pytest.mark.parametrize("command", [["data"], ["pretrain", "--out", "OUT", "--epochs", 1]], ids=lambda words: words[0])
+@pytest.mark.parametrize(("name", "env"), [("cifar10", "RNR-CIFAR10-v0"), ("cifar100", "RNR-CIFAR100-v0")])
+def test_images_that_cannot_be_fetched_are_one_error_that_says_what_to_do(run, whole_splits, tmp_path, monkeypatch, command, name, env):
+    for reader in (datasets.CIFAR10, datasets.CIFAR100):
+        monkeypatch.setattr(reader, "url", "http://127.0.0.1:1/")
+    words = [tmp_path / "out" if word == "OUT" else word for word in command]
+    said = refused(run, tmp_path, *words, name if words == ["data"] else env, "--data-root", tmp_path / "images")
+    assert f"`data_root` must hold {name}/train/<class>/*" in said
+    assert f"`rnr-gym data {name}` fetches" in said
+    assert "RNR_GYM_DATA" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_refuses_folders_that_hold_something_else(run, whole_splits, tmp_path):
+    (tmp_path / "cifar10" / "train" / "zebra").mkdir(parents=True)
+    assert "(missing: airplane, automobile, bird, cat, deer; unknown: zebra)" in refused(run, tmp_path, "data", "cifar10", "--data-root", tmp_path)
 
 
 @pytest.mark.parametrize("agent", ["static", "confidence", "ppo"])
@@ -305,6 +357,8 @@ def test_a_finished_or_changed_run_is_not_written_over(run, tmp_path):
         (["train", ENV, "--out", "OUT", "--steps", "0"], ["`steps` must be at least 1, got 0"]),
         (["train", ENV, "--out", "OUT", "--agent", "full", "--weights", "/no/such/file"], ["`weights`", "/no/such/file"]),
         (["pretrain", ENV, "--out", "OUT", "--epochs", "0"], ["`epochs`"]),
+        (["data", "mnist"], ["`dataset` must be one of digits, cifar10, cifar100, got 'mnist'"]),
+        (["pretrain", "RNR-CIFAR10-v0", "--out", "OUT", "--epochs", "0"], ["`epochs`"]),
         (["render", ENV, "--out", "OUT", "--episodes", "0"], ["`episodes`"]),
         (["render", ENV, "--out", "OUT", "--run", "OUT"], ["holds no run; make one with `rnr-gym train`"]),
         (["evaluate", "OUT"], ["holds no run; make one with `rnr-gym train`"]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rnr_gym import route_table
+from rnr_gym import checkpoints, route_table
 from rnr_gym.macs import MacTable
 from rnr_gym.route_table import RouteTable
 from rnr_gym.sources import Live
@@ -257,6 +257,35 @@ def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path, kind, on):
     assert again.spec.facts == table.spec.facts
     assert again.spec.digest == table.spec.digest
     np.testing.assert_array_equal(again.spec.valid, table.spec.valid)
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_quantised_summaries_take_a_byte_a_value_and_come_back_the_same(tmp_path, kind, on):
+    backbone = small.backbone(kind, condensed=8)
+    table = route_table.build(backbone, small.images(6), backbone.spec(on), progress=False)
+    table.save(tmp_path / "file")
+    stored, again = checkpoints.load_tensors(tmp_path / "file")[0]["summary"], RouteTable.load(tmp_path / "file")
+    assert (stored.dtype, tuple(stored.shape)) == (torch.int8, table.summary.shape)
+    assert again.summary.dtype == np.float32
+    for name in ("labels", "summary", "prediction", "loss"):
+        np.testing.assert_array_equal(getattr(table, name), getattr(again, name))
+    assert again.spec.quantised
+    assert again.spec.digest == table.spec.digest
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+def test_quantised_summaries_come_back_bit_for_bit(tmp_path):
+    backbone = small.backbone("multipath", condensed=8)
+    table = route_table.build(backbone, small.images(6), backbone.spec(), progress=False)
+    table.save(tmp_path / "file")
+    assert RouteTable.load(tmp_path / "file").summary.tobytes() == table.summary.tobytes()
+
+
+def test_other_summaries_keep_their_precision_on_disk(tmp_path):
+    hand_made().save(tmp_path / "file")
+    assert checkpoints.load_tensors(tmp_path / "file")[0]["summary"].dtype == torch.float32
 
 
 def test_batch_size_does_not_matter(backbone, images):

@@ -70,3 +70,26 @@ def test_the_digest_is_that_of_the_problem_not_of_the_weights():
     assert len(digest) == 12
     others = [small.backbone("residual").spec(), small.backbone("multipath", "exits").spec(), small.backbone("multipath").spec(exits=False)]
     assert digest not in {other.digest for other in others}
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+@pytest.mark.parametrize("exits", small.EXITS)
+def test_a_condensed_backbone_says_so_and_its_summary_has_no_glance(kind, exits):
+    spec, plain = small.backbone(kind, exits, condensed=8).spec(), small.backbone(kind, exits).spec()
+    assert spec.facts == {**plain.facts, "pooled": 8, "glance": 0, "quantised": True}
+    assert (spec.quantised, plain.quantised) == (True, False)
+    assert spec.layout.summary.size == 8 + 3 + 3
+    assert spec.layout.size == 8 + 3 + 3 + 3 + 1 + spec.num_paths + 1
+    assert spec.digest != plain.digest
+    np.testing.assert_array_equal(spec.valid, plain.valid)
+    for ours, theirs in zip(spec.mac_table, plain.mac_table, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_problem_that_says_nothing_of_it_is_not_quantised():
+    spec = spec_of(np.ones((2, 4)))
+    assert not spec.quantised
+    assert spec.layout.summary.size == 4 + 2 + 3 + 3 + 3
+    rounded = RoutingSpec({**spec.facts, "quantised": True}, spec.valid, spec.mac_table)
+    assert rounded.layout.summary.size == 4 + 2 + 3 + 3
+    assert rounded.digest != spec.digest

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import CLIP
+from rnr_gym.summaries import CLIP
 from rnr_gym.traversal import Traversal
 from tests import small
 

@@ -129,8 +129,6 @@ class Backbone(nn.Module):
         check_shape(image_shape, widths, blocks, exits)
         if classes < 2:
             raise ValueError(f"`classes` must be at least 2, got {classes}")
-        if condensed < 0 or (condensed and any(width % condensed for width in widths)):
-            raise ValueError(f"`condensed` must be 0 or divide every one of `widths` {list(widths)}, got {condensed}")
         shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
         answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
         self.condensed = condensed
@@ -143,6 +141,9 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(self._stages(widths, blocks, exits, (side[0], side[1])))
         self.head = PooledHead(widths[-1], classes)
         self.num_layers, self.num_paths = len(self.layers), self.layers[0].num_paths
+        arriving = sorted({widths[0], *(width for layer in self.layers for width in layer.widths if width)})
+        if condensed < 0 or (condensed and any(width % condensed for width in arriving)):
+            raise ValueError(f"`condensed` must be 0 or divide every width at which features come, {arriving}, got {condensed}")
         self.full_path = self.num_paths - 1
         self.valid = self._valid()
         self.mac_table = self._count(conv_macs(channels, widths[0], (side[0], side[1])))

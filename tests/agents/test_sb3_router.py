@@ -10,8 +10,10 @@ import torch
 
 from rnr_gym import agents, checkpoints
 from rnr_gym.agents import AGENTS, RECIPES, Setting, sb3_router
+from rnr_gym.agents.recipes import TUNED, recipe_for
 from rnr_gym.agents.sb3_router import CHECKPOINT, Bar, Keeper, LogTradeoff, learner
 from rnr_gym.classifier import route
+from rnr_gym.data import DATASETS
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.evaluation import evaluate
 from rnr_gym.sb3 import vec_env
@@ -275,3 +277,73 @@ def test_a_router_is_given_one_observation_an_image_and_needs_no_state():
     walk = route(table.start(np.arange(8)), table.spec, router, 0.5)
     assert walk.done.all()
     assert router.predict(observations(table.spec, 1))[1] is None
+
+
+@EVERY
+def test_a_data_set_may_have_a_recipe_of_its_own_and_all_others_take_the_common_one(monkeypatch, name):
+    own = replace(RECIPES[name], net=(7, 5))
+    monkeypatch.setitem(TUNED, "cifar10", {name: own})
+    monkeypatch.setitem(TUNED, "cifar100", {})
+    assert recipe_for(name, "cifar10") is own
+    for other in ("cifar100", "digits", "nosuch", None, small.images(6), {"route": small.images(6)}):
+        assert recipe_for(name, other) is RECIPES[name]
+
+
+def test_recipes_of_their_own_belong_to_known_learners_and_data_sets():
+    assert TUNED.keys() <= DATASETS.keys()
+    for recipes in TUNED.values():
+        assert recipes.keys() <= RECIPES.keys()
+        for name, recipe in recipes.items():
+            assert (recipe.algorithm, recipe.policy) == (RECIPES[name].algorithm, RECIPES[name].policy)  # by which its router is restored
+
+
+def test_a_router_is_fitted_by_the_recipe_of_its_data_set_and_comes_back_with_its_network(tmp_path, monkeypatch):
+    own, table = replace(RECIPES["ppo"], net=(8, 4), num_envs=32), paper()
+    monkeypatch.setitem(TUNED, "digits", {"ppo": own})  # what RNR-v0 routes by name
+    router = fitted("ppo", table, 256)
+    assert router.recipe is own
+    agents.save(router, tmp_path / "router", {"agent": "ppo"})
+    monkeypatch.delitem(TUNED, "digits")
+    again = agents.load(tmp_path / "router", table.spec)[0]
+    assert again.recipe.net == (8, 4)
+    assert again.recipe == replace(RECIPES["ppo"], net=(8, 4))
+    assert same(weights(router), weights(again))
+    assert router.predict(observations(table.spec))[0].tolist() == again.predict(observations(table.spec))[0].tolist()
+    assert fitted("ppo", table, 1024).recipe is RECIPES["ppo"]
+
+
+def untrained(table, name="ppo", **changes):
+    """A router that has learnt nothing."""
+    recipe = replace(RECIPES[name], **changes)
+    return sb3_router.Sb3Router(table.spec, learner(recipe, vec_env("RNR-v0", 32, 0, backend=table), 0).policy, name, recipe)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_what_a_router_keeps_beside_its_weights_are_its_recipes_name_and_network(name):
+    assert untrained(paper(), name, net=(24,)).state()[1] == {"recipe": name, "net": [24]}
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_a_recipe_may_change_its_network_without_making_old_routers_useless(monkeypatch, name):
+    table = paper()
+    tensors, facts = untrained(table, name).state()
+    monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], net=(50, 40)))
+    again = sb3_router.restore(table.spec, tensors, facts)
+    assert same(tensors, weights(again))
+    assert again.state()[1] == facts
+
+
+def test_a_file_says_nothing_of_what_is_imported():
+    table = paper()
+    tensors, facts = untrained(table).state()
+    again = sb3_router.restore(table.spec, tensors, {**facts, "algorithm": "os:system", "policy": {"activation_fn": "os.system"}})
+    assert again.recipe.algorithm == RECIPES["ppo"].algorithm
+    with pytest.raises(KeyError):
+        sb3_router.restore(table.spec, tensors, {**facts, "recipe": "os:system"})
+
+
+def test_weights_that_do_not_fit_the_network_they_name_are_refused():
+    table = paper()
+    tensors, facts = untrained(table).state()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        sb3_router.restore(table.spec, tensors, {**facts, "net": [17]})

@@ -1,10 +1,13 @@
 """Backbones by name and from files."""
 
+import re
+
 import pytest
 import torch
 
 from rnr_gym import checkpoints
 from rnr_gym.backbones import pretrained
+from rnr_gym.registration import IDS
 from tests import small
 
 
@@ -25,6 +28,53 @@ def test_a_saved_backbone_comes_back_whole(tmp_path, kind):
     assert checkpoints.load_tensors(tmp_path / "file")[1]["accuracy"] == 0.5
     path, batch = small.paths(ours.spec(), 6), small.pixels(6)
     assert torch.equal(small.travel(ours, batch, path).logits, small.travel(again, batch, path).logits)
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_rounded_weights_take_two_bytes_and_come_back_bit_for_bit(tmp_path, kind):
+    ours = small.backbone(kind)
+    pretrained.round_to_half(ours)
+    pretrained.save(ours, tmp_path / "file")
+    stored, again = checkpoints.load_tensors(tmp_path / "file")[0], pretrained.load(tmp_path / "file")
+    assert same(ours, again)
+    assert all(stored[name].dtype == torch.float16 for name, _ in ours.named_parameters())
+    assert stored["summary_std"].dtype == torch.float32  # measured, not rounded
+    counters = [name for name in stored if name.endswith("num_batches_tracked")]
+    assert counters
+    assert all(stored[name].dtype == torch.int64 for name in counters)
+    assert all(ours.state_dict()[name].dtype == tensor.dtype for name, tensor in again.state_dict().items())
+
+
+def test_rounding_takes_the_nearest_half_and_leaves_measurements_alone():
+    ours, before = small.backbone("multipath"), small.backbone("multipath")
+    pretrained.round_to_half(ours)
+    assert all(torch.equal(rounded, exact.half().float()) for rounded, exact in zip(ours.parameters(), before.parameters(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(ours.buffers(), before.buffers(), strict=True))
+    assert not same(ours, before)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (0.5, torch.float16),
+        (65504.0, torch.float16),
+        (2.0**-24, torch.float16),
+        (float("inf"), torch.float16),
+        (1 / 3, torch.float32),
+        (65536.0, torch.float32),
+        (2.0**-25, torch.float32),
+        (float("nan"), torch.float32),
+    ],
+    ids=str,
+)
+def test_a_tensor_is_stored_in_half_precision_only_if_that_loses_nothing(tmp_path, value, dtype):
+    ours = small.backbone("multipath")
+    bias = ours.head.linear.bias.data
+    bias.copy_(torch.tensor([value, -0.0, 1.0]))
+    pretrained.save(ours, tmp_path / "file")
+    assert checkpoints.load_tensors(tmp_path / "file")[0]["head.linear.bias"].dtype == dtype
+    found = pretrained.load(tmp_path / "file").head.linear.bias.data
+    assert torch.equal(found.view(torch.int32), bias.view(torch.int32))
 
 
 def test_a_seed_gives_weights_and_leaves_the_global_generator_alone():
@@ -61,14 +111,28 @@ def test_the_same_backbone_is_shared_however_it_is_asked_for():
     assert pretrained.named("rnr-digits", None) is pretrained.named("rnr-digits", weights=None, seed=0, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [(name, stage) for name in pretrained.ARCHITECTURES for stage in pretrained.STAGES if pretrained.bundled(name, stage).is_file()],
+)
+def test_weights_that_are_shipped_load(name, stage):
+    assert pretrained.named(name, stage).config == pretrained.from_config(pretrained.ARCHITECTURES[name].config).config
+
+
 @pytest.mark.parametrize("name", pretrained.ARCHITECTURES)
 @pytest.mark.parametrize("stage", pretrained.STAGES)
-def test_weights_that_are_not_shipped_are_refused_and_those_that_are_load(name, stage):
-    if pretrained.bundled(name, stage).is_file():
-        assert pretrained.named(name, stage).config == pretrained.from_config(pretrained.ARCHITECTURES[name].config).config
-    else:
-        with pytest.raises(ValueError, match=r"`weights` of .* are not shipped"):
-            pretrained.named(name, stage)
+def test_weights_that_are_not_shipped_are_refused_with_the_command_that_trains_them(name, stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=f"`weights` of {name} are not shipped, got {stage!r}") as refused:
+        pretrained.named(name, stage, seed=99)  # a seed of its own, since what was loaded before is shared
+    (env,) = re.findall(r"`rnr-gym pretrain (\S+) --out FILE` trains them: pass FILE, or None for random ones$", str(refused.value))
+    assert IDS[env]["backbone"] == name
+
+
+def test_unshipped_weights_of_cifar100_name_its_own_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="`rnr-gym pretrain RNR-CIFAR100-v0 --out FILE`"):
+        pretrained.named("rnr-cifar100", seed=99)
 
 
 @pytest.mark.parametrize("weights", ["best", "/no/such/file"])

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from tests import small
+
 IDS = ["RNR-Digits-v0", "RNR-Digits-Channels-v0"]
 EVERY = pytest.mark.parametrize("name", IDS)
 BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
@@ -136,6 +138,17 @@ def test_so_it_does_for_one_and_for_many(num, some_digits):
     pair.reset(seed=3)
     for step in actions(pair, 60):
         pair.step(step)
+
+
+@MODES
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_so_it_does_where_summaries_are_quantised(mode, kind, images):
+    """On the table only: live, a value halfway between two steps may be rounded either way."""
+    pair = Pair("RNR-v0", "table", mode, dataset=images, backbone=small.backbone(kind, condensed=8), tradeoff=(0.1, 2.0))
+    pair.reset(seed=3)
+    for step in actions(pair, 15):
+        pair.step(step)
+    assert pair.native.single_observation_space.shape == (8 + 3 + 3 + 3 + 1 + pair.native.single_action_space.n + 1,)
 
 
 @MODES

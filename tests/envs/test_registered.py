@@ -1,4 +1,4 @@
-"""The contract, over every registered id."""
+"""The contract, over every registered id: live with random weights, and as it ships where it does."""
 
 import pickle
 import subprocess
@@ -18,17 +18,25 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from rnr_gym.backbones import pretrained
 from rnr_gym.registration import IDS, arguments_of
 
-SHIPPED = [name for name, arguments in IDS.items() if pretrained.bundled(arguments["backbone"]).is_file()]
+RANDOM = {"weights": None, "backend": "live"}
+TABLES = {name for name, arguments in IDS.items() if arguments.get("backend") == "shipped"}
+SHIPPED = [
+    name for name, arguments in IDS.items() if pretrained.bundled(arguments["backbone"], "frozen.route" if name in TABLES else "frozen").is_file()
+]
 EVERY = pytest.mark.parametrize("name", IDS)
 EVERY_WEIGHTS = pytest.mark.parametrize(
     ("name", "weights"),
-    [*((name, {"weights": None}) for name in IDS), *((name, {}) for name in SHIPPED)],
+    [*((name, RANDOM) for name in IDS), *((name, {}) for name in SHIPPED)],
     ids=lambda value: value if isinstance(value, str) else "random" if value else "shipped",
 )
+SOME = pytest.mark.parametrize("name", ["RNR-Digits-Channels-v0", "RNR-CIFAR10-v0", "RNR-CIFAR100-Channels-v0"])
+"""Every data set and both kinds of backbone, where each id takes seconds."""
+
+pytestmark = pytest.mark.usefixtures("small_cifar")
 
 
 def make(name, **arguments):
-    return gym.make(name, **{"weights": None, **arguments})
+    return gym.make(name, **{**RANDOM, **arguments})
 
 
 def rollout(env, seed, steps=40):
@@ -71,6 +79,8 @@ def test_gymnasium_checks_pass(name, weights):
 @EVERY_WEIGHTS
 @pytest.mark.parametrize("changes", [{}, {"exits": False}, {"reward": "cross_entropy"}, {"tradeoff": (0.1, 1.0)}], ids=str)
 def test_sb3_checks_pass_without_a_warning(name, weights, changes):
+    if name in TABLES and not weights and "exits" in changes:
+        pytest.skip("a table that ships has its exits")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sb3_check_env(gym.make(name, **weights, **changes).unwrapped, warn=True)
@@ -78,8 +88,8 @@ def test_sb3_checks_pass_without_a_warning(name, weights, changes):
 
 @EVERY
 @pytest.mark.parametrize("backend", ["live", "table"])
-def test_two_environments_with_one_seed_do_the_same(name, backend, some_digits):
-    arguments = {"backend": backend, "tradeoff": (0.1, 2.0), "dataset": some_digits}
+def test_two_environments_with_one_seed_do_the_same(name, backend, few_images):
+    arguments = {"backend": backend, "tradeoff": (0.1, 2.0), "dataset": few_images(name)}
     one, other = make(name, **arguments), make(name, **arguments)
     assert_same(rollout(one, 7), rollout(other, 7))
     assert_same(rollout(one, 7), rollout(one, 7))
@@ -115,19 +125,19 @@ def test_the_id_makes_the_environment_its_table_says(name):
     assert env.spec.max_episode_steps is None
 
 
-@EVERY
+@SOME
 def test_the_id_imports_by_itself_in_a_fresh_process(name):
-    code = f"import gymnasium; print(gymnasium.make('rnr_gym:{name}', weights=None).reset(seed=5)[1]['index'])"
+    code = f"import gymnasium; print(gymnasium.make('rnr_gym:{name}', **{RANDOM}).reset(seed=5)[1]['index'])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == make(name).reset(seed=5)[1]["index"]
 
 
 @pytest.mark.slow
-@EVERY
+@SOME
 def test_spawned_workers_of_gymnasium_do_what_one_process_does(name):
-    envs = gym.make_vec(name, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, weights=None)
-    here = gym.make_vec(name, num_envs=2, weights=None)
+    envs = gym.make_vec(name, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, **RANDOM)
+    here = gym.make_vec(name, num_envs=2, **RANDOM)
     try:
         observations, infos = envs.reset(seed=3)
         wanted, wanted_infos = here.reset(seed=3)
@@ -142,9 +152,9 @@ def test_spawned_workers_of_gymnasium_do_what_one_process_does(name):
 
 
 @pytest.mark.slow
-@EVERY
+@SOME
 def test_spawned_workers_of_sb3_play_whole_episodes(name):
-    kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "spawn"}, "env_kwargs": {"weights": None}}
+    kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "spawn"}, "env_kwargs": RANDOM}
     envs = make_vec_env(f"rnr_gym:{name}", n_envs=2, seed=0, **kwargs)
     try:
         observations = envs.reset()
@@ -187,9 +197,10 @@ def test_observations_stay_within_their_bounds(name):
 
 @EVERY
 @pytest.mark.parametrize("backend", ["live", "table"])
-def test_labels_change_no_observation(name, backend, some_digits):
-    shifted = type(some_digits).of(some_digits.images, (some_digits.labels + 3) % 10, some_digits.classes)
-    trails = [rollout(make(name, backend=backend, dataset=images), 1) for images in (some_digits, shifted)]
+def test_labels_change_no_observation(name, backend, few_images):
+    images = few_images(name)
+    shifted = type(images).of(images.images, (images.labels + 3) % len(images.classes), images.classes)
+    trails = [rollout(make(name, backend=backend, dataset=labelled), 1) for labelled in (images, shifted)]
     for one, other in zip(*trails, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         assert one[-1]["index"] == other[-1]["index"]
@@ -198,7 +209,7 @@ def test_labels_change_no_observation(name, backend, some_digits):
 
 @EVERY
 def test_the_native_vector_environment_is_what_make_vec_gives(name):
-    envs = gym.make_vec(name, num_envs=3, weights=None)
+    envs = gym.make_vec(name, num_envs=3, **RANDOM)
     assert type(envs.unwrapped).__name__ == "RoutingVectorEnv"
     assert isinstance(envs.metadata["autoreset_mode"], gym.vector.AutoresetMode)
     assert envs.reset(seed=0)[0].shape == (3, *envs.single_observation_space.shape)
@@ -234,7 +245,7 @@ def test_an_unknown_id_is_refused():
 def test_bad_arguments_are_refused_by_name(name, bad, arguments):
     for build in (gym.make, gym.make_vec):
         with pytest.raises(ValueError, match=f"`{bad}`"):
-            build(name, **{"weights": None, **arguments})
+            build(name, **{**RANDOM, **arguments})
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
