@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -200,7 +201,8 @@ def mean_difference_interval(values: NDArray[np.float64], marked: NDArray[np.boo
         return float(np.average(values, weights=inside) - np.average(values, weights=outside))
 
     originals = (np.arange(which.max() + 1),)
-    found = stats.bootstrap(originals, gap, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):
+        found = stats.bootstrap(originals, gap, vectorized=False, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
     low, high = np.nanpercentile(found.bootstrap_distribution, (2.5, 97.5))
     return float(low), float(high)
 

@@ -149,8 +149,9 @@ class RoutedClassifier(ModelHubMixin):
             where: `revision`, `cache_dir`, `token` and what else the hub takes.
         """
         name = str(pretrained_model_name_or_path)
-        if pretrained.bundled(name, f"frozen.{agent or 'ppo'}").is_file():
-            return cls._of_files(pretrained.bundled(name), pretrained.bundled(name, f"frozen.{agent or 'ppo'}"), device)
+        router = pretrained.bundled(name, f"frozen.{agent or 'ppo'}")
+        if name == Path(name).name and router.is_file():
+            return cls._of_files(pretrained.bundled(name), router, device)
         if agent is not None:
             raise ValueError(f"`agent` must be that of a classifier that ships, {', '.join(shipped())}, got {agent!r} of {name!r}")
         classifier: RoutedClassifier = super().from_pretrained(name, device=device, **where)

@@ -28,7 +28,9 @@ def envs() -> None:
     from rnr_gym.backbones import pretrained
     from rnr_gym.registration import IDS
 
-    table = Table(Column("id", no_wrap=True), "data", "layers", "sub-paths", Column("plain MACs", no_wrap=True), "weights", box=SIMPLE)
+    whole = [Column(name, no_wrap=True) for name in ("id", "data")]
+    counts = [Column(name, no_wrap=True, justify="right") for name in ("T", "K", "plain MACs")]
+    table = Table(*whole, *counts, Column("weights", no_wrap=True), caption="T decisions, K sub-paths", box=SIMPLE, padding=(0, 1, 0, 0))
     for name, arguments in IDS.items():
         backbone = arguments["backbone"]
         network = pretrained.named(backbone, None)

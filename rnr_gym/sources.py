@@ -154,7 +154,10 @@ def open_images(
     """The images that `open_source` routes, given the same arguments. A bare `ImageSet` stands for every split."""
     if isinstance(dataset, str):
         images = data.load(dataset, split, data_root, download)
-        return images if backend != "shipped" else images.take(np.arange(len(shipped_table(source.get("backbone", "rnr-digits"), split).labels)))
+        if backend != "shipped":
+            return images
+        known = len(shipped_table(source.get("backbone", "rnr-digits"), split).labels)
+        return images.take(np.arange(min(known, len(images))))
     data.check_split(split)
     if isinstance(dataset, Mapping) and split not in dataset:
         raise ValueError(f"`split` must be one that `dataset` holds, {', '.join(dataset)}, got {split!r}")

@@ -102,6 +102,7 @@ def test_envs_lists_every_id_in_full_in_eighty_columns(run):
     code, said = run("envs")
     assert code == 0
     assert max(map(len, said.splitlines())) <= 80
+    assert "…" not in said
     for name, arguments in IDS.items():
         (line,) = [line for line in said.splitlines() if name in line.split()]
         network = pretrained.named(arguments["backbone"], None)

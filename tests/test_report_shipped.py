@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pytest
 
-from rnr_gym import analysis, comparison, report, route_table, runs
+from rnr_gym import analysis, comparison, data, report, route_table, runs
 from rnr_gym.agents import Setting
 from rnr_gym.backbones import pretrained
 from rnr_gym.evaluation import SWEEP
@@ -71,7 +71,14 @@ def test_the_bench_is_the_table_alone(folder):
     assert len(judge.source.labels) == found["images"] == 60
 
 
-@pytest.mark.xfail(strict=True, reason="needs core-mend-2.patch")
+def test_images_that_are_not_there_are_not_fetched_for_it(folder, monkeypatch):
+    asked, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda *parts: asked.append(parts) or load(*parts))
+    arguments = results(folder)["arguments"]
+    assert report.bench(Setting(ENV, arguments)).images is None
+    assert asked == [("cifar10", "test", arguments["data_root"], False)]
+
+
 def test_images_that_are_not_those_of_the_table_are_none(folder, small_cifar):
     """Ten pictures, where the table knows sixty."""
     judge = report.bench(Setting(ENV, {"data_root": str(small_cifar)}))

@@ -77,7 +77,6 @@ def test_what_ships_comes_before_a_folder_of_the_same_name(shipped, tmp_path, mo
     assert RoutedClassifier.from_pretrained(str(tmp_path / NAME)).agent == "confidence"
 
 
-@pytest.mark.xfail(strict=True, reason="needs core-mend-2.patch")
 def test_what_is_written_as_a_path_is_one(shipped, tmp_path, monkeypatch):
     other = small.backbone("vgg")
     RoutedClassifier(other, wary(other), agent="confidence").save_pretrained(tmp_path / NAME)

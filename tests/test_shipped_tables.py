@@ -131,7 +131,6 @@ def test_images_are_opened_with_the_backbone_that_a_source_is_opened_with(shippe
         open_images("digits", backend="shipped")
 
 
-@pytest.mark.xfail(strict=True, reason="needs core-mend-2.patch")
 def test_of_fewer_images_than_the_table_knows_there_are_as_many_as_there_are(shipped, small_cifar):
     few = data.load("cifar10", "route", str(small_cifar))
     shipped["route"].take(np.arange(20) % 9).save(pretrained.bundled("twenty", "frozen.route"))
