@@ -42,8 +42,8 @@ HUNDRED = tuple(
     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
     turtle wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
 )
-CIFAR10 = Cifar("cifar10", "CIFAR10", 170, TEN, "RNR-CIFAR10-Table-v0 routes CIFAR-10 without any images, at once")
-CIFAR100 = Cifar("cifar100", "CIFAR100", 169, HUNDRED, "RNR-CIFAR10-Table-v0 and RNR-Digits-v0 need no download")
+CIFAR10 = Cifar("cifar10", "CIFAR10", 170, TEN, "RNR-Digits-v0 needs no images, nor will RNR-CIFAR10-Table-v0 once its table ships")
+CIFAR100 = Cifar("cifar100", "CIFAR100", 169, HUNDRED, "RNR-Digits-v0 needs no images, nor will RNR-CIFAR10-Table-v0 once its table ships")
 
 
 def load(facts: Cifar, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
