@@ -23,6 +23,9 @@ class Recipe:
         weight_decay: of Adam, against learning the images of `route` by heart.
         arguments: the rest of the algorithm's arguments.
         policy: the rest of the policy's arguments.
+        full_path_bias: what the full path's logit has over the others before anything is learnt, for policies that hold logits.
+            Untrained choices after a layer make going on look worse than it is, so that a learner that starts from even odds may
+            settle on the glance for good.
     """
 
     algorithm: str
@@ -33,6 +36,7 @@ class Recipe:
     weight_decay: float = 0.0
     arguments: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
+    full_path_bias: float = 0.0
 
 
 _PPO = {"n_steps": 8, "batch_size": 256, "n_epochs": 6, "gae_lambda": 0.95, "ent_coef": 0.002, "gamma": 1.0}
@@ -40,10 +44,10 @@ _A2C = {"n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.002, "gamma": 1.0}
 _DQN = {"batch_size": 512, "buffer_size": 100_000, "learning_starts": 5_000, "train_freq": 1, "gradient_steps": 1, "gamma": 1.0}
 _DQN |= {"target_update_interval": 1_000, "exploration_fraction": 0.6, "exploration_final_eps": 0.05}
 RECIPES = {
-    "ppo": Recipe("stable_baselines3:PPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO),
+    "ppo": Recipe("stable_baselines3:PPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO, full_path_bias=3.0),
     "dqn": Recipe("stable_baselines3:DQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN),
-    "a2c": Recipe("stable_baselines3:A2C", 400_000, 128, (16,), 1e-3, arguments=_A2C),
-    "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO),
+    "a2c": Recipe("stable_baselines3:A2C", 400_000, 128, (16,), 1e-3, arguments=_A2C, full_path_bias=3.0),
+    "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO, full_path_bias=3.0),
     "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN, {"n_quantiles": 25}),
 }
 TUNED: dict[str, dict[str, Recipe]] = {"cifar10": {}, "cifar100": {}}

@@ -93,10 +93,14 @@ def fit_blind(setting: Setting, recipe: str) -> BlindRouter:
 
 def learner(recipe: Recipe, env: VecEnv, seed: int) -> BaseAlgorithm:
     """The algorithm of a recipe, ready to learn."""
-    return _algorithm(recipe)(
+    model = _algorithm(recipe)(
         "MlpPolicy", env, learning_rate=_falling(recipe.learning_rate), seed=seed, device="cpu",
         policy_kwargs=_policy_arguments(recipe), **recipe.arguments,
     )  # fmt: skip
+    if recipe.full_path_bias:
+        with torch.no_grad():
+            model.policy.action_net.bias[-1] += recipe.full_path_bias
+    return model
 
 
 def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv], blind: bool = False) -> Sb3Router:

@@ -81,6 +81,18 @@ def test_a_learner_finds_the_optimum_that_is_known_on_paper(monkeypatch, name, s
         assert mean == pytest.approx(most)
 
 
+def test_learning_starts_near_the_full_path():
+    recipe = replace(RECIPES["ppo"], full_path_bias=3.0)
+    problem = paper().spec
+    env = vec_env("RNR-v0", 32, 0, backend=paper(), tradeoff=(0.1, 2.0))
+    policy = learner(recipe, env, seed=0).policy
+    seen = torch.from_numpy(observations(problem))
+    probabilities = policy.get_distribution(seen).distribution.probs.detach()
+    expected = np.exp(3.0) / (np.exp(3.0) + problem.num_paths - 1)
+    np.testing.assert_allclose(probabilities[:, problem.full_path], expected, atol=0.02)
+    env.close()
+
+
 @EVERY
 def test_a_router_acts_the_same_after_it_was_saved_and_restored(tmp_path, name):
     table = paper()
