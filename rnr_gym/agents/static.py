@@ -89,8 +89,8 @@ def all_paths(table: RouteTable) -> dict[Path, float]:
     return {tuple(path.tolist()): float(right.mean()) for path, right in zip(table.paths, table.correct, strict=True)}
 
 
-def searched_paths(source: Source, random: np.random.Generator, starts: int = 3, images: int = 2000) -> dict[Path, float]:
-    """Paths met by coordinate ascent from the full path and from random ones, at each of twelve trade-offs."""
+def searched_paths(source: Source, random: np.random.Generator, starts: int = 2, images: int = 2000) -> dict[Path, float]:
+    """Paths met by coordinate ascent from uniform paths and from `starts` random ones, at each of twelve trade-offs."""
     spec = source.spec
     rows = np.sort(random.permutation(len(source.labels))[:images])
 
@@ -101,10 +101,11 @@ def searched_paths(source: Source, random: np.random.Generator, starts: int = 3,
             met[path] = _accuracy(source, rows, path)
         return met[path]
 
-    first = tuple([spec.full_path] * spec.num_layers)
+    # From a mixed path a uniform one may be several steps away, each of them for the worse.
+    uniform = [tuple([sub_path] * spec.num_layers) for sub_path in range(int(spec.has_exits), spec.num_paths)]
     for tradeoff in SEARCH_TRADEOFFS:
-        drawn = [tuple(int(random.choice(np.flatnonzero(row))) for row in spec.valid) for _ in range(starts - 1)]
-        for start in [first, *drawn]:
+        drawn = [tuple(int(random.choice(np.flatnonzero(row))) for row in spec.valid) for _ in range(starts)]
+        for start in [*uniform, *drawn]:
             _climb(spec, _whole(spec, start), partial(_value, spec, accuracy, tradeoff))
     return met
 
