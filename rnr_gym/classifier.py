@@ -70,13 +70,14 @@ class Curve(NamedTuple):
     def tradeoff_for(self, compute: float) -> float:
         """The trade-off at which the mean compute on `route` was `compute`, or the dearest measured where that spends less.
 
-        A `ValueError` below the cheapest that was measured and above 1.
+        A `ValueError` below the cheapest that was measured and above 1, or above the most that was measured where that is more.
         """
         falling = np.minimum.accumulate(np.array(self.compute))
         kept = np.concatenate([[True], np.diff(falling) < 0])
         low, high = float(falling[-1]), float(falling[0])
-        if not low <= compute <= 1.0:
-            raise ValueError(f"`compute` must lie in {low:.3f} (the cheapest that this router was measured at) to 1, got {compute!r}")
+        most = max(1.0, high)
+        if not low <= compute <= most:
+            raise ValueError(f"`compute` must lie in {low:.3f} (the cheapest that this router was measured at) to {most:.4g}, got {compute!r}")
         return float(np.exp(np.interp(-min(compute, high), -falling[kept], np.log(self.tradeoff)[kept])))
 
 
