@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +26,7 @@ Weights digest `{digest}`. MIT licence, as the package.
 
 - **Architecture**: `{config}`
 - **Data**: {data}
-- **Training**: under random routing, by `rnr-gym pretrain {env} --out FILE`; `{schedule}`.
+- **Training**: the glance by itself, then all paths at once, by `rnr-gym pretrain {env} --out FILE`; `{schedule}`.
 - **Stored beside the weights**: batch-norm and summary statistics from `train`, the loss scale from `route`.
 
 ## Figures
@@ -32,19 +34,18 @@ Weights digest `{digest}`. MIT licence, as the package.
 On all {images:,} images of `test`{tested}; compute as a static network is charged.
 One network, one training seed. Written by `python benchmarks/cards.py`.
 
-| path | compute | accuracy |
-|---|---|---|
 {rows}
 {severities}
 ## Limits
 
 {limits}
 """
+STANDALONE = Path("benchmarks/cifar10/standalone.json")
 DATA = {
     "digits": """scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits), the half in `train`, corrupted
   afresh in every epoch.""",
     "cifar10": """CIFAR-10 (Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009), the 45,000 images of `train`, **encoded
-  again as JPEG (quality 75, 4:2:0)**; cropped, mirrored and cut out, a quarter of them blurred, made noisy or encoded once more.""",
+  again as JPEG (quality 75, 4:2:0)**; shifted, mirrored in every other epoch, and cut out.""",
 }
 TESTED = {
     "digits": " (each original at severities 0 to 5)",
@@ -52,8 +53,8 @@ TESTED = {
 }
 LIMITS = {
     "digits": "For teaching and for comparing routers. It reads 12 x 12 digits made as `rnr_gym/data/digits.py` makes them, and nothing else.",
-    "cifar10": """For comparing routers. Trained and tested on re-encoded images only: the light variations of pixels in training are there so
-that the weights should hold on CIFAR-10's original pixels too, but **that has not been tested**.""",
+    "cifar10": """For comparing routers. Trained and tested on re-encoded images only; how well the weights do on CIFAR-10's original pixels **has
+not been tested**.""",
 }
 
 
@@ -71,6 +72,27 @@ def graded(correct: NDArray[np.bool_], severity: NDArray[np.int64]) -> str:
     return f"\nFull path by severity, 0 to {severity.max()}: {means}.\n" if severity.max() else ""
 
 
+def table(rows: list[tuple[str, float, float]], plain_macs: int, dataset: str) -> str:
+    """Paths, MACs and accuracies as Markdown, beside networks trained alone where those were measured."""
+    if dataset != "cifar10" or not STANDALONE.exists():
+        lines = ["| path | compute | accuracy |", "|---|---|---|"]
+        for title, macs, accuracy in rows:
+            lines.append(f"| {title} | {macs / plain_macs:.3f} | {accuracy:.1%} |")
+        return "\n".join(lines)
+
+    alone = json.loads(STANDALONE.read_text())
+    log_macs = np.log([network["macs"] for network in alone])
+    accuracies = [network["test_accuracy"] for network in alone]
+    lines = ["| path | compute | accuracy | network of that cost, trained alone |", "|---|---|---|---|"]
+    for title, macs, accuracy in rows:
+        expected = np.interp(np.log(macs), log_macs, accuracies, left=np.nan, right=np.nan)
+        shown = f"{expected:.1%}" if np.isfinite(expected) else "–"
+        lines.append(f"| {title} | {macs / plain_macs:.3f} | {accuracy:.1%} | {shown} |")
+
+    measured = ", ".join(f"{part['test_accuracy']:.1%} at {part['macs'] / 1e6:.0f} M" for part in alone)
+    return "\n".join(lines) + f"\n\nTrained alone by the same recipe: {measured} MACs; between them interpolated.\n"
+
+
 def card(name: str, stage: str) -> str:
     """The card of one file of weights."""
     dataset, backbone = pretrained.ARCHITECTURES[name].dataset, pretrained.named(name, stage)
@@ -79,13 +101,26 @@ def card(name: str, stage: str) -> str:
     rows = []
     for title, path in named_paths(backbone).items():
         found = evaluate_paths(source, np.tile(np.array(path, np.int8), (len(images), 1)), static=True)
-        rows.append(f"| {title} | {found.macs.mean() / source.spec.plain_macs:.3f} | {found.correct.mean():.1%} |")
+        rows.append((title, float(found.macs.mean()), float(found.correct.mean())))
     return CARD.format(
-        name=name, stage=stage, env=id_of(name), kind=backbone.kind, layers=backbone.num_layers, paths=backbone.num_paths,
-        plain=backbone.mac_table.plain, parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        digest=digest(backbone.state_dict()), config=facts["config"], data=DATA[dataset], schedule=facts["schedule"], images=len(images),
-        tested=TESTED[dataset], rows="\n".join(rows), severities=graded(found.correct, images.severity), limits=LIMITS[dataset],
-    )  # fmt: skip
+        name=name,
+        stage=stage,
+        env=id_of(name),
+        kind=backbone.kind,
+        layers=backbone.num_layers,
+        paths=backbone.num_paths,
+        plain=backbone.mac_table.plain,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        digest=digest(backbone.state_dict()),
+        config=facts["config"],
+        data=DATA[dataset],
+        schedule=facts["schedule"],
+        images=len(images),
+        tested=TESTED[dataset],
+        rows=table(rows, source.spec.plain_macs, dataset),
+        severities=graded(found.correct, images.severity),
+        limits=LIMITS[dataset],
+    )
 
 
 def main(names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,9 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.blocks import WhitenedStem
 from rnr_gym.data import ImageSet
-from rnr_gym.paths import answers, fixed_path, random_path, spread_paths
+from rnr_gym.paths import answers, fixed_path, random_path, spread_paths, uniform_paths
 from rnr_gym.traversal import Traversal
+
+MEASURED = 10_240
+"""Images that statistics are measured on; each gives many values, so more would change little."""
+UNIFORM_SHARE = 3
+"""How often each uniform path runs beside mixtures that take every pair of sub-paths once."""
+WHITENING_EPSILON = 5e-4
+"""Added to the eigenvalues of patches, or filters of the weakest directions would amplify noise."""
 
 
 def set_pixel_statistics(backbone: Backbone, train: ImageSet) -> None:
@@ -22,16 +31,36 @@ def set_pixel_statistics(backbone: Backbone, train: ImageSet) -> None:
         buffer.copy_(torch.from_numpy(value)[:, None, None])
 
 
+@torch.no_grad()
+def measure_whitening(backbone: Backbone, train: ImageSet) -> None:
+    """Set the filters of every whitened stem to those that whiten 2 x 2 patches of `train`."""
+    stems = [module for module in backbone.modules() if isinstance(module, WhitenedStem)]
+    if not stems:
+        return
+
+    images, _ = next(batches(backbone, train, MEASURED))
+    patches = F.unfold(backbone.prepare(images), 2).transpose(1, 2).flatten(0, 1)  # (P, 4 * C)
+    values, vectors = torch.linalg.eigh(patches.T.cov())
+    filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T.unflatten(1, (-1, 2, 2))
+    for stem in stems:
+        stem.filters.copy_(torch.cat([filters, -filters]))
+
+
 def calibrate(backbone: Backbone, train: ImageSet, route: ImageSet, seed: int = 0, batch_size: int = 512) -> None:
-    """Measure what the backbone stores beside its weights: batch-norm and summary statistics on `train`, the loss scale on `route`."""
+    """Measure what the backbone stores beside its weights.
+
+    Batch-norm and summary statistics come from `train`, the loss scale from `route`.
+    """
     generator = torch.Generator().manual_seed(seed)
+    recalibrate(backbone, train, generator, batch_size)
+    measure_summaries(backbone, train, generator, batch_size)
+
+    path = fixed_path(backbone, backbone.full_path)
+    losses = []
     with torch.no_grad():
-        recalibrate(backbone, train, generator, batch_size)
-        measure_summaries(backbone, train, generator, batch_size)
-        losses = [
-            F.cross_entropy(answers(backbone, images, fixed_path(backbone, backbone.full_path), ())[0], labels, reduction="none")
-            for images, labels in batches(backbone, route, batch_size)
-        ]
+        for images, labels in batches(backbone, route, batch_size):
+            logits, _ = answers(backbone, images, path, ())
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
         backbone.loss_scale.fill_(1.0 / float(torch.cat(losses).mean()))
 
 
@@ -43,6 +72,7 @@ def batches(backbone: Backbone, images: ImageSet, batch_size: int, generator: to
         yield torch.from_numpy(images.images[rows.numpy()]).to(device), torch.from_numpy(images.labels[rows.numpy()]).to(device)
 
 
+@torch.no_grad()
 def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.BatchNorm2d]:
     """The batch-norms that run on the full path, exits and glance included."""
     seen: set[nn.BatchNorm2d] = set()
@@ -56,47 +86,76 @@ def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.BatchNorm2d]:
 
 
 @torch.no_grad()
-def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512, only_others: bool = False) -> None:
-    """Measure batch-norm statistics again: the full path's set on the full path alone, every other under random routing.
+def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
+    """Measure batch-norm statistics again, on `MEASURED` images.
 
-    With `only_others` the full path's set stays as it is.
+    The full path's set is measured on the full path alone, every other under random routing.
     """
-    first = next(batches(backbone, train, 1))[0]
-    norms = {module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)}
-    full = full_path_norms(backbone, first)
-    if not only_others:
-        _measure_norms(backbone, full, train, generator, batch_size, lambda: [fixed_path(backbone, backbone.full_path)])
-    _measure_norms(
-        backbone, norms - full, train, generator, batch_size, lambda: spread_paths(backbone, generator) + spread_paths(backbone, generator)
-    )
-    backbone.eval()
+    full_path = fixed_path(backbone, backbone.full_path)
+
+    def run_full_path(images: Tensor) -> None:
+        answers(backbone, images, full_path, None)
+
+    # Uniform paths count as much as all mixtures together: most images that take a narrow sub-path
+    # have come by narrow ones.
+    def run_other_paths(images: Tensor) -> None:
+        mixtures = spread_paths(backbone, generator)
+        for path in mixtures + UNIFORM_SHARE * uniform_paths(backbone):
+            answers(backbone, images, path, None)
+
+    full_norms = full_path_norms(backbone, next(batches(backbone, train, 1))[0])
+    other_norms = _norms(backbone) - full_norms
+    _measure_norms(backbone, full_norms, batches(backbone, train, batch_size, generator), run_full_path)
+    _measure_norms(backbone, other_norms, batches(backbone, train, batch_size, generator), run_other_paths)
+
+
+@torch.no_grad()
+def measure_glance(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
+    """Measure the batch-norm statistics of the glance again."""
+    glance = backbone.glance
+    assert glance is not None
+
+    def run_glance(images: Tensor) -> None:
+        glance(backbone.prepare(images))
+
+    _measure_norms(backbone, _norms(glance), batches(backbone, train, batch_size, generator), run_glance)
+
+
+def _norms(module: nn.Module) -> set[nn.BatchNorm2d]:
+    return {part for part in module.modules() if isinstance(part, nn.BatchNorm2d)}
 
 
 def _measure_norms(
     backbone: Backbone,
     norms: set[nn.BatchNorm2d],
-    train: ImageSet,
-    generator: torch.Generator,
-    batch_size: int,
-    paths: Callable[[], list[list[int]]],
+    pairs: Iterator[tuple[Tensor, Tensor]],
+    run: Callable[[Tensor], None],
 ) -> None:
+    """Average the statistics of `norms` over about `MEASURED` images; the network is left in evaluation mode."""
     backbone.eval()
     momenta = {norm: norm.momentum for norm in norms}
     for norm in norms:
         norm.reset_running_stats()
         norm.train().momentum = None
-    for images, _ in batches(backbone, train, batch_size, generator):
-        for path in paths():
-            answers(backbone, images, path, None)
+
+    measured = 0
+    for images, _ in pairs:
+        run(images)
+        measured += len(images)
+        if measured >= MEASURED:
+            break
+
     for norm, momentum in momenta.items():
         norm.momentum = momentum
+    backbone.eval()
 
 
+@torch.no_grad()
 def measure_summaries(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
     """Store mean and standard deviation of the pooled features, by layer and channel, under random routing."""
     moments = [torch.zeros(3, backbone.pooled_width, dtype=torch.float64) for _ in range(backbone.num_layers)]
     glanced = []
-    for images, _ in batches(backbone, train, batch_size, generator):
+    for images, _ in islice(batches(backbone, train, batch_size, generator), -(-MEASURED // batch_size)):
         traversal = Traversal.start(backbone, images)
         glanced.append(traversal.glance_pooled.cpu().double())
         for layer, sub_path in enumerate(random_path(backbone, generator)):

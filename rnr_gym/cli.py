@@ -59,14 +59,22 @@ def prepare_data(dataset: Annotated[str, tyro.conf.Positional], data_root: str |
 
 @app.command
 def pretrain(
-    env: EnvId, out: Path, epochs: int | None = None, seed: int = 0, device: str = "cpu", bf16: bool = True, data_root: str | None = None
+    env: EnvId,
+    out: Path,
+    epochs: int | None = None,
+    glance_epochs: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    bf16: bool = True,
+    data_root: str | None = None,
 ) -> None:
-    """Train an environment's backbone under random routing; goes on where a killed run stopped.
+    """Train an environment's backbone, first its glance, then all paths at once; resumes a run that was stopped.
 
     Args:
         env: the environment's id.
         out: the safetensors file to write; what is under way is kept beside it.
-        epochs: passes over the training images; as the shipped weights were trained if left out.
+        epochs: passes over the training images for all paths; as the shipped weights were trained if left out.
+        glance_epochs: passes before that for the glance alone; likewise.
         seed: of initial weights, order and augmentation.
         device: cpu, or cuda.
         bf16: run convolutions in bfloat16.
@@ -81,12 +89,14 @@ def pretrain(
     name = arguments_of(env)["backbone"]
     if out.exists():
         raise FileExistsError(f"`out` must be a new file, got {str(out)!r}, which exists; remove it or choose another")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}")
+    asked = {"epochs": epochs, "glance_epochs": glance_epochs}
+    for option, value in asked.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{option}` must be at least 1, got {value}")
     pretrained.check_device(device)
     config, dataset, defaults = pretrained.ARCHITECTURES[name]
-    chosen = {**defaults, "seed": seed, "bf16": bf16} | ({"epochs": epochs} if epochs else {})
-    schedule = Schedule(**chosen)
+    given: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
+    schedule = Schedule(**{**defaults, **given, "seed": seed, "bf16": bf16})
     splits = {split: data.load(dataset, split, data_root) for split in ("train", "route")}
     backbone = run(pretrained.from_config(config, seed), data.dataset(dataset), splits, schedule, out.with_suffix(".part"), device)
     accuracy = evaluate_full_path(backbone, splits["route"])

@@ -24,10 +24,22 @@ def random_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
 
 
 def spread_paths(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
-    """Random paths that do not exit, together taking every sub-path of every layer twice."""
-    first = int(backbone.has_exits)
-    columns = [first + torch.randperm(backbone.num_paths - first, generator=generator).repeat(2) for _ in range(backbone.num_layers)]
+    """Random paths that do not exit, together taking every pair of sub-paths in a row once."""
+    sub_paths = torch.arange(int(backbone.has_exits), backbone.num_paths)
+    pairs = torch.cartesian_prod(sub_paths, sub_paths) - sub_paths[0]
+
+    # Layers in a row take the two entries of a pair, so that each meets each once.
+    columns = []
+    for layer in range(backbone.num_layers):
+        shuffled = sub_paths[torch.randperm(len(sub_paths), generator=generator)]
+        columns.append(shuffled[pairs[:, layer % 2]])
     return torch.stack(columns, 1).tolist()
+
+
+def uniform_paths(backbone: Backbone) -> list[list[int]]:
+    """The same width at every layer, for every width but the full one."""
+    widths = range(backbone.narrowest, backbone.full_path)
+    return [fixed_path(backbone, width) for width in widths]
 
 
 def answers(backbone: Backbone, images: Tensor, path: list[int], exits: Collection[int] | None) -> tuple[Tensor, list[Tensor]]:

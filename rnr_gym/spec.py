@@ -18,7 +18,8 @@ class RoutingSpec:
     """Which decisions there are, what they cost, and what an observation looks like.
 
     Args:
-        facts: `pooled`, `glance`, `classes`, `has_exits` and `loss_scale`, and `quantised` where summaries are, as JSON holds them.
+        facts: `pooled`, `glance`, `classes`, `has_exits` and `loss_scale`, `quantised` where summaries are, and
+            `exits_read_glance` where exit heads do, as JSON holds them.
         valid: bool `(T, K)`, the sub-paths that may be taken.
         mac_table: MACs, with the exits' rows zeroed where they are switched off.
     """
@@ -58,7 +59,10 @@ class RoutingSpec:
         return np.vstack([self.valid, np.zeros(self.num_paths, np.bool_)]).astype(np.int8)
 
     def static_macs(self, path: NDArray[np.int8]) -> int:
-        """MACs of a path `(T,)` taken by a static network, which runs no exit or glance but the one it answers with."""
+        """MACs of a path `(T,)` taken by a static network, which runs no exit or glance but the one it answers with.
+
+        A head that reads the glance needs it to run, so it is charged as well.
+        """
         exits = np.flatnonzero(path == 0) if self.has_exits else np.zeros(0, np.int64)
         end = int(exits[0]) if len(exits) else self.num_layers
         if end == 0:
@@ -66,6 +70,8 @@ class RoutingSpec:
         came_by = np.concatenate([[self.full_path], path[:end]])
         spent = self.mac_table.stem + self.mac_table.layers[np.arange(end), came_by[:end], path[:end]].sum()
         answer = self.mac_table.exits[end] if end < self.num_layers else self.mac_table.head
+        if end < self.num_layers and self.facts.get("exits_read_glance"):
+            spent += self.mac_table.exits[0, -1]
         return int(spent + answer[came_by[end]])
 
     @cached_property

@@ -69,6 +69,8 @@ class Traversal:
         on = backbone.exit_layers if exits is None else frozenset(exits)
         if not on <= backbone.exit_layers:
             raise ValueError(f"`exits` must be among {sorted(backbone.exit_layers)}, got {sorted(on)}")
+        if backbone.exits_read_glance and on and 0 not in on:
+            raise ValueError(f"`exits` must include 0, the glance, which this backbone's exit heads read, got {sorted(on)}")
         count, x = len(images), backbone.prepare(images)
         rows, full = np.arange(count), np.full(count, backbone.full_path)
         blank = x.new_zeros(count, backbone.num_classes)
@@ -164,8 +166,18 @@ class Traversal:
             if group.layer in self.exits:
                 macs[rows] += table.exits[group.layer, self.came_by[rows]]
                 if group.layer:
-                    exit_logits = _placed(exit_logits, rows, backbone.layers[group.layer].exit(group.features))
+                    answer = backbone.layers[group.layer].exit(group.features, self._context(rows))
+                    exit_logits = _placed(exit_logits, rows, answer)
         return replace(self, groups=tuple(waiting), macs=macs, logits=logits, exit_logits=exit_logits)
+
+    def _context(self, rows: Rows) -> Tensor | None:
+        """What exit heads read of the glance: pooled features and class probabilities `(n, G + classes)`, without gradients."""
+        if not self.backbone.exits_read_glance:
+            return None
+        places = torch.from_numpy(rows).to(self.glance_logits.device)
+        pooled = self.glance_pooled.detach().index_select(0, places)
+        logits = self.glance_logits.detach().index_select(0, places)
+        return torch.cat([pooled, logits.softmax(1)], 1)
 
 
 def _chosen(group: Group, mask: NDArray[np.bool_]) -> Group:

@@ -10,6 +10,7 @@ from rnr_gym.traversal import Traversal
 
 KINDS = {
     "multipath": {"kind": "multipath", "widths": [16, 32], "blocks": [2, 1], "inner": [0.5, 1.0]},
+    "whitened": {"kind": "multipath", "widths": [16, 32], "blocks": [2, 1], "inner": [0.5, 1.0], "whitened": True},
     "residual": {"kind": "channels", "style": "residual", "widths": [16, 32], "blocks": [1, 2], "groups": 2},
     "vgg": {"kind": "channels", "style": "vgg", "widths": [24, 48], "blocks": [1, 2], "groups": 3},
 }
@@ -25,7 +26,12 @@ EXITS = {
 
 def config(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, condensed=0):
     """The architecture as JSON holds it: 3 layers."""
-    return {**KINDS[kind], **EXITS[exits], "image_shape": list(shape), "classes": classes, **({"condensed": condensed} if condensed else {})}
+    parts = {**KINDS[kind], **EXITS[exits], "image_shape": list(shape), "classes": classes}
+    if condensed:
+        parts["condensed"] = condensed
+    if parts.get("whitened") and parts.get("glance_widths"):
+        parts["glance_strides"] = []
+    return parts
 
 
 def backbone(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, seed=0, condensed=0):

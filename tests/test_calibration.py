@@ -12,33 +12,72 @@ KINDS = pytest.mark.parametrize("kind", small.KINDS)
 
 
 def in_use(backbone):
-    """The norms that some path runs: nothing comes pruned to a VGG-like network's first layer."""
-    idle = list(backbone.layers[0].norms)[:-1] if backbone.reads_came_by else []
-    return [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d) and module not in idle]
+    """The norms that some path runs: layer 0 is always come by from the full path's side."""
+    first, idle = backbone.layers[0], []
+    if backbone.kind == "multipath":
+        for branch in first.branches:
+            idle += [*list(branch.norms1)[:-1], *list(branch.norms2)[:-1]]
+    elif backbone.reads_came_by:
+        idle = list(first.norms)[:-1]
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [norm for norm in norms if norm not in idle]
 
 
-def statistics(norms):
-    return [value.clone() for norm in norms for name, value in norm.state_dict().items() if name not in ("weight", "bias")]
+def output(backbone):
+    """Logits of the full path."""
+    return small.travel(backbone, small.pixels(5), np.full((5, 3), backbone.full_path)).logits
 
 
 @pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in ("bare", "glance and exits")])
 @torch.no_grad()
-def test_recalibrating_only_the_others_never_touches_the_full_path(kind, exits):
-    backbone = small.backbone(kind, exits)
-    batch, ran = small.pixels(1), []
-    norms = in_use(backbone)
-    hooks = [norm.register_forward_hook(lambda module, *_: ran.append(module)) for norm in norms]
-    small.travel(backbone, batch, np.full((1, 3), backbone.full_path))
-    for hook in hooks:
-        hook.remove()
-    others = [norm for norm in norms if norm not in ran]
-    before, logits = statistics(ran), small.travel(backbone, small.pixels(5), np.full((5, 3), backbone.full_path)).logits
-    before_others = [norm.running_mean.clone() for norm in others]
-    calibration.recalibrate(backbone, small.images(40), torch.Generator().manual_seed(0), batch_size=8, only_others=True)
-    assert all(torch.equal(old, new) for old, new in zip(before, statistics(ran), strict=True))
-    assert torch.equal(logits, small.travel(backbone, small.pixels(5), np.full((5, 3), backbone.full_path)).logits)
-    assert others
-    assert not any(torch.equal(old, norm.running_mean) for old, norm in zip(before_others, others, strict=True))
+def test_the_full_path_does_not_depend_on_other_paths(kind, exits):
+    recalibrated, full_only = small.backbone(kind, exits), small.backbone(kind, exits)
+    with pytest.MonkeyPatch.context() as patch:
+        calibration.recalibrate(recalibrated, small.images(40), torch.Generator().manual_seed(0), batch_size=40)
+        patch.setattr(calibration, "spread_paths", lambda backbone, generator: [])
+        calibration.recalibrate(full_only, small.images(40), torch.Generator().manual_seed(0), batch_size=40)
+    assert torch.equal(output(recalibrated), output(full_only))
+    assert not torch.equal(output(recalibrated), output(small.backbone(kind, exits)))
+
+
+@torch.no_grad()
+def test_statistics_are_measured_on_so_many_images(monkeypatch):
+    seen = []
+    monkeypatch.setattr(calibration, "MEASURED", 12)
+    monkeypatch.setattr(calibration, "answers", lambda backbone, images, path, exits: seen.append(len(images)))
+    monkeypatch.setattr(calibration, "full_path_norms", lambda backbone, images: set())
+    calibration.recalibrate(small.backbone("multipath"), small.images(40), torch.Generator(), batch_size=8)
+    assert sum(seen[:2]) == 16
+    assert set(seen) == {8}
+    assert len(seen) == 2 + 2 * (9 + calibration.UNIFORM_SHARE)
+
+
+def test_whitening_filters_whiten_the_training_patches():
+    backbone, train = small.backbone("whitened", shape=(3, 8, 8)), small.images(400, (3, 8, 8))
+    calibration.measure_whitening(backbone, train)
+    x = backbone.prepare(torch.from_numpy(np.array(train.images)))
+    for stem in (backbone.stem, backbone.glance.stem):
+        found = nn.functional.conv2d(x, stem.filters)  # (N, 24, 7, 7)
+        flat = found.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(flat[:12], -flat[12:])
+        torch.testing.assert_close(flat[:12].cov(), torch.eye(12), atol=0.02, rtol=0)
+
+
+def test_whitening_leaves_an_ordinary_backbone_alone():
+    backbone, before = small.backbone("multipath"), small.backbone("multipath")
+    calibration.measure_whitening(backbone, small.images(40))
+    assert all(torch.equal(one, other) for one, other in zip(backbone.state_dict().values(), before.state_dict().values(), strict=True))
+
+
+@KINDS
+@torch.no_grad()
+def test_measuring_the_glance_touches_only_the_glance(kind):
+    backbone, before = small.backbone(kind), small.backbone(kind).state_dict()
+    calibration.measure_glance(backbone, small.images(40), torch.Generator().manual_seed(0), batch_size=40)
+    changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("glance.") for name in changed)
+    assert any(name.endswith("running_mean") for name in changed)
 
 
 @KINDS
@@ -48,15 +87,19 @@ def test_recalibration_measures_each_norm_on_what_passes_through_it(kind):
     images = small.images(40)
     calibration.recalibrate(backbone, images, torch.Generator().manual_seed(0), batch_size=40)
     batch = torch.from_numpy(np.array(images.images))
-    stem = backbone.stem[0](backbone.prepare(batch))
-    torch.testing.assert_close(backbone.stem[1].running_mean, stem.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(backbone.stem[1].running_var, stem.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    arriving = []
+    norm = next(module for module in backbone.stem.modules() if isinstance(module, nn.BatchNorm2d))
+    hook = norm.register_forward_pre_hook(lambda module, inputs: arriving.append(inputs[0]))
+    backbone.stem(backbone.prepare(batch))
+    hook.remove()
+    torch.testing.assert_close(norm.running_mean, arriving[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, arriving[0].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     arrived = backbone.stem(backbone.prepare(batch))
     if kind == "multipath":  # layer 0's narrow branch, whatever random paths follow
         branch = backbone.layers[0].branches[0]
-        inner = branch[0](arrived)
-        torch.testing.assert_close(branch[1].running_mean, inner.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(branch[1].running_var, inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        inner = branch.conv1(arrived)
+        torch.testing.assert_close(branch.norms1[-1].running_mean, inner.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(branch.norms1[-1].running_var, inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert not any(module.training for module in backbone.modules())
 
 

@@ -204,7 +204,7 @@ def test_render_draws_at_random_without_a_run(run, tmp_path):
 
 def test_pretrain_writes_a_backbone_that_can_be_routed(run, tmp_path):
     out = tmp_path / "new" / "weights.safetensors"
-    code, said = run("pretrain", ENV, "--out", out, "--epochs", 1)
+    code, said = run("pretrain", ENV, "--out", out, "--epochs", 1, "--glance-epochs", 1)
     assert code == 0
     assert "right" in said
     assert [file.name for file in out.parent.iterdir()] == ["weights.safetensors"]
@@ -212,7 +212,7 @@ def test_pretrain_writes_a_backbone_that_can_be_routed(run, tmp_path):
     env = gym.make(ENV, weights=str(out))
     assert env.reset(seed=0)[0].shape == env.observation_space.shape
     before = snapshot(tmp_path)
-    code, said = run("pretrain", ENV, "--out", out, "--epochs", 1)
+    code, said = run("pretrain", ENV, "--out", out, "--epochs", 1, "--glance-epochs", 1)
     assert code == 2
     assert one_line(said)
     assert "`out` must be a new file" in said
@@ -220,6 +220,19 @@ def test_pretrain_writes_a_backbone_that_can_be_routed(run, tmp_path):
     code, _ = run("train", ENV, "--out", tmp_path / "run", "--agent", "full", "--weights", out)
     assert code == 0
     assert runs.load(tmp_path / "run").setting.arguments == {"weights": str(out)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["RNR-CIFAR100-v0", "RNR-CIFAR100-Channels-v0"])
+def test_cifar100_is_pretrained_and_compared(run, whole_splits, small_cifar, tmp_path, env):
+    weights, report = tmp_path / "weights.safetensors", tmp_path / "report"
+    code, _ = run("pretrain", env, "--out", weights, "--epochs", 1, "--glance-epochs", 1)
+    assert code == 0
+    command = ["compare", env, "--weights", weights, "--out", report, "--agents", "static", "ppo", "--seeds", 1, "--steps", 512, "--jobs", 1]
+    code, output = run(*command)
+    assert code == 0
+    assert "ppo" in output
+    assert validate(report) == len(json.loads((report / "results.json").read_text())["rows"])
 
 
 def test_compare_and_validate_say_what_they_found(run, folder):
@@ -358,6 +371,7 @@ def test_a_finished_or_changed_run_is_not_written_over(run, tmp_path):
         (["train", ENV, "--out", "OUT", "--steps", "0"], ["`steps` must be at least 1, got 0"]),
         (["train", ENV, "--out", "OUT", "--agent", "full", "--weights", "/no/such/file"], ["`weights`", "/no/such/file"]),
         (["pretrain", ENV, "--out", "OUT", "--epochs", "0"], ["`epochs`"]),
+        (["pretrain", ENV, "--out", "OUT", "--glance-epochs", "0"], ["`glance_epochs`"]),
         (["data", "mnist"], ["`dataset` must be one of digits, cifar10, cifar100, got 'mnist'"]),
         (["pretrain", "RNR-CIFAR10-v0", "--out", "OUT", "--epochs", "0"], ["`epochs`"]),
         (["render", ENV, "--out", "OUT", "--episodes", "0"], ["`episodes`"]),

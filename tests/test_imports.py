@@ -11,7 +11,7 @@ import rnr_gym
 
 PACKAGE = Path(rnr_gym.__file__).parent
 ORDER = [
-    {"types", "macs", "summaries", "spec", "rewards", "checkpoints", "data", "registration"},
+    {"types", "macs", "summaries", "spec", "rewards", "checkpoints", "data", "registration", "muon"},
     {"backbones"},
     {"traversal"},
     {"route_table", "paths", "rendering"},

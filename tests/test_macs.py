@@ -61,6 +61,8 @@ def test_static_macs_are_those_of_a_network_that_runs_only_the_exit_it_answers_w
             ran = counted(lambda: backbone.glance(backbone.prepare(batch)))
         else:
             on = () if exit_layer is None else (exit_layer,)
+            if exit_layer is not None and backbone.exits_read_glance:
+                on = (0, exit_layer)
             ran = counted(lambda path=path, on=on: small.travel(backbone, batch, path[None], on))
         assert backbone.spec().static_macs(path) == ran
 
@@ -104,6 +106,19 @@ def test_macs_counted_by_hand():
         stem + 0 + full + exit_head,
         stem + half + full + last_half + head,
     ]
+
+
+def test_a_whitened_backbone_counted_by_hand():
+    """Stem and glance halve 8 x 8 to 4 x 4; layer 0 is 16 wide there; the exit reads 16 + 16 + 3 values."""
+    backbone = small.backbone("whitened")
+    stem = 1 * 8 * 4 * 16 + 8 * 16 * 9 * 16  # 2 x 2 patches to 8 filters, then 3 x 3 to 16 channels
+    glance_stem = 1 * 8 * 4 * 16 + 8 * 8 * 9 * 16
+    glance = glance_stem + 8 * 16 * 9 * 4 + 16 * 16 * 9 * 4 + 16 * 3
+    full = 2 * 16 * 16 * 9 * 16
+    exit_head = (16 + 16 + 3) * 3
+    walk = small.travel(backbone, small.pixels(1), np.array([[3, 0, -1]]))
+    assert walk.macs.tolist() == [stem + glance + full + exit_head]
+    assert backbone.spec().static_macs(walk.path[0]) == stem + glance + full + exit_head
 
 
 def test_pruned_stream_counted_by_hand():

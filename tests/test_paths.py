@@ -25,10 +25,15 @@ def test_random_paths_reach_every_sub_path_but_never_exit(kind):
 
 
 @KINDS
-def test_spread_paths_take_every_sub_path_of_every_layer_twice(kind):
+def test_spread_paths_meet_every_pair_in_a_row_once(kind):
     backbone = fresh(kind)
     drawn = np.array(paths.spread_paths(backbone, torch.Generator().manual_seed(0)))
-    for layer in range(backbone.num_layers):
-        numbers, counts = np.unique(drawn[:, layer], return_counts=True)
-        assert numbers.tolist() == list(range(1, backbone.num_paths))
-        assert set(counts.tolist()) == {2}
+    sub_paths = range(1, backbone.num_paths)
+    for layer in range(backbone.num_layers - 1):
+        pairs = sorted(map(tuple, drawn[:, layer : layer + 2].tolist()))
+        assert pairs == [(first, second) for first in sub_paths for second in sub_paths]
+
+
+@pytest.mark.parametrize(("kind", "widths"), [("multipath", [2]), ("residual", [1]), ("vgg", [1, 2])])
+def test_uniform_paths_are_all_widths_but_the_full(kind, widths):
+    assert paths.uniform_paths(fresh(kind)) == [[width] * 3 for width in widths]

@@ -73,8 +73,9 @@ def test_exits_and_head_answer_with_what_arrives(kind):
     y, came_by = backbone.stem(x), None
     for layer, sub_path in enumerate([2, 1, 2]):
         if layer:
-            torch.testing.assert_close(walk.exit_logits, backbone.layers[layer].exit(y))
-            torch.testing.assert_close(walk.step(np.array([0, 0])).logits, backbone.layers[layer].exit(y))
+            context = torch.cat([pooled, glanced.softmax(1)], 1) if backbone.exits_read_glance else None
+            torch.testing.assert_close(walk.exit_logits, backbone.layers[layer].exit(y, context))
+            torch.testing.assert_close(walk.step(np.array([0, 0])).logits, backbone.layers[layer].exit(y, context))
         assert (walk.logits == 0).all()
         walk = walk.step(np.full(2, sub_path))
         y, came_by = backbone.layers[layer](y, sub_path, came_by), sub_path if backbone.reads_came_by else None
@@ -193,12 +194,15 @@ def rows_seen(modules):
 
 def test_only_chosen_branches_run_and_only_for_those_who_chose_them():
     backbone = small.backbone("multipath")
-    seen, calls = rows_seen({(t, 2 + number): branch[0] for t, layer in enumerate(backbone.layers) for number, branch in enumerate(layer.branches)})
+    seen, calls = rows_seen(
+        {(t, 2 + number): branch.conv1 for t, layer in enumerate(backbone.layers) for number, branch in enumerate(layer.branches)}
+    )
     ways = small.paths(backbone.spec(), 20)
     small.travel(backbone, small.pixels(20), ways)
     chosen = Counter((layer, int(sub_path)) for way in ways for layer, sub_path in enumerate(way) if sub_path >= 2)
     assert seen == chosen
-    assert calls == dict.fromkeys(chosen, 1)
+    came_by = {(layer, int(way[layer - 1]) if layer else 3, int(way[layer])) for way in ways for layer in range(3) if way[layer] >= 2}
+    assert calls == Counter((layer, sub_path) for layer, _, sub_path in came_by)
 
 
 @KINDS
@@ -238,22 +242,24 @@ def test_with_exits_off_neither_heads_nor_glance_run(kind):
 def test_only_the_exits_asked_for_run(kind):
     backbone = small.backbone(kind)
     seen, _ = rows_seen({"glance": backbone.glance, 1: backbone.layers[1].head, 2: backbone.layers[2].head})
-    small.travel(backbone, small.pixels(4), np.full((4, 3), 2), exits=[2])
-    assert seen == {2: 4}
+    asked = [0, 2] if backbone.exits_read_glance else [2]
+    small.travel(backbone, small.pixels(4), np.full((4, 3), 2), exits=asked)
+    assert seen == {"glance": 4, 2: 4} if backbone.exits_read_glance else {2: 4}
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("multipath", [6]), ("residual", [6]), ("vgg", [1, 2, 3])])
+@pytest.mark.parametrize(("kind", "sizes"), [("multipath", [1, 2, 3]), ("residual", [6]), ("vgg", [1, 2, 3])])
 def test_images_are_grouped_by_layer_and_where_it_matters_by_came_by(kind, sizes):
     backbone = small.backbone(kind)
     highest = backbone.full_path
-    came_by = np.array([highest, 1, 2, highest, 2, highest]) if kind == "vgg" else np.array([1, 2, 1, 2, 2, 1])
+    came_by = np.array([highest, 1, 2, highest, 2, highest]) if kind != "residual" else np.array([1, 2, 1, 2, 2, 1])
     walk = Traversal.start(backbone, small.pixels(6)).step(came_by)
     assert sorted(len(group.rows) for group in walk.groups) == sizes
     for group in walk.groups:
         assert group.layer == 1
         assert len(group.features) == len(group.rows)
-        if kind == "vgg":
+        if backbone.reads_came_by:
             assert set(came_by[group.rows]) == {group.came_by}
+        if kind == "vgg":
             assert group.features.shape[1] == 8 * group.came_by
     assert sorted(row for group in walk.groups for row in group.rows) == list(range(6))
 
@@ -275,8 +281,8 @@ def test_an_exit_that_a_layer_lacks_is_refused():
 
 @KINDS
 def test_an_exit_that_was_not_run_is_refused(kind):
-    walk = Traversal.start(small.backbone(kind), small.pixels(2), exits=[2])
-    with pytest.raises(ValueError, match=r"`sub_paths` may exit at layers \[2\] only"):
+    walk = Traversal.start(small.backbone(kind), small.pixels(2), exits=[0, 2]).step(np.array([1, 1]))
+    with pytest.raises(ValueError, match=r"`sub_paths` may exit at layers \[0, 2\] only"):
         walk.step(np.array([1, 0]))
 
 
@@ -304,7 +310,8 @@ def test_a_summary_is_made_of_what_its_layout_says(kind):
     glance = ((pooled - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
     np.testing.assert_allclose(summary[:3, where.glance], glance, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(summary[:3, where.glance_probabilities], logits.softmax(1), rtol=1e-4, atol=1e-5)
-    answer = backbone.layers[2].exit(group.features).softmax(1).detach().numpy()
+    context = torch.cat([pooled, logits.softmax(1)], 1) if backbone.exits_read_glance else None
+    answer = backbone.layers[2].exit(group.features, context).softmax(1).detach().numpy()
     np.testing.assert_allclose(summary[:3, where.exit_probabilities], answer, rtol=1e-4, atol=1e-5)
     ordered = np.sort(answer, 1)
     entropy = -(answer * np.log(answer)).sum(1) / np.log(3)
@@ -328,3 +335,16 @@ def test_modules_of_a_backbone_are_never_put_into_training_mode_by_walking(kind,
     small.travel(backbone, small.pixels(4), small.paths(backbone.spec(), 4)).summary()
     assert not any(module.training for module in backbone.modules() if isinstance(module, nn.BatchNorm2d))
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_exits_that_read_the_glance_need_it():
+    with pytest.raises(ValueError, match=r"`exits` must include 0, the glance.*got \[2\]"):
+        Traversal.start(small.backbone("whitened"), small.pixels(2), [2])
+
+
+def test_exit_heads_send_no_gradients_into_the_glance():
+    backbone = small.backbone("whitened")
+    walk = Traversal.start(backbone, small.pixels(4)).step(np.full(4, 3))
+    walk.exit_logits.sum().backward()
+    assert backbone.layers[1].head.context.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in backbone.glance.parameters())

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rnr_gym.backbones.blocks import Glance, PooledHead
+from rnr_gym.backbones.blocks import Glance, PooledHead, ResidualGlance, WhitenedStem
 from rnr_gym.macs import MacTable, conv_macs
 from rnr_gym.spec import RoutingSpec
 
@@ -47,11 +47,14 @@ class Layer(nn.Module):
     head: PooledHead | None
     widths: list[int]
 
-    def exit(self, features: Tensor) -> Tensor:
-        """Features `(N, C, H, W)` as they arrive at this layer -> logits `(N, classes)`."""
+    def exit(self, features: Tensor, glanced: Tensor | None = None) -> Tensor:
+        """Features `(N, C, H, W)` as they arrive at this layer -> logits `(N, classes)`.
+
+        `glanced` is what the glance said, `(N, G + classes)`, where exit heads read it.
+        """
         if self.head is None:
             raise ValueError("`exit` was called at a layer that has no exit head")
-        logits: Tensor = self.head(features)
+        logits: Tensor = self.head(features, glanced)
         return logits
 
     def macs(self, sub_path: int, in_width: int) -> int:
@@ -72,9 +75,12 @@ class Backbone(nn.Module):
         blocks: layers of each stage; their sum is T, the number of decisions.
         exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone without exits.
         glance_widths: output channels of the glance's convolutions; empty for none. The glance is layer 0's exit.
-        glance_strides: their strides.
+        glance_strides: their strides; empty where the stem is whitened.
         condensed: 0 for a summary of all pooled features in full precision; else they are averaged over so many groups of
             channels, the glance's are left out, and every value is quantised to 8 bits: what a route table can be shipped with.
+        whitened: False for a convolutional stem at full resolution and a glance of plain convolutions. True for a whitened stem at
+            half the resolution (`WhitenedStem`), a `ResidualGlance`, and exit heads that read the glance's pooled features and
+            class probabilities, so that no exit is worse than the glance.
         own: what else the subclass was made with, JSON-able.
 
     Attributes:
@@ -82,8 +88,10 @@ class Backbone(nn.Module):
         image_shape: `(C, H, W)`.
         num_classes: how many classes `head` answers with.
         num_layers, num_paths, full_path: T, K and K - 1.
-        reads_came_by: whether a layer's cost and normalisation depend on the previous sub-path (VGG-like pruning).
+        reads_came_by: whether what a layer does depends on the previous sub-path: its norms and, where the stream is pruned, its cost.
         has_exits: whether number 0 is the exit.
+        exits_read_glance: whether exit heads read the glance, which then has to run for them.
+        has_identity: whether the cheapest sub-path beside the exit computes nothing.
         mac_table: the MACs of every decision.
         valid: bool `(T, K)`, which sub-paths a layer has when exits are on.
     """
@@ -96,6 +104,8 @@ class Backbone(nn.Module):
     num_paths: int
     full_path: int
     has_exits: bool
+    exits_read_glance: bool
+    has_identity: bool = False
     condensed: int
     reads_came_by: bool = False
     stem_width: int
@@ -104,7 +114,7 @@ class Backbone(nn.Module):
     stem: nn.Module
     layers: Any  # an `nn.ModuleList` of `Layer`, whose items type checkers take for mere modules
     head: PooledHead
-    glance: Glance | None
+    glance: Glance | ResidualGlance | None
     image_mean: Tensor
     image_std: Tensor
     summary_mean: Tensor
@@ -123,6 +133,7 @@ class Backbone(nn.Module):
         glance_widths: Sequence[int],
         glance_strides: Sequence[int],
         condensed: int,
+        whitened: bool,
         own: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -132,13 +143,18 @@ class Backbone(nn.Module):
         shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
         answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
         self.condensed = condensed
-        self.config = {"kind": self.kind, **shape, **answers, **own, **({"condensed": condensed} if condensed else {})}
+        self.config = {"kind": self.kind, **shape, **answers, **own}
+        if condensed:
+            self.config["condensed"] = condensed
+        if whitened:
+            self.config["whitened"] = True
+
         self.image_shape, self.num_classes, self.stem_width = tuple(image_shape), classes, widths[0]
         self.has_exits = bool(exits) or bool(glance_widths)
-        channels, *side = image_shape
-        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
-        self.glance = Glance(image_shape, classes, glance_widths, glance_strides) if glance_widths else None
-        self.layers = nn.ModuleList(self._stages(widths, blocks, exits, (side[0], side[1])))
+        self.exits_read_glance = whitened and bool(exits) and bool(glance_widths)
+        side, stem_macs = self._build_stem(whitened)
+        self.glance = self._build_glance(whitened, glance_widths, glance_strides)
+        self.layers = nn.ModuleList(self._stages(widths, blocks, exits, side))
         self.head = PooledHead(widths[-1], classes)
         self.num_layers, self.num_paths = len(self.layers), self.layers[0].num_paths
         arriving = sorted({widths[0], *(width for layer in self.layers for width in layer.widths if width)})
@@ -146,8 +162,31 @@ class Backbone(nn.Module):
             raise ValueError(f"`condensed` must be 0 or divide every width at which features come, {arriving}, got {condensed}")
         self.full_path = self.num_paths - 1
         self.valid = self._valid()
-        self.mac_table = self._count(conv_macs(channels, widths[0], (side[0], side[1])))
+        self.mac_table = self._count(stem_macs)
         self._buffers_for_preprocessing()
+
+    def _build_stem(self, whitened: bool) -> tuple[tuple[int, int], int]:
+        """Make `stem`; returns the side of its output in pixels, and its MACs."""
+        channels, height, width_px = self.image_shape
+        if whitened:
+            self.stem = stem = WhitenedStem(self.image_shape, self.stem_width)
+            return (-(-height // 2), -(-width_px // 2)), stem.macs
+
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, self.stem_width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(self.stem_width),
+            nn.ReLU(inplace=True),
+        )
+        return (height, width_px), conv_macs(channels, self.stem_width, (height, width_px))
+
+    def _build_glance(self, whitened: bool, widths: Sequence[int], strides: Sequence[int]) -> Glance | ResidualGlance | None:
+        if whitened and strides:
+            raise ValueError(f"`glance_strides` must be empty where the stem is whitened, got {list(strides)}")
+        if not widths:
+            return None
+        if whitened:
+            return ResidualGlance(self.image_shape, self.num_classes, widths)
+        return Glance(self.image_shape, self.num_classes, widths, strides)
 
     def _stages(self, widths: Sequence[int], blocks: Sequence[int], exits: Sequence[int], side: tuple[int, int]) -> list[Layer]:
         layers: list[Layer] = []
@@ -156,10 +195,16 @@ class Backbone(nn.Module):
             for block in range(count):
                 halve = stage > 0 and block == 0
                 side = (-(-side[0] // 2), -(-side[1] // 2)) if halve else side
-                head = PooledHead(in_width, self.num_classes) if len(layers) in exits else None
+                head = self._exit_head(in_width) if len(layers) in exits else None
                 layers.append(self._layer(Place(in_width, width, halve, side, int(self.has_exits)), head))
                 in_width = width
         return layers
+
+    def _exit_head(self, in_width: int) -> PooledHead:
+        context = 0
+        if self.exits_read_glance and self.glance is not None:
+            context = self.glance.width + self.num_classes
+        return PooledHead(in_width, self.num_classes, context)
 
     def _layer(self, place: Place, head: PooledHead | None) -> Layer:
         """The layer that belongs in a place."""
@@ -185,6 +230,11 @@ class Backbone(nn.Module):
     def glance_width(self) -> int:
         """Pooled features that the glance adds to the summary; 0 without one."""
         return self.glance.width if self.glance is not None and not self.condensed else 0
+
+    @property
+    def narrowest(self) -> int:
+        """The cheapest sub-path that computes something: neither exit nor identity."""
+        return int(self.has_exits) + int(self.has_identity)
 
     @property
     def exit_layers(self) -> frozenset[int]:
@@ -238,6 +288,8 @@ class Backbone(nn.Module):
             table = table._replace(exits=np.zeros_like(table.exits))
         facts: dict[str, Any] = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
         facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale), **({"quantised": True} if self.condensed else {})}
+        if self.exits_read_glance and exits:
+            facts["exits_read_glance"] = True
         return RoutingSpec(facts, valid, table)
 
 

@@ -124,7 +124,7 @@ class ChannelPrunedNet(Backbone):
     Args:
         style: `"residual"` (blocks of two convolutions, inner channels pruned) or `"vgg"` (single convolutions, stream pruned).
         groups: k, the channel groups of a layer; widths must be multiples of 8 * k.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened: as for `Backbone`.
     """
 
     kind = "channels"
@@ -141,11 +141,12 @@ class ChannelPrunedNet(Backbone):
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
         condensed: int = 0,
+        whitened: bool = False,
     ) -> None:
         check_groups(style, groups, widths)
         self.style, self.groups, self.reads_came_by = style, groups, style == "vgg"
         own = {"style": style, "groups": groups}
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, own)
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened, own)
 
     def _layer(self, place: Place, head: PooledHead | None) -> Layer:
         return (PrunedConvLayer if self.style == "vgg" else PrunedResidualLayer)(place, self.groups, head)

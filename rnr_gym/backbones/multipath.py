@@ -8,8 +8,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone, Layer, Place
-from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch, round_to_eight
+from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, round_to_eight
 from rnr_gym.macs import conv_macs
+
+
+class Branch(nn.Module):
+    """Two 3 x 3 convolutions, each with one batch-norm for every sub-path that images can have come by.
+
+    What arrives differs so much with the previous sub-path that statistics over all of them would
+    fit none. The norms share scale and shift, so only their statistics are apart.
+    `(N, in_width, H, W)` -> `(N, width, H / stride, W / stride)`.
+
+    Args:
+        in_width: channels that arrive.
+        inner: channels between the convolutions.
+        width: channels of the output.
+        stride: of the first convolution.
+        ways: previous sub-paths there are, the exit left out.
+    """
+
+    def __init__(self, in_width: int, inner: int, width: int, stride: int, ways: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, inner, 3, stride, 1, bias=False)
+        self.norms1 = shared_norms(inner, ways)
+        self.conv2 = nn.Conv2d(inner, width, 3, 1, 1, bias=False)
+        self.norms2 = shared_norms(width, ways)
+
+    def forward(self, x: Tensor, way: int) -> Tensor:
+        x = F.relu(self.norms1[way](self.conv1(x)))
+        y: Tensor = self.norms2[way](self.conv2(x))
+        return y
+
+    def plain(self) -> nn.Sequential:
+        """The branch as the full path runs it, of the same modules."""
+        return nn.Sequential(self.conv1, self.norms1[-1], nn.ReLU(inplace=True), self.conv2, self.norms2[-1])
+
+
+def shared_norms(channels: int, count: int) -> nn.ModuleList:
+    """Batch-norms with statistics of their own and one scale and shift for all."""
+    norms = [nn.BatchNorm2d(channels) for _ in range(count)]
+    for norm in norms[1:]:
+        norm.weight, norm.bias = norms[0].weight, norms[0].bias
+    return nn.ModuleList(norms)
 
 
 class MultiPathLayer(Layer):
@@ -18,16 +58,21 @@ class MultiPathLayer(Layer):
     def __init__(self, place: Place, inner: Sequence[int], head: PooledHead | None) -> None:
         super().__init__()
         self.first, self.side, self.inner, self.head = place.first, place.side, list(inner), head
-        self.shortcut = Shortcut(place.in_width, place.width, 1 + place.halve)
-        self.branches = nn.ModuleList(residual_branch(place.in_width, part, place.width, 1 + place.halve) for part in inner)
-        self.num_paths = place.first + 1 + len(inner)
+        stride = 1 + place.halve
+        ways = 1 + len(inner)
+        self.shortcut = Shortcut(place.in_width, place.width, stride)
+        self.branches = nn.ModuleList(Branch(place.in_width, width, place.width, stride, ways) for width in inner)
+        self.num_paths = place.first + ways
         self.widths = [place.width] * self.num_paths
 
     def forward(self, x: Tensor, sub_path: int, came_by: int | None = None) -> Tensor:
         kept: Tensor = self.shortcut(x)
         if sub_path == self.first:
             return kept  # already rectified by the layer before
-        return F.relu(kept + self.branches[sub_path - self.first - 1](x))
+
+        way = -1 if came_by is None else came_by - self.first
+        branch = self.branches[sub_path - self.first - 1]
+        return F.relu(kept + branch(x, way))
 
     def macs(self, sub_path: int, in_width: int) -> int:
         if sub_path <= self.first:
@@ -43,10 +88,12 @@ class MultiPathResNet(Backbone):
 
     Args:
         inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a multiple of 8.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened: as for `Backbone`.
     """
 
     kind = "multipath"
+    has_identity = True
+    reads_came_by = True
 
     def __init__(
         self,
@@ -59,16 +106,17 @@ class MultiPathResNet(Backbone):
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
         condensed: int = 0,
+        whitened: bool = False,
     ) -> None:
         check_fractions(inner)
         self.inner = tuple(inner)
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, {"inner": list(inner)})
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened, {"inner": list(inner)})
 
     def _layer(self, place: Place, head: PooledHead | None) -> Layer:
         return MultiPathLayer(place, branch_widths(place.width, self.inner), head)
 
     def plain(self) -> nn.Sequential:
-        blocks = [PlainBlock(layer.shortcut, layer.branches[-1]) for layer in self.layers]
+        blocks = [PlainBlock(layer.shortcut, layer.branches[-1].plain()) for layer in self.layers]
         return nn.Sequential(self.stem, *blocks, self.head).train(self.training)
 
 

@@ -29,28 +29,74 @@ class Architecture(NamedTuple):
     schedule: dict[str, Any]
 
 
-_DIGITS: dict[str, Any] = {"image_shape": [1, 12, 12], "classes": 10, "exits": [1, 2, 3]}
-_DIGITS |= {"glance_widths": [8, 16, 16], "glance_strides": [2, 2, 1]}
-_DIGITS_SCHEDULE = {"epochs": 800, "batch_size": 128, "learning_rate": 0.05}
-_CIFAR: dict[str, Any] = {"image_shape": [3, 32, 32], "widths": [32, 96, 192]}
-_CIFAR |= {"glance_widths": [32, 64, 96, 128], "glance_strides": [2, 1, 2, 2]}
-_CIFAR_MULTIPATH = {"kind": "multipath", **_CIFAR, "blocks": [1, 2, 2], "inner": [0.25, 1.0], "exits": [3, 4]}
-_CIFAR_CHANNELS = {"kind": "channels", **_CIFAR, "style": "residual", "blocks": [1, 1, 2], "groups": 4, "exits": [2, 3]}
-_SMALL = {"kind": "multipath", "image_shape": [3, 32, 32], "classes": 10, "widths": [24, 48, 96], "blocks": [1, 1, 2], "inner": [1.0]}
-_SMALL |= {"exits": [1, 2, 3], "glance_widths": [16, 32, 64], "glance_strides": [2, 2, 2], "condensed": 8}
-_CIFAR_SCHEDULE = {"epochs": 60, "uniform_paths": 1, "random_paths": 1, "share": 1 / 3, "shrunk": 0.6}
+_DIGITS: dict[str, Any] = {
+    "image_shape": [1, 12, 12],
+    "classes": 10,
+    "exits": [1, 2, 3],
+    "glance_widths": [8, 16, 16],
+    "glance_strides": [2, 2, 1],
+}
+_CIFAR: dict[str, Any] = {
+    "image_shape": [3, 32, 32],
+    "widths": [64, 160, 320],
+    "exits": [2, 3, 4],
+    "glance_widths": [40, 64, 128],
+    "glance_strides": [],
+    "whitened": True,
+}
+_CIFAR_MULTIPATH = {**_CIFAR, "kind": "multipath", "blocks": [1, 2, 2], "inner": [0.25, 1.0]}
+# Four decisions, so that the table of all paths of all test images fits into memory.
+_CIFAR_CHANNELS = {
+    **_CIFAR,
+    "kind": "channels",
+    "style": "residual",
+    "widths": [64, 192, 352],
+    "blocks": [1, 2, 1],
+    "groups": 4,
+    "exits": [2, 3],
+}
+# Narrow enough to be a small network in its own right, and with summaries that fit into few bytes.
+_CIFAR_SMALL = {
+    **_CIFAR,
+    "kind": "multipath",
+    "classes": 10,
+    "widths": [48, 96, 192],
+    "blocks": [1, 1, 1],
+    "inner": [0.25, 1.0],
+    "exits": [1, 2],
+    "glance_widths": [16, 32, 64],
+    "condensed": 8,
+}
+_DIGITS_SCHEDULE = {"epochs": 300, "glance_epochs": 300, "batch_size": 128}
 ARCHITECTURES = {
     "rnr-digits": Architecture(
-        {"kind": "multipath", **_DIGITS, "widths": [16, 32], "blocks": [2, 2], "inner": [0.5, 1.0]}, "digits", _DIGITS_SCHEDULE
+        config={
+            "kind": "multipath",
+            **_DIGITS,
+            "widths": [16, 32],
+            "blocks": [2, 2],
+            "inner": [0.5, 1.0],
+        },
+        dataset="digits",
+        schedule=_DIGITS_SCHEDULE,
     ),
     "rnr-digits-channels": Architecture(
-        {"kind": "channels", **_DIGITS, "style": "residual", "widths": [32, 32], "blocks": [1, 3], "groups": 4}, "digits", _DIGITS_SCHEDULE
+        config={
+            "kind": "channels",
+            **_DIGITS,
+            "style": "residual",
+            "widths": [32, 32],
+            "blocks": [1, 3],
+            "groups": 4,
+        },
+        dataset="digits",
+        schedule=_DIGITS_SCHEDULE,
     ),
-    "rnr-cifar10": Architecture({**_CIFAR_MULTIPATH, "classes": 10}, "cifar10", _CIFAR_SCHEDULE),
-    "rnr-cifar10-channels": Architecture({**_CIFAR_CHANNELS, "classes": 10}, "cifar10", _CIFAR_SCHEDULE),
-    "rnr-cifar10-small": Architecture(_SMALL, "cifar10", {**_CIFAR_SCHEDULE, "uniform_paths": 0}),
-    "rnr-cifar100": Architecture({**_CIFAR_MULTIPATH, "classes": 100}, "cifar100", _CIFAR_SCHEDULE),
-    "rnr-cifar100-channels": Architecture({**_CIFAR_CHANNELS, "classes": 100}, "cifar100", _CIFAR_SCHEDULE),
+    "rnr-cifar10": Architecture({**_CIFAR_MULTIPATH, "classes": 10}, "cifar10", {}),
+    "rnr-cifar10-channels": Architecture({**_CIFAR_CHANNELS, "classes": 10}, "cifar10", {}),
+    "rnr-cifar10-small": Architecture(_CIFAR_SMALL, "cifar10", {}),
+    "rnr-cifar100": Architecture({**_CIFAR_MULTIPATH, "classes": 100}, "cifar100", {}),
+    "rnr-cifar100-channels": Architecture({**_CIFAR_CHANNELS, "classes": 100}, "cifar100", {}),
 }
 
 
@@ -65,22 +111,61 @@ def from_config(config: dict[str, Any], seed: int = 0) -> Backbone:
 def save(backbone: Backbone, path: Path, facts: dict[str, Any] | None = None) -> None:
     """Write a backbone's weights, architecture and what else is known of it (`facts`) to one safetensors file.
 
-    Tensors that lose nothing by it are stored in half precision.
+    Tensors that lose nothing by it are stored in fewer bits, as `round_weights` leaves them.
     """
-    tensors = {name: _halved(tensor) for name, tensor in backbone.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in backbone.state_dict().items():
+        if tensor.ndim == 4:
+            scale = _byte_scale(tensor)
+            filters = (tensor / scale).round()
+            if torch.equal(filters * scale, tensor):
+                tensors[name] = filters.to(torch.int8)
+                tensors[name + SCALE] = scale.half()
+                continue
+        tensors[name] = _halved(tensor)
     checkpoints.save_tensors(path, tensors, {"config": backbone.config, **(facts or {})})
 
 
+SCALE = ".scale"
+"""Ends the name of the tensor that holds the steps of filters stored in bytes."""
+
+
 @torch.no_grad()
-def round_to_half(backbone: Backbone) -> None:
-    """Round every weight to half precision, so that `save` needs two bytes for it and loses nothing."""
+def round_weights(backbone: Backbone) -> None:
+    """Round filters to 255 steps each, and every other weight to half precision.
+
+    `save` then needs one byte, or two, for a weight and loses nothing.
+    """
     for parameter in backbone.parameters():
-        parameter.copy_(parameter.half())
+        if parameter.ndim == 4:
+            scale = _byte_scale(parameter)
+            parameter.copy_((parameter / scale).round() * scale)
+        else:
+            parameter.copy_(parameter.half())
+
+
+def _byte_scale(filters: Tensor) -> Tensor:
+    """One step of each filter `(O, I, H, W)` -> `(O, 1, 1, 1)`, so that its largest weight has 127.
+
+    A step has half precision: multiplied by a byte it is exact, so rounding twice changes nothing.
+    """
+    largest = filters.abs().amax((1, 2, 3), keepdim=True)
+    return (largest / 127.0).half().float().clamp(min=2.0**-24)
 
 
 def _halved(tensor: Tensor) -> Tensor:
     half = tensor.half()
     return half if tensor.is_floating_point() and torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def _full_precision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo what `save` did to filters."""
+    restored = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
+    for name, tensor in tensors.items():
+        if name.endswith(SCALE):
+            filters = name.removesuffix(SCALE)
+            restored[filters] = tensors[filters].float() * tensor.float()
+    return restored
 
 
 def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
@@ -98,7 +183,7 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
         shown = "; ".join(f"{key}: needs {expected.get(key)}, has {facts['config'].get(key)}" for key in sorted(different))
         raise ValueError(f"`weights` must be of this id's architecture, got {str(path)!r}, which is another ({shown})")
     backbone = from_config(facts["config"])
-    backbone.load_state_dict(tensors)
+    backbone.load_state_dict(_full_precision(tensors))
     return backbone.eval()
 
 

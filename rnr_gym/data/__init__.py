@@ -15,16 +15,23 @@ __all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "check_split", "dataset"
 
 
 class Dataset(NamedTuple):
-    """How a data set is read, and how its training images are varied."""
+    """How a data set is read, and how its training images are varied.
+
+    Attributes:
+        load: from split, data root and whether to download to images.
+        augment: uint8 `(N, C, H, W)` to the same, varied at random.
+        mirrored: whether an image means the same when it is mirrored.
+    """
 
     load: Callable[[str, str | None, bool], ImageSet]
     augment: Callable[[Tensor, Generator], Tensor]
+    mirrored: bool
 
 
 DATASETS = {
-    "digits": Dataset(digits.load, digits.augment),
-    "cifar10": Dataset(partial(cifar.load, cifar.CIFAR10), augmentation.photographs),
-    "cifar100": Dataset(partial(cifar.load, cifar.CIFAR100), augmentation.photographs),
+    "digits": Dataset(digits.load, digits.augment, mirrored=False),
+    "cifar10": Dataset(partial(cifar.load, cifar.CIFAR10), augmentation.photographs, mirrored=True),
+    "cifar100": Dataset(partial(cifar.load, cifar.CIFAR100), augmentation.photographs, mirrored=True),
 }
 
 

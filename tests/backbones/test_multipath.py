@@ -52,7 +52,7 @@ def copy(into, *parts):
 
 def widest_branch(layer):
     branch = layer.branches[-1]
-    return branch[0], branch[1], branch[3], branch[4]
+    return branch.conv1, branch.norms1[-1], branch.conv2, branch.norms2[-1]
 
 
 def pruned_block(layer):
@@ -78,18 +78,29 @@ def test_the_full_path_is_an_ordinary_resnet(kind, parts, shape):
 
 
 @pytest.mark.parametrize("exits", ["bare", "exits"])
-def test_sub_paths_are_identity_and_branches_of_growing_width(exits):
+@pytest.mark.parametrize("way", [0, 1, 2])
+def test_sub_paths_are_identity_and_branches(exits, way):
     layer = small.backbone("multipath", exits).layers[2]  # 16 to 32 channels, halving the resolution
     first, x = int(exits != "bare"), torch.rand(2, 16, 8, 8)
     kept = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16))
-    assert torch.equal(layer(x, first), kept)
+    assert torch.equal(layer(x, first, first + way), kept)
     for number, width in enumerate([16, 32]):
         branch = layer.branches[number]
-        assert branch[0].out_channels == width
-        torch.testing.assert_close(layer(x, first + 1 + number), torch.relu(kept + branch(x)))
+        assert branch.conv1.out_channels == width
+        y = branch.norms2[way](branch.conv2(torch.relu(branch.norms1[way](branch.conv1(x)))))
+        torch.testing.assert_close(layer(x, first + 1 + number, first + way), torch.relu(kept + y))
 
 
-def test_branches_share_no_weights_and_no_norms():
+def test_norms_of_a_branch_share_all_but_statistics():
+    branch = small.backbone("multipath").layers[0].branches[0]
+    for norms in (branch.norms1, branch.norms2):
+        assert len(norms) == 3
+        assert all(norm.weight is norms[0].weight for norm in norms)
+        assert all(norm.bias is norms[0].bias for norm in norms)
+        assert not torch.equal(norms[0].running_mean, norms[1].running_mean)
+
+
+def test_branches_share_no_weights():
     layer = small.backbone("multipath").layers[0]
     parameters = [id(parameter) for branch in layer.branches for parameter in branch.parameters()]
     assert len(parameters) == len(set(parameters)) == 2 * 6

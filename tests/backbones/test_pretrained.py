@@ -31,26 +31,52 @@ def test_a_saved_backbone_comes_back_whole(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
-def test_rounded_weights_take_two_bytes_and_come_back_bit_for_bit(tmp_path, kind):
-    ours = small.backbone(kind)
-    pretrained.round_to_half(ours)
-    pretrained.save(ours, tmp_path / "file")
-    stored, again = checkpoints.load_tensors(tmp_path / "file")[0], pretrained.load(tmp_path / "file")
-    assert same(ours, again)
-    assert all(stored[name].dtype == torch.float16 for name, _ in ours.named_parameters())
+def test_rounded_weights_load_bit_for_bit(tmp_path, kind):
+    original = small.backbone(kind)
+    pretrained.round_weights(original)
+    pretrained.save(original, tmp_path / "file")
+    stored, _ = checkpoints.load_tensors(tmp_path / "file")
+    loaded = pretrained.load(tmp_path / "file")
+
+    assert same(original, loaded)
+    for name, parameter in original.named_parameters():
+        assert stored[name].dtype == (torch.int8 if parameter.ndim == 4 else torch.float16)
     assert stored["summary_std"].dtype == torch.float32  # measured, not rounded
     counters = [name for name in stored if name.endswith("num_batches_tracked")]
     assert counters
     assert all(stored[name].dtype == torch.int64 for name in counters)
-    assert all(ours.state_dict()[name].dtype == tensor.dtype for name, tensor in again.state_dict().items())
+    for name, tensor in loaded.state_dict().items():
+        assert original.state_dict()[name].dtype == tensor.dtype
 
 
-def test_rounding_takes_the_nearest_half_and_leaves_measurements_alone():
-    ours, before = small.backbone("multipath"), small.backbone("multipath")
-    pretrained.round_to_half(ours)
-    assert all(torch.equal(rounded, exact.half().float()) for rounded, exact in zip(ours.parameters(), before.parameters(), strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(ours.buffers(), before.buffers(), strict=True))
-    assert not same(ours, before)
+def test_rounding_twice_changes_nothing():
+    once, twice = small.backbone("multipath"), small.backbone("multipath")
+    pretrained.round_weights(once)
+    pretrained.round_weights(twice)
+    pretrained.round_weights(twice)
+    assert same(once, twice)
+
+
+def test_rounding_errs_by_half_a_step_at_most():
+    rounded, exact = small.backbone("multipath"), small.backbone("multipath")
+    pretrained.round_weights(rounded)
+    for after, before in zip(rounded.parameters(), exact.parameters(), strict=True):
+        if before.ndim == 4:
+            step = before.abs().amax((1, 2, 3), keepdim=True) / 127.0
+            assert ((after - before).abs() <= 0.51 * step).all()
+        else:
+            assert torch.equal(after, before.half().float())
+    assert all(torch.equal(one, other) for one, other in zip(rounded.buffers(), exact.buffers(), strict=True))
+    assert not same(rounded, exact)
+
+
+def test_filters_of_zeros_can_be_rounded_and_stored(tmp_path):
+    original = small.backbone("multipath")
+    with torch.no_grad():
+        original.stem[0].weight.zero_()
+    pretrained.round_weights(original)
+    pretrained.save(original, tmp_path / "file")
+    assert (pretrained.load(tmp_path / "file").stem[0].weight == 0).all()
 
 
 @pytest.mark.parametrize(
