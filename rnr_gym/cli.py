@@ -104,7 +104,7 @@ def train(
     Args:
         env: the environment's id.
         out: the folder to write.
-        agent: random, full, cheapest, static, blind, confidence, ppo, dqn, a2c, maskable-ppo or qr-dqn.
+        agent: random, full, cheapest, static, blind, confidence, thresholds, ppo, dqn, a2c, maskable-ppo or qr-dqn.
         seed: of everything random.
         steps: environment steps to learn from; the recipe's own number if left out.
         exits: whether the router may answer at exits, and sees the glance.

@@ -160,12 +160,15 @@ def test_a_router_with_one_seed_has_no_spread_and_the_oracle_no_regret():
 
 
 def test_learners_are_measured_against_rivals_and_the_oracle_against_all():
-    others = [record(name, MIDDLE, SWEEP[0]) for name in ("random", "cheapest", "blind", "confidence", "dqn")]
+    others = [record(name, MIDDLE, SWEEP[0]) for name in ("random", "cheapest", "blind", "confidence", "thresholds", "dqn")]
     found = results([*others, *several()], bench())
     pairs = [(part["router"], part["against"]) for part in found["differences"]]
-    learnt = [("confidence", "static"), ("confidence", "blind"), ("dqn", "static"), ("dqn", "blind"), ("dqn", "confidence")]
-    learnt += [("ppo", "static"), ("ppo", "blind"), ("ppo", "confidence")]
-    assert pairs == learnt + [(ORACLE, name) for name in ("blind", "confidence", "dqn", "static", "ppo")]
+    learnt = [("confidence", "static"), ("confidence", "blind")]
+    learnt += [("thresholds", "static"), ("thresholds", "blind"), ("thresholds", "confidence")]
+    learnt += [("dqn", rival) for rival in ("static", "blind", "confidence", "thresholds")]
+    learnt += [("ppo", rival) for rival in ("static", "blind", "confidence", "thresholds")]
+    bounds = ("blind", "confidence", "thresholds", "dqn", "static", "ppo")
+    assert pairs == learnt + [(ORACLE, name) for name in bounds]
     # ppo at .45 and .6 (as above, .45 and up) less static, between 10 at .23 and 22 at 1
     gap = found["differences"][pairs.index(("ppo", "static"))]
     assert gap["budgets"][-2:] == [0.45, 0.6]

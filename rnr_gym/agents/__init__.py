@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnr_gym import checkpoints
-from rnr_gym.agents import confidence, sb3_router, static, uniform
+from rnr_gym.agents import confidence, sb3_router, static, thresholds, uniform
 from rnr_gym.agents.recipes import RECIPES
 from rnr_gym.agents.setting import Setting
 from rnr_gym.spec import RoutingSpec
@@ -37,10 +37,11 @@ AGENTS: dict[str, Agent] = {
     "cheapest": Agent(static.fit_cheapest, static.StaticRouter.restore, False),
     "static": Agent(static.fit, static.StaticRouter.restore, False),
     "confidence": Agent(confidence.fit, confidence.ConfidenceRouter.restore, False),
+    "thresholds": Agent(thresholds.fit, thresholds.ThresholdsRouter.restore, False),
     "blind": Agent(partial(sb3_router.fit_blind, recipe="ppo"), sb3_router.restore_blind, True),
     **{name: Agent(partial(sb3_router.fit, recipe=name), sb3_router.restore, True) for name in RECIPES},
 }
-DEFAULT_AGENTS = ("random", "full", "cheapest", "static", "blind", "confidence", "dqn", "ppo")
+DEFAULT_AGENTS = ("random", "full", "cheapest", "static", "blind", "confidence", "thresholds", "dqn", "ppo")
 """What `rnr-gym compare` compares unless told otherwise; the oracle's paths are always added where there is a table."""
 
 

@@ -47,7 +47,7 @@ def same(one, other):
 
 def test_the_default_is_all_but_the_last_three():
     assert set(DEFAULT_AGENTS) == set(list(AGENTS)[:-3])
-    assert {"random", "full", "cheapest", "static", "blind", "confidence", "dqn", "ppo"} == set(DEFAULT_AGENTS)
+    assert {"random", "full", "cheapest", "static", "blind", "confidence", "thresholds", "dqn", "ppo"} == set(DEFAULT_AGENTS)
 
 
 def test_every_recipe_is_an_agent():
