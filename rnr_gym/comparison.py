@@ -33,7 +33,7 @@ FIXED = (*POINTS, "static", "blind")
 """Routers that treat all images alike."""
 QUICK = (*POINTS, "static", "confidence", "thresholds")
 """Routers that are fitted in seconds."""
-RIVALS = ("static", "blind", "confidence", "thresholds")
+RIVALS = ("static", "blind", "confidence", "thresholds", "fqi")
 """What a learner is measured against; each of these is measured against those before it."""
 
 

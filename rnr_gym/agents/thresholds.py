@@ -101,12 +101,13 @@ class ThresholdsRouter:
 
 def fit(setting: Setting) -> ThresholdsRouter:
     """For each trade-off the sub-path and thresholds with the best mean return found on `route`."""
-    return solve(setting.source("route"), np.array(GRID))
+    return solve(setting.source("route"))
 
 
-def solve(source: Source, tradeoffs: Floats) -> ThresholdsRouter:
+def solve(source: Source) -> ThresholdsRouter:
     """Solve for every sub-path that goes on, and keep the best of them at each trade-off."""
     spec = source.spec
+    tradeoffs = np.array(GRID)
     sub_paths = np.arange(spec.num_paths - 1, int(spec.has_exits) - 1, -1)  # of equals the full one
     trails = [along_uniform_path(source, int(sub_path)) for sub_path in sub_paths]
     found = [solve_trail(trail, tradeoffs) for trail in trails]
