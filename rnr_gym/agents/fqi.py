@@ -1,18 +1,18 @@
 """Fitted Q iteration with full information: what can be learned from these observations at all.
 
-A route table holds the outcome of every path for every image, so nothing has to be explored. From the
-last layer to the first, a small network is fitted to what each sub-path is worth at every prefix:
--λ * Δcompute, plus the realised return of the policy that was already fitted for the later layers.
+A route table holds the outcome of every path for every image, so nothing has to be explored. From
+the last layer to the first, a small network is fitted to what each sub-path is worth at every
+prefix: -λ * Δcompute, plus the realised return of the policy already fitted for the later layers.
 
 Three things keep estimation errors from being mistaken for gains:
 
 - No maximum over estimates enters a target: the table says what the fitted policy really gets.
 - Cross-fitting: the policy that sets an image's targets was fitted without that image's original.
-- The router starts from the confidence rule with one threshold for each exit, and departs from it only
-  where the estimated gain exceeds a margin; the margins are those with the best return out of fold.
+- The router starts from the confidence rule with one threshold for each exit, and departs from it
+  only where the estimated gain exceeds a margin; margins have the best return out of fold.
 
-The task term is right or wrong, 1 or 0. The probability of the true class has less variance, but pays
-for answers that become surer and no righter.
+The task term is right or wrong, 1 or 0. The probability of the true class has less variance, but
+pays for answers that become surer and no righter.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Config:
         batch_size: rows (prefix, image) of a mini-batch.
         learning_rate: of Adam, falling linearly to a twentieth.
         weight_decay: of Adam.
-        observation_scale: the raw summary counts this much beside the features of `inputs`. It has many
-            entries, some of which tell originals apart, so it is kept small.
+        observation_scale: the raw summary counts this much beside the features of `inputs`. It has
+            many entries, some of which tell originals apart, so it is kept small.
         check_every: after so many steps the loss out of fold is looked at; the best step is kept.
         margins: candidates, ascending; the last one never departs from the thresholds.
         target_margin: of the policy whose returns are targets for earlier layers.
@@ -130,7 +130,7 @@ class FqiRouter:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Ints, Any]:
-        """Estimates and margins are interpolated over log λ, and held beyond the ends of the grid."""
+        """Estimates and margins are interpolated over log λ, and held beyond the grid."""
         layout = self.spec.layout
         rows = np.arange(len(observation))
         tradeoff = np.maximum(observation[:, layout.tradeoff.start], 1e-9).astype(np.float64)
@@ -151,7 +151,7 @@ class FqiRouter:
 
     @torch.no_grad()
     def values(self, observation: NDArray[np.float32]) -> Floats:
-        """float32 `(N, K, G)`: estimated return from here on by sub-path, up to a constant of the state."""
+        """float32 `(N, K, G)`: estimated returns, less the mean over an observation's sub-paths."""
         layers = layers_of(self.spec.layout, observation)
         seen = torch.from_numpy(inputs(self.spec.layout, observation))
         values = np.zeros((len(seen), self.spec.num_paths, len(self.tradeoffs)), np.float32)
@@ -188,8 +188,8 @@ class FqiRouter:
 def inputs(layout: ObservationLayout, observation: NDArray[np.float32]) -> Floats:
     """The observation `(N, D)` but for λ, and beside it what it says of doubt; float32 `(N, D')`.
 
-    Class probabilities appear in descending order too, so that no class has to be learned by itself,
-    and doubt on a logarithmic scale, since 0.99 differs from 0.999 as 0.9 does from 0.99.
+    Class probabilities appear in descending order too, so that no class has to be learned by
+    itself, and doubt on a logarithmic scale, since 0.99 differs from 0.999 as 0.9 does from 0.99.
     """
     rows = np.arange(len(observation))
     summary = layout.summary
@@ -238,7 +238,10 @@ def depart(
 
 
 def fit(setting: Setting) -> FqiRouter:
-    """Fit to the route table of `route`; a `ValueError` where there is none. `setting.steps` is not used."""
+    """Fit to the route table of `route`; a `ValueError` where there is none.
+
+    `setting.steps` is not used: nothing steps through the environment.
+    """
     table = setting.table("route")
     if table is None:
         raise ValueError(needs_table("fqi", setting.env))
@@ -254,7 +257,7 @@ def needs_table(agent: str, env: str) -> str:
 
 
 def originals(setting: Setting, table: RouteTable) -> Ints:
-    """int64 `(N,)`: which original each image of the table is a version of; all differ if unknown."""
+    """int64 `(N,)`: which original each image is a version of; all differ where that is unknown."""
     alone = np.arange(len(table.labels))
     try:
         images = open_images(**{**setting.make_arguments("route"), "download": False})
@@ -282,12 +285,12 @@ def fit_table(
     fallback = thresholds.solve(table)
     induction = Induction(table, groups, config, seed, fallback)
     networks = []
-    layers = reversed(range(table.spec.num_layers))
-    bar = tqdm(layers, f"fqi seed {seed}", table.spec.num_layers, unit="layer", disable=not progress)
-    for layer in bar:
+    layers = range(table.spec.num_layers)[::-1]
+    for layer in tqdm(layers, f"fqi seed {seed}", unit="layer", disable=not progress):
         networks.append(induction.fit_layer(layer))
 
-    refitted = [found.one(config.folds) for found in reversed(networks)]  # the member that saw all images
+    saw_all = config.folds  # the member after those of the folds
+    refitted = [found.one(saw_all) for found in reversed(networks)]
     parts = [torch.cat(part) for part in zip(*refitted, strict=True)]
     return FqiRouter(
         table.spec,
@@ -303,8 +306,8 @@ class Induction:
 
     Attributes:
         fold: int64 `(N,)`, the fold of each image.
-        returns: float32 `(M, N, G)`, from each prefix on by the policies fitted out of fold; the rows of
-            layers that have not been fitted yet are zero.
+        returns: float32 `(M, N, G)`, from each prefix on by the policies fitted out of fold; the
+            rows of layers that have not been fitted yet are zero.
         actions: int8 `(margins, M, N, G)`, what those policies do with each margin.
     """
 
@@ -353,7 +356,7 @@ class Induction:
         )
 
     def targets(self, place: Ints, image: Ints) -> Floats:
-        """float32 `(n, K, G)`: the return of each sub-path, followed by the fitted policy; 0 if not valid."""
+        """float32 `(n, K, G)`: return of each sub-path and the fitted policy; 0 if not valid."""
         table = self.table
         prefixes = len(table.summary)
         child = table.places.child[place]  # (n, K)
@@ -373,7 +376,7 @@ class Induction:
         return returns
 
     def trained(self, layer: int, places: Ints) -> Networks:
-        """Networks that are each fitted to the images outside their fold; the last one to all images."""
+        """Networks that are each fitted to the images outside their fold; the last to all."""
         config = self.config
         layout = self.table.spec.layout
         valid = np.repeat(self.table.spec.valid[layer], len(self.tradeoffs)).astype(np.float32)
@@ -411,11 +414,18 @@ class Induction:
             schedule.step()
         return scaling.folded_into(kept, center, spread)
 
-    def drawn(self, layer: int, places: Ints, images: list[Ints], size: int) -> tuple[Floats, Floats]:
-        """Random rows of each set of images: inputs (F, size, D) and centred targets (F, size, K * G).
+    def drawn(
+        self,
+        layer: int,
+        places: Ints,
+        images: list[Ints],
+        size: int,
+    ) -> tuple[Floats, Floats]:
+        """Random rows of each set of images: inputs (F, size, D) and targets (F, size, K * G).
 
-        Half of the prefixes are uniform paths, which is where the thresholds lead. What the sub-paths have in
-        common, how hard the image is, is of no use for choosing and is taken out of the targets.
+        Half of the prefixes are uniform paths, which is where the thresholds lead. What the
+        sub-paths have in common, how hard the image is, does not help to choose between them: each
+        row of targets is centred.
         """
         spec = self.table.spec
         paths = self.table.places.path[places, :layer]
@@ -429,12 +439,13 @@ class Induction:
 
         seen = inputs(spec.layout, self.observed(place, image))
         targets = self.targets(place, image)
-        mean = targets.sum(1, keepdims=True) / np.float32(spec.valid[layer].sum())  # 0 where not valid
+        offered = np.float32(spec.valid[layer].sum())
+        mean = targets.sum(1, keepdims=True) / offered  # those not valid are zero
         return seen.reshape(*count, -1), (targets - mean).reshape(*count, -1)
 
     @torch.no_grad()
     def out_of_fold(self, networks: Networks, seen: Floats) -> Floats:
-        """float32 `(N, K, G)`: each image's estimates by the network that was fitted without its fold."""
+        """float32 `(N, K, G)`: each image's estimates by the network fitted without its fold."""
         shape = (len(seen), self.table.spec.num_paths, len(self.tradeoffs))
         values = np.zeros(shape, np.float32)
         for fold in range(self.config.folds):
@@ -444,7 +455,7 @@ class Induction:
         return values
 
     def follow(self, place: int, networks: Networks) -> None:
-        """Note what the policies do at a prefix, and what the one that sets targets gets from there on."""
+        """Note what the policies do at a prefix, and what the one that sets targets gets there."""
         table = self.table
         rows = np.arange(len(table.labels))
         observation = self.observed(np.full(len(rows), place), rows)
@@ -460,8 +471,8 @@ class Induction:
 
     def best_margins(self) -> NDArray[np.float64]:
         """float64 `(G,)`: for each trade-off the margin with the best mean return, out of fold."""
-        returns = [self.mean_returns(actions) for actions in self.actions[::-1]]  # of equals the largest
-        margins = np.array(self.config.margins[::-1])
+        margins = np.array(self.config.margins[::-1])  # of equals the largest is taken
+        returns = [self.mean_returns(actions) for actions in self.actions[::-1]]
         return margins[np.array(returns).argmax(0)]
 
     def mean_returns(self, actions: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -491,7 +502,7 @@ class Scaling(NamedTuple):
 
     @classmethod
     def of(cls, seen: Floats, layout: ObservationLayout, observation_scale: float) -> Scaling:
-        """From inputs `(n, D)`; constant ones come out as zero, the summary's at a smaller scale."""
+        """From inputs `(n, D)`; constant ones become zero, the summary has a smaller scale."""
         mean = seen.mean(0)
         spread = seen.std(0)
         factor = np.where(spread > 1e-6, 1.0 / np.maximum(spread, 1e-6), 1.0).astype(np.float32)
@@ -514,7 +525,13 @@ class Scaling(NamedTuple):
         )
 
 
-def _initial(members: int, size: int, hidden: int, out: int, generator: torch.Generator) -> Networks:
+def _initial(
+    members: int,
+    size: int,
+    hidden: int,
+    out: int,
+    generator: torch.Generator,
+) -> Networks:
     """Networks that say 0 of everything."""
     drawn = torch.randn(members, size, hidden, generator=generator) / size**0.5
     return Networks(

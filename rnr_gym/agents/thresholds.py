@@ -29,14 +29,15 @@ Floats = NDArray[np.float64]
 QUANTILES = np.linspace(0.0, 1.0, 60)
 """Of the confidences at an exit: the thresholds that are tried there, beside `NEVER`."""
 SHARES = np.linspace(0.02, 0.98, 25)
-"""Of the images that reach an exit, how many leave there: the geometric family the search starts from."""
+"""Of the images that reach an exit, how many leave there: the geometric family."""
 
 
 class ThresholdsRouter:
-    """For each trade-off of a grid a threshold for each layer's exit, and the sub-path taken otherwise.
+    """For each trade-off of a grid a threshold for each exit, and the sub-path taken otherwise.
 
-    The thresholds of the nearest trade-off (of its logarithm) are used: neighbours may take different
-    sub-paths, whose thresholds have nothing to do with each other, so nothing is interpolated.
+    The thresholds of the nearest trade-off (of its logarithm) are used: neighbours may take
+    different sub-paths, and the thresholds of one say nothing of another's, so nothing is
+    interpolated.
 
     Attributes:
         tradeoffs_fitted: float64 `(G,)`, ascending.
@@ -191,7 +192,7 @@ def _ascend(trail: Trail, tradeoffs: Floats, start: Floats) -> Floats:
 
 
 def _gain_of_leaving(trail: Trail, tradeoffs: Floats, thresholds: Floats, layer: int) -> Floats:
-    """float64 `(G, N)`: return of leaving here less that of going on; 0 for images that left before."""
+    """float64 `(G, N)`: return of leaving here less that of going on; 0 once an image has left."""
     later = thresholds.copy()
     later[:, : layer + 1] = NEVER
     reached = (trail.confidence[:layer] < thresholds[:, :layer, None]).all(1)  # (G, N)
@@ -200,7 +201,7 @@ def _gain_of_leaving(trail: Trail, tradeoffs: Floats, thresholds: Floats, layer:
 
 
 def _returns(trail: Trail, tradeoffs: Floats, thresholds: Floats) -> Floats:
-    """float64 `(G, N)`: each image's return where it leaves at the first exit that is sure enough."""
+    """float64 `(G, N)`: each image's return if it leaves at the first exit that is sure enough."""
     returns = trail.correct[-1] - tradeoffs[:, None] * trail.compute[-1]
     for layer in reversed(_exits(trail)):
         leave = trail.confidence[layer] >= thresholds[:, layer, None]
