@@ -114,7 +114,7 @@ def train(
     Args:
         env: the environment's id.
         out: the folder to write.
-        agent: random, full, cheapest, static, blind, confidence, ppo, dqn, a2c, maskable-ppo or qr-dqn.
+        agent: random, full, cheapest, static, blind, confidence, thresholds, fqi, ppo, dqn, a2c, maskable-ppo or qr-dqn.
         seed: of everything random.
         steps: environment steps to learn from; the recipe's own number if left out.
         exits: whether the router may answer at exits, and sees the glance.
@@ -158,7 +158,8 @@ def compare(
     Args:
         env: the environment's id.
         out: the folder of the report.
-        agents: which routers, of those that `rnr-gym train --help` names; all but the last three if left out.
+        agents: which routers, of those that `rnr-gym train --help` names; all but the last three if left out (and without fqi
+            where there is no route table, which it needs).
         seeds: how many seeds for routers that have one.
         steps: environment steps a learner learns from; its recipe's own number if left out.
         jobs: routers fitted side by side; the number of cores if left out.
@@ -167,7 +168,7 @@ def compare(
         data_root: folder of the images.
     """
     from rnr_gym import comparison, report, runs
-    from rnr_gym.agents import DEFAULT_AGENTS, agent
+    from rnr_gym.agents import DEFAULT_AGENTS, agent, check
 
     names = list(agents or DEFAULT_AGENTS)
     for name in names:
@@ -179,6 +180,10 @@ def compare(
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1, got {seeds}")
     setting = _setting(env, exits, weights, data_root, 0, steps)
+    if not agents and not setting.has_table("route"):
+        names = [name for name in names if not agent(name).needs_table]
+    for name in names:
+        check(name, setting)
     facts = {**runs.identity("compare", setting), "agents": names, "seeds": seeds}
     runs.claim(out, facts, report.RESULTS)
     bench = report.bench(setting)

@@ -31,8 +31,10 @@ POINTS = ("random", "full", "cheapest")
 """Routers that have one compute only, whatever the trade-off."""
 FIXED = (*POINTS, "static", "blind")
 """Routers that treat all images alike."""
-RIVALS = ("static", "blind", "confidence")
-"""What a learner is measured against."""
+QUICK = (*POINTS, "static", "confidence", "thresholds")
+"""Routers that are fitted in seconds."""
+RIVALS = ("static", "blind", "confidence", "thresholds", "fqi")
+"""What a learner is measured against; each of these is measured against those before it."""
 
 
 class Record(NamedTuple):
@@ -89,10 +91,10 @@ def router_folder(folder: Path, name: str, seed: int) -> Path:
 
 
 def fit_routers(names: Sequence[str], setting: Setting, seeds: int, folder: Path, jobs: int) -> None:
-    """Fit every router that is not there yet, `jobs` at a time; dearest first."""
+    """Fit every router that is not there yet, `jobs` at a time; the quick ones last."""
     tasks = [(name, seed) for seed in range(seeds) for name in names if agents.agent(name).seeded or seed == 0]
     tasks = [task for task in tasks if not (router_folder(folder, *task) / ROUTER).exists()]
-    tasks.sort(key=lambda task: task[0] in ("random", "full", "cheapest", "static", "confidence"))
+    tasks.sort(key=lambda task: task[0] in QUICK)
     setting.source("route")  # so that its table is built once, here
     workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
     with workers as pool, tqdm(total=len(tasks), desc="fit", unit="router") as bar:
@@ -163,7 +165,7 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
     rows = [row(record, bench) for record in found]
     by_router = sweeps(found, plain)
     learnt = [name for name in by_router if name not in (*FIXED, ORACLE)]
-    against = [(name, rival) for name in learnt for rival in RIVALS if rival in by_router and rival != name]
+    against = [(name, rival) for name in learnt for rival in rivals_of(name) if rival in by_router]
     against = [pair for pair in against if _meet(pair, by_router)]
     bounds = [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
     whole = Sweep.of([[full]], plain)
@@ -178,6 +180,11 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
         "by_severity": [_by_severity(name, by_router[name], bench.severity) for name in by_router],
         "by_outcome": [_by_outcome(name, by_router[name], full.correct, bench) for name in learnt if 0 < full.correct.mean() < 1],
     }
+
+
+def rivals_of(name: str) -> tuple[str, ...]:
+    """What a router is measured against; two rivals are compared once, not once each way."""
+    return RIVALS[: RIVALS.index(name)] if name in RIVALS else RIVALS
 
 
 def row(record: Record, bench: Bench) -> dict[str, Any]:

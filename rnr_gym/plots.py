@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from rnr_gym import checkpoints
 from rnr_gym.data import ImageSet
 
-COLOURS = {"ppo": "#0b6e4f", "dqn": "#c8553d", "confidence": "#6a4c93", "blind": "#8d99ae", "static": "#2b2d42", "oracle": "#c9a227"}
+COLOURS = {
+    "ppo": "#0b6e4f",
+    "dqn": "#c8553d",
+    "confidence": "#6a4c93",
+    "thresholds": "#b5179e",
+    "fqi": "#3a86ff",
+    "blind": "#8d99ae",
+    "static": "#2b2d42",
+    "oracle": "#c9a227",
+}
 OTHERS = ("#1d7874", "#b08968", "#577590", "#a44a3f")
 POINTS = {"random": "x", "full": "s", "cheapest": "v"}
 

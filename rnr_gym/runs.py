@@ -53,6 +53,7 @@ def claim(folder: Path, facts: dict[str, Any], finished: str) -> None:
 
 def fit(agent: str, setting: Setting, folder: Path) -> Path:
     """Fit a router into a folder, from its checkpoint if it was cut off; returns the router's file."""
+    agents.check(agent, setting)
     chosen, facts = agents.agent(agent), identity(agent, setting)
     claim(folder, facts, ROUTER)
     router = chosen.fit(replace(setting, folder=folder))

@@ -46,12 +46,14 @@ class RoutingSpec:
     @cached_property
     def nearest(self) -> NDArray[np.int64]:
         """int64 `(T, K)`: what is executed for an action; itself where valid, else the nearest valid one, cheaper first."""
-        nearest = np.zeros(self.valid.shape, np.int64)
-        for layer, row in enumerate(self.valid):
-            valid = np.flatnonzero(row)
-            for action in range(self.num_paths):
-                nearest[layer, action] = min(valid, key=lambda other: (abs(other - action), other))
-        return nearest
+        return _nearest(self.valid)
+
+    @cached_property
+    def onward(self) -> NDArray[np.int64]:
+        """int64 `(T, K)`: as `nearest`, among the sub-paths that go on to the next layer; never an exit."""
+        going = self.valid.copy()
+        going[:, 0] &= not self.has_exits
+        return _nearest(going)
 
     @cached_property
     def masks(self) -> NDArray[np.int8]:
@@ -80,3 +82,13 @@ class RoutingSpec:
         shape = {name: value for name, value in self.facts.items() if name != "loss_scale"}
         parts = [shape, self.valid.tolist(), self.mac_table.stem, *(part.tolist() for part in self.mac_table[1:])]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _nearest(valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """int64 `(T, K)`: for each layer and sub-path the nearest one that is `valid`, cheaper first."""
+    nearest = np.zeros(valid.shape, np.int64)
+    for layer, row in enumerate(valid):
+        offered = np.flatnonzero(row)
+        for action in range(valid.shape[1]):
+            nearest[layer, action] = min(offered, key=lambda other: (abs(other - action), other))
+    return nearest

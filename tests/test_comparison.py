@@ -14,7 +14,7 @@ from rnr_gym.agents import Setting
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.analysis import BUDGETS
 from rnr_gym.classifier import ROUTER, decision_macs
-from rnr_gym.comparison import ORACLE, Bench, Record, fit_routers, records, results, router_folder, row, sweeps
+from rnr_gym.comparison import ORACLE, RIVALS, Bench, Record, fit_routers, records, results, router_folder, row, sweeps
 from rnr_gym.data import ImageSet
 from rnr_gym.evaluation import SWEEP, evaluate, evaluate_paths, sweep
 from rnr_gym.runs import CONFIG, claim, identity, load
@@ -160,12 +160,16 @@ def test_a_router_with_one_seed_has_no_spread_and_the_oracle_no_regret():
 
 
 def test_learners_are_measured_against_rivals_and_the_oracle_against_all():
-    others = [record(name, MIDDLE, SWEEP[0]) for name in ("random", "cheapest", "blind", "confidence", "dqn")]
+    others = [record(name, MIDDLE, SWEEP[0]) for name in ("random", "cheapest", "blind", "confidence", "thresholds", "fqi", "dqn")]
     found = results([*others, *several()], bench())
     pairs = [(part["router"], part["against"]) for part in found["differences"]]
-    learnt = [("confidence", "static"), ("confidence", "blind"), ("dqn", "static"), ("dqn", "blind"), ("dqn", "confidence")]
-    learnt += [("ppo", "static"), ("ppo", "blind"), ("ppo", "confidence")]
-    assert pairs == learnt + [(ORACLE, name) for name in ("blind", "confidence", "dqn", "static", "ppo")]
+    learnt = [("confidence", "static"), ("confidence", "blind")]
+    learnt += [("thresholds", "static"), ("thresholds", "blind"), ("thresholds", "confidence")]
+    learnt += [("fqi", rival) for rival in RIVALS[:4]]
+    learnt += [(name, rival) for name in ("dqn", "ppo") for rival in RIVALS]
+    assert RIVALS == ("static", "blind", "confidence", "thresholds", "fqi")
+    bounds = ("blind", "confidence", "thresholds", "fqi", "dqn", "static", "ppo")
+    assert pairs == learnt + [(ORACLE, name) for name in bounds]
     # ppo at .45 and .6 (as above, .45 and up) less static, between 10 at .23 and 22 at 1
     gap = found["differences"][pairs.index(("ppo", "static"))]
     assert gap["budgets"][-2:] == [0.45, 0.6]

@@ -93,3 +93,15 @@ def test_a_problem_that_says_nothing_of_it_is_not_quantised():
     rounded = RoutingSpec({**spec.facts, "quantised": True}, spec.valid, spec.mac_table)
     assert rounded.layout.summary.size == 4 + 2 + 3 + 3
     assert rounded.digest != spec.digest
+
+
+def test_onward_is_the_nearest_sub_path_but_no_exit():
+    valid = np.array([[True, False, False, True], [True, True, True, True], [False, True, False, True]])
+    spec = spec_of(valid)
+    assert spec.nearest[0].tolist() == [0, 0, 3, 3]
+    assert spec.onward.tolist() == [[3, 3, 3, 3], [1, 1, 2, 3], [1, 1, 1, 3]]
+
+
+def test_onward_without_exits_is_the_nearest_sub_path():
+    spec = small.backbone("multipath", "bare").spec()
+    assert spec.onward.tolist() == spec.nearest.tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnr_gym import checkpoints
-from rnr_gym.agents import confidence, sb3_router, static, uniform
+from rnr_gym.agents import confidence, fqi, sb3_router, static, thresholds, uniform
 from rnr_gym.agents.recipes import RECIPES
 from rnr_gym.agents.setting import Setting
 from rnr_gym.spec import RoutingSpec
@@ -24,11 +24,13 @@ class Agent(NamedTuple):
         fit: from a setting to a router.
         restore: from the routing problem and what the router's `state()` said.
         seeded: whether another seed gives another router.
+        needs_table: whether it can only be fitted where there is a route table.
     """
 
     fit: Callable[[Setting], Fitted]
     restore: Callable[[RoutingSpec, dict[str, Any], dict[str, Any]], Fitted]
     seeded: bool
+    needs_table: bool = False
 
 
 AGENTS: dict[str, Agent] = {
@@ -37,11 +39,27 @@ AGENTS: dict[str, Agent] = {
     "cheapest": Agent(static.fit_cheapest, static.StaticRouter.restore, False),
     "static": Agent(static.fit, static.StaticRouter.restore, False),
     "confidence": Agent(confidence.fit, confidence.ConfidenceRouter.restore, False),
+    "thresholds": Agent(thresholds.fit, thresholds.ThresholdsRouter.restore, False),
+    "fqi": Agent(fqi.fit, fqi.FqiRouter.restore, True, needs_table=True),
     "blind": Agent(partial(sb3_router.fit_blind, recipe="ppo"), sb3_router.restore_blind, True),
     **{name: Agent(partial(sb3_router.fit, recipe=name), sb3_router.restore, True) for name in RECIPES},
 }
-DEFAULT_AGENTS = ("random", "full", "cheapest", "static", "blind", "confidence", "dqn", "ppo")
-"""What `rnr-gym compare` compares unless told otherwise; the oracle's paths are always added where there is a table."""
+DEFAULT_AGENTS = (
+    "random",
+    "full",
+    "cheapest",
+    "static",
+    "blind",
+    "confidence",
+    "thresholds",
+    "fqi",
+    "dqn",
+    "ppo",
+)
+"""What `rnr-gym compare` compares unless told otherwise; where there is no route table, without those that need one.
+
+The oracle's paths are always added where there is a table.
+"""
 
 
 def agent(name: str) -> Agent:
@@ -49,6 +67,12 @@ def agent(name: str) -> Agent:
     if name not in AGENTS:
         raise ValueError(f"`agent` must be one of {', '.join(AGENTS)}, got {name!r}")
     return AGENTS[name]
+
+
+def check(name: str, setting: Setting) -> None:
+    """A `ValueError` if there is no agent of that name, or it cannot be fitted to that setting."""
+    if agent(name).needs_table and not setting.has_table("route"):
+        raise ValueError(fqi.needs_table(name, setting.env))
 
 
 def save(router: Fitted, path: Path, facts: dict[str, Any]) -> None:

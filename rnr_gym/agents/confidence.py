@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from rnr_gym.summaries import layers_of
 from rnr_gym.types import Source
 
 GRID = tuple(np.geomspace(0.01, 2.0, 24).tolist())
+"""Trade-offs that thresholds are solved for."""
+NEVER = 1.1
+"""A threshold above every probability: no image leaves at that exit."""
 
 
 class ConfidenceRouter:
@@ -50,35 +53,66 @@ class ConfidenceRouter:
 def fit(setting: Setting) -> ConfidenceRouter:
     """For each trade-off the threshold with the best mean return on `route`."""
     source = setting.source("route")
-    sure, right, compute = along_full_path(source)
-    candidates = np.unique([*np.quantile(sure[np.isfinite(sure)], np.linspace(0.0, 1.0, 200)).tolist(), 1.1]) if np.isfinite(sure).any() else [1.1]
-    accuracy, spent = zip(*(_result(sure, right, compute, float(threshold)) for threshold in candidates), strict=True)
-    best = [int(np.argmax(np.array(accuracy) - tradeoff * np.array(spent))) for tradeoff in GRID]
-    return ConfidenceRouter(source.spec, np.array(GRID), np.array(candidates)[best])
+    trail = along_uniform_path(source, source.spec.full_path)
+    return ConfidenceRouter(source.spec, np.array(GRID), best_thresholds(trail, np.array(GRID)))
 
 
-def along_full_path(source: Source) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-    """Confidence, correctness and compute of answering at each layer, and at the end, of the full path.
+class Trail(NamedTuple):
+    """What answering at each layer, and at the end, of one path gives; arrays `(T + 1, N)`.
 
-    Returns arrays `(T + 1, N)`; confidence is -inf where there is no exit and +inf at the end.
+    Attributes:
+        confidence: float64, the largest exit probability; -inf where there is no exit, +inf at the end.
+        correct: bool, whether that answer is right.
+        compute: float64, charged up to that answer.
     """
-    spec, rows = source.spec, np.arange(len(source.labels))
+
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    compute: NDArray[np.float64]
+
+
+def along_uniform_path(source: Source, sub_path: int) -> Trail:
+    """Send every image down one sub-path at all layers; where a layer lacks it, down `spec.onward`."""
+    spec = source.spec
+    rows = np.arange(len(source.labels))
     shape = (spec.num_layers + 1, len(rows))
-    sure, right, compute = np.full(shape, -np.inf), np.zeros(shape, np.bool_), np.zeros(shape)
+    trail = Trail(
+        confidence=np.full(shape, -np.inf),
+        correct=np.zeros(shape, np.bool_),
+        compute=np.zeros(shape),
+    )
+
     walk = source.start(rows)
     for layer in range(spec.num_layers):
-        compute[layer] = walk.macs / spec.plain_macs
+        trail.compute[layer] = walk.macs / spec.plain_macs
         if spec.has_exits and spec.valid[layer, 0]:
-            sure[layer] = walk.summary()[:, spec.layout.summary.confidence.start]
+            trail.confidence[layer] = walk.summary()[:, spec.layout.summary.confidence.start]
             outcome = source.outcome(walk.step(np.zeros(len(rows), np.int64)), rows, rows)
-            right[layer] = outcome.prediction == source.labels
-        walk = walk.step(np.full(len(rows), spec.full_path))
-    sure[-1], compute[-1] = np.inf, walk.macs / spec.plain_macs
-    right[-1] = source.outcome(walk, rows, rows).prediction == source.labels
-    return sure, right, compute
+            trail.correct[layer] = outcome.prediction == source.labels
+        walk = walk.step(np.full(len(rows), spec.onward[layer, sub_path]))
+
+    trail.confidence[-1] = np.inf
+    trail.correct[-1] = source.outcome(walk, rows, rows).prediction == source.labels
+    trail.compute[-1] = walk.macs / spec.plain_macs
+    return trail
 
 
-def _result(sure: NDArray[np.float64], right: NDArray[np.bool_], compute: NDArray[np.float64], threshold: float) -> tuple[float, float]:
+def best_thresholds(trail: Trail, tradeoffs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 `(G,)`: for each trade-off the one threshold for all exits with the best mean return."""
+    offered = trail.confidence[np.isfinite(trail.confidence)]
+    candidates = np.array([NEVER])
+    if len(offered):
+        quantiles = np.quantile(offered, np.linspace(0.0, 1.0, 200))
+        candidates = np.unique(np.append(quantiles, NEVER))
+
+    results = [_result(trail, float(threshold)) for threshold in candidates]
+    accuracy, compute = np.array(results).T
+    returns = accuracy - tradeoffs[:, None] * compute  # (G, candidates)
+    return candidates[returns.argmax(1)]
+
+
+def _result(trail: Trail, threshold: float) -> tuple[float, float]:
     """Mean accuracy and compute of leaving at the first layer that is sure enough."""
-    leave, rows = (sure >= threshold).argmax(0), np.arange(sure.shape[1])
-    return float(right[leave, rows].mean()), float(compute[leave, rows].mean())
+    leave = (trail.confidence >= threshold).argmax(0)
+    rows = np.arange(len(leave))
+    return float(trail.correct[leave, rows].mean()), float(trail.compute[leave, rows].mean())

@@ -53,6 +53,10 @@ class Setting:
         """What is routed."""
         return open_source(**self.make_arguments(split))
 
+    def has_table(self, split: str) -> bool:
+        """Whether `table` gives one; found out without building it."""
+        return bool(self.make_arguments(split)["backend"] != "live")
+
     def table(self, split: str) -> RouteTable | None:
         """The route table of a split, None where it would be too large."""
         source = self.source(split)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnr_gym import agents, route_table
-from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, Setting
+from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, Setting, fqi
 from rnr_gym.backbones import pretrained
 from rnr_gym.route_table import RouteTable
 from rnr_gym.sources import Live
@@ -19,7 +19,11 @@ EVERY = pytest.mark.parametrize("name", [*AGENTS])
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch):
-    """DQN and QR-DQN begin to learn after 256 steps, so that short fits learn something, and from small batches."""
+    """DQN and QR-DQN begin to learn after 256 steps, so that short fits learn something, and from small batches.
+
+    Fitted Q iteration takes few steps.
+    """
+    monkeypatch.setattr(fqi, "CONFIG", replace(fqi.CONFIG, steps=50))
     for name in ("dqn", "qr-dqn"):
         arguments = {**RECIPES[name].arguments, "learning_starts": 256, "batch_size": 32}
         monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], arguments=arguments))
@@ -47,7 +51,7 @@ def same(one, other):
 
 def test_the_default_is_all_but_the_last_three():
     assert set(DEFAULT_AGENTS) == set(list(AGENTS)[:-3])
-    assert {"random", "full", "cheapest", "static", "blind", "confidence", "dqn", "ppo"} == set(DEFAULT_AGENTS)
+    assert {"random", "full", "cheapest", "static", "blind", "confidence", "thresholds", "fqi", "dqn", "ppo"} == set(DEFAULT_AGENTS)
 
 
 def test_every_recipe_is_an_agent():

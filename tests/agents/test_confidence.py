@@ -5,7 +5,7 @@ import pytest
 
 from rnr_gym import route_table
 from rnr_gym.agents import Setting, confidence
-from rnr_gym.agents.confidence import GRID, ConfidenceRouter
+from rnr_gym.agents.confidence import GRID, ConfidenceRouter, along_uniform_path
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.evaluation import evaluate
 from rnr_gym.sources import Live
@@ -114,7 +114,8 @@ def test_a_live_network_and_its_table_are_fitted_alike(kind, exits):
     backbone, images = small.backbone(kind, exits), small.images()
     spec = backbone.spec()
     table = route_table.build(backbone, images, spec, progress=False)
-    ours, theirs = confidence.along_full_path(Live(backbone, images, spec)), confidence.along_full_path(table)
+    ours = along_uniform_path(Live(backbone, images, spec), backbone.full_path)
+    theirs = along_uniform_path(table, backbone.full_path)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     sure, right, compute = ours
