@@ -21,7 +21,7 @@ CURVE = Curve([0.01, 0.1, 1.0], [0.9, 0.5, 0.1])
 def untrained(backbone, name):
     """A learner's router that has learnt nothing: it decides by its first weights."""
     env = vec_env("RNR-v0", 32, 3, dataset=small.images(6), backbone=backbone)
-    return Sb3Router(backbone.spec(), learner(RECIPES[name], env, 3).policy, name, RECIPES[name])
+    return Sb3Router(backbone.spec(), learner(RECIPES[name], env, backbone.spec().layout, 3).policy, name, RECIPES[name])
 
 
 def ship(backbone, router, agent, name=NAME):

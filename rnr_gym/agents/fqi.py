@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rnr_gym.agents import thresholds
+from rnr_gym.agents.features import features, summary_part
 from rnr_gym.agents.setting import Setting
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.route_table import LIMIT, RouteTable
@@ -71,8 +72,6 @@ class Config:
 
 
 CONFIG = Config()
-FLOOR = 1e-3
-"""Doubt below this is all the same to a router."""
 
 
 class Networks(NamedTuple):
@@ -186,35 +185,9 @@ class FqiRouter:
 
 
 def inputs(layout: ObservationLayout, observation: NDArray[np.float32]) -> Floats:
-    """The observation `(N, D)` but for λ, and beside it what it says of doubt; float32 `(N, D')`.
-
-    Class probabilities appear in descending order too, so that no class has to be learned by
-    itself, and doubt on a logarithmic scale, since 0.99 differs from 0.999 as 0.9 does from 0.99.
-    """
-    rows = np.arange(len(observation))
-    summary = layout.summary
-    exit_head = observation[:, summary.exit_probabilities]
-    ordered = -np.sort(-exit_head, axis=1)[:, :3]
-    entropy = observation[:, summary.confidence][:, 2]
-    parts = [
-        ordered,
-        np.log(FLOOR + 1.0 - ordered[:, :1]),
-        np.log(FLOOR + entropy)[:, None],
-    ]
-
-    glance = observation[:, summary.glance_probabilities]
-    if glance.shape[1]:  # whether the two would answer alike, and how surely
-        answer = exit_head.argmax(1)
-        guess = glance.argmax(1)
-        parts += [
-            glance.max(1)[:, None],
-            np.log(FLOOR + 1.0 - glance.max(1))[:, None],
-            glance[rows, answer][:, None],
-            exit_head[rows, guess][:, None],
-            (answer == guess)[:, None],
-        ]
-    parts.append(observation[:, : layout.tradeoff.start])
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    """What the networks read of observations `(N, D)`; float32 `(N, D')`, without λ."""
+    found: Floats = features(layout, torch.from_numpy(observation)).numpy()
+    return found
 
 
 def depart(
@@ -506,8 +479,7 @@ class Scaling(NamedTuple):
         mean = seen.mean(0)
         spread = seen.std(0)
         factor = np.where(spread > 1e-6, 1.0 / np.maximum(spread, 1e-6), 1.0).astype(np.float32)
-        begin = seen.shape[-1] - layout.tradeoff.start
-        factor[begin : begin + layout.summary.confidence.start] *= observation_scale
+        factor[summary_part(layout, seen.shape[-1])] *= observation_scale
         return cls(mean, factor)
 
     def applied(self, rows: Floats) -> Tensor:

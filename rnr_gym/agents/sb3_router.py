@@ -24,25 +24,39 @@ from tqdm import tqdm
 
 from rnr_gym import checkpoints
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv
+from rnr_gym.agents.features import features, summary_part
 from rnr_gym.agents.recipes import RECIPES, Recipe, recipe_for
 from rnr_gym.agents.setting import Setting
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.sb3 import vec_env
 from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import layers_of
+from rnr_gym.summaries import ObservationLayout, layers_of
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
-class LogTradeoff(BaseFeaturesExtractor):
-    """The observation `(N, D)` with λ, its last entry, on a logarithmic scale: what to do changes with its ratios."""
+class RoutingFeatures(BaseFeaturesExtractor):
+    """Observations `(N, D)` -> `features`, the raw summary among them scaled down, then log λ and λ.
 
-    def __init__(self, observation_space: spaces.Box) -> None:
-        super().__init__(observation_space, observation_space.shape[0])
+    What to do changes with ratios of λ, what it is worth with λ itself. The raw summary has hundreds
+    of entries, some of which tell single images apart: at full scale it would drown the rest.
+    """
+
+    SUMMARY_SCALE = 0.3
+
+    def __init__(self, observation_space: spaces.Box, layout: ObservationLayout) -> None:
+        blank = torch.zeros(1, *observation_space.shape)
+        width = features(layout, blank).shape[1]
+        super().__init__(observation_space, width + 2)
+        self.layout = layout
+        self.scaled = summary_part(layout, width)
 
     def forward(self, observations: Tensor) -> Tensor:
-        tradeoff = torch.log10(observations[:, -1:].clamp(min=1e-3)) + 1.0
-        return torch.cat([observations[:, :-1], tradeoff], 1)
+        found = features(self.layout, observations)
+        found[:, self.scaled] *= self.SUMMARY_SCALE
+        tradeoff = observations[:, self.layout.tradeoff]
+        log_tradeoff = torch.log10(tradeoff.clamp(min=1e-3)) + 1.0
+        return torch.cat([found, log_tradeoff, tradeoff], 1)
 
 
 class Sb3Router:
@@ -69,7 +83,7 @@ def restore(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]
     recipe = replace(RECIPES[facts["recipe"]], net=tuple(facts["net"]))  # what may be imported is named here, not in a file
     algorithm = _algorithm(recipe)
     model_policy = algorithm.policy_aliases["MlpPolicy"]
-    policy = model_policy(observation_space(spec), spaces.Discrete(spec.num_paths), lambda _: 0.0, **_policy_arguments(recipe))
+    policy = model_policy(observation_space(spec), spaces.Discrete(spec.num_paths), lambda _: 0.0, **_policy_arguments(recipe, spec.layout))
     policy.load_state_dict(tensors)
     policy.set_training_mode(False)
     return Sb3Router(spec, policy, facts["recipe"], recipe)
@@ -91,11 +105,11 @@ def fit_blind(setting: Setting, recipe: str) -> BlindRouter:
     return BlindRouter(inner.spec, inner)
 
 
-def learner(recipe: Recipe, env: VecEnv, seed: int) -> BaseAlgorithm:
+def learner(recipe: Recipe, env: VecEnv, layout: ObservationLayout, seed: int) -> BaseAlgorithm:
     """The algorithm of a recipe, ready to learn."""
     model = _algorithm(recipe)(
         "MlpPolicy", env, learning_rate=_falling(recipe.learning_rate), seed=seed, device="cpu",
-        policy_kwargs=_policy_arguments(recipe), **recipe.arguments,
+        policy_kwargs=_policy_arguments(recipe, layout), **recipe.arguments,
     )  # fmt: skip
     if recipe.full_path_bias:
         with torch.no_grad():
@@ -109,7 +123,7 @@ def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecE
     spec = setting.source("route").spec
     arguments = {**setting.make_arguments("route"), "tradeoff": setting.tradeoffs}
     env = wrap(vec_env(setting.env, recipe.num_envs, setting.seed, **arguments), spec)
-    model = learner(recipe, env, setting.seed)
+    model = learner(recipe, env, spec.layout, setting.seed)
     keeper = Keeper(setting.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name, "blind": blind}) if setting.folder else None
     if setting.folder and keeper:
         model.set_logger(configure(str(setting.folder / "tensorboard"), ["tensorboard"]))
@@ -129,10 +143,11 @@ def _algorithm(recipe: Recipe) -> Any:
         raise ValueError(f"`agent` {name} needs sb3-contrib; install rnr-gym[contrib]") from error
 
 
-def _policy_arguments(recipe: Recipe) -> dict[str, Any]:
+def _policy_arguments(recipe: Recipe, layout: ObservationLayout) -> dict[str, Any]:
     return {
         "net_arch": list(recipe.net),
-        "features_extractor_class": LogTradeoff,
+        "features_extractor_class": RoutingFeatures,
+        "features_extractor_kwargs": {"layout": layout},
         "optimizer_class": torch.optim.Adam,
         "optimizer_kwargs": {"weight_decay": recipe.weight_decay},
         **recipe.policy,

@@ -11,7 +11,7 @@ import torch
 from rnr_gym import agents, checkpoints
 from rnr_gym.agents import AGENTS, RECIPES, Setting, sb3_router
 from rnr_gym.agents.recipes import TUNED, recipe_for
-from rnr_gym.agents.sb3_router import CHECKPOINT, Bar, Keeper, LogTradeoff, learner
+from rnr_gym.agents.sb3_router import CHECKPOINT, Bar, Keeper, RoutingFeatures, learner
 from rnr_gym.classifier import route
 from rnr_gym.data import DATASETS
 from rnr_gym.envs.routing import observation_space
@@ -71,6 +71,7 @@ def same(one, other):
 @pytest.mark.parametrize(("name", "steps"), [("ppo", 100_000), ("dqn", 80_000)])
 def test_a_learner_finds_the_optimum_that_is_known_on_paper(monkeypatch, name, steps):
     monkeypatch.setitem(RECIPES, name, QUICK[name])
+    monkeypatch.setattr(RoutingFeatures, "SUMMARY_SCALE", 1.0)  # on paper nothing else tells images apart
     table = paper()
     router = fitted(name, table, steps, tradeoffs=(0.1, 3.0))
     for tradeoff, (most, ways) in BEST.items():
@@ -85,7 +86,7 @@ def test_learning_starts_near_the_full_path():
     recipe = replace(RECIPES["ppo"], full_path_bias=3.0)
     problem = paper().spec
     env = vec_env("RNR-v0", 32, 0, backend=paper(), tradeoff=(0.1, 2.0))
-    policy = learner(recipe, env, seed=0).policy
+    policy = learner(recipe, env, problem.layout, seed=0).policy
     seen = torch.from_numpy(observations(problem))
     probabilities = policy.get_distribution(seen).distribution.probs.detach()
     expected = np.exp(3.0) / (np.exp(3.0) + problem.num_paths - 1)
@@ -186,7 +187,7 @@ def test_a_checkpoint_holds_weights_and_optimiser(tmp_path, kill, name):
     with pytest.raises(KeyboardInterrupt):
         fitted(name, table, 4096, folder=tmp_path)
     tensors, facts = checkpoints.load_tensors(tmp_path / CHECKPOINT)
-    model = learner(RECIPES[name], vec_env("RNR-v0", RECIPES[name].num_envs, 9, backend=table), 9)
+    model = learner(RECIPES[name], vec_env("RNR-v0", RECIPES[name].num_envs, 9, backend=table), table.spec.layout, 9)
     Keeper(tmp_path, facts["identity"]).take_up(model)
     found, _ = checkpoints.flattened(model.get_parameters())
     assert model.num_timesteps == 2048
@@ -242,7 +243,7 @@ def test_a_learner_is_made_as_its_recipe_says(name):
     if name in CONTRIB:
         pytest.importorskip("sb3_contrib")
     recipe, table = RECIPES[name], paper()
-    model = learner(recipe, vec_env("RNR-v0", recipe.num_envs, 0, backend=table), seed=0)
+    model = learner(recipe, vec_env("RNR-v0", recipe.num_envs, 0, backend=table), table.spec.layout, seed=0)
     assert f"{type(model).__module__.split('.')[0]}:{type(model).__name__}" == recipe.algorithm
     assert model.gamma == 1.0
     assert model.lr_schedule(1.0) == pytest.approx(recipe.learning_rate)
@@ -257,9 +258,15 @@ def test_the_tradeoff_is_seen_on_a_logarithmic_scale_and_all_else_as_it_is():
     spec = paper().spec
     seen = torch.from_numpy(observations(spec, 4))
     seen[:, -1] = torch.tensor([0.01, 0.1, 1.0, 0.0])
-    shown = LogTradeoff(observation_space(spec))(seen)
-    torch.testing.assert_close(shown[:, -1], torch.tensor([-1.0, 0.0, 1.0, -2.0]))  # nothing is below 0.001
-    assert torch.equal(shown[:, :-1], seen[:, :-1])
+    extractor = RoutingFeatures(observation_space(spec), spec.layout)
+    shown = extractor(seen)
+    assert shown.shape == (4, extractor.features_dim)
+    torch.testing.assert_close(shown[:, -2], torch.tensor([-1.0, 0.0, 1.0, -2.0]))  # nothing is below 0.001
+    torch.testing.assert_close(shown[:, -1], seen[:, -1])
+    rest = shown[:, -2 - spec.layout.tradeoff.start : -2]
+    raw = spec.layout.summary.confidence.start
+    torch.testing.assert_close(rest[:, :raw], RoutingFeatures.SUMMARY_SCALE * seen[:, :raw])
+    assert torch.equal(rest[:, raw:], seen[:, raw:-1])
 
 
 def test_a_maskable_learners_router_takes_only_what_a_layer_offers():
@@ -327,7 +334,7 @@ def test_a_router_is_fitted_by_the_recipe_of_its_data_set_and_comes_back_with_it
 def untrained(table, name="ppo", **changes):
     """A router that has learnt nothing."""
     recipe = replace(RECIPES[name], **changes)
-    return sb3_router.Sb3Router(table.spec, learner(recipe, vec_env("RNR-v0", 32, 0, backend=table), 0).policy, name, recipe)
+    return sb3_router.Sb3Router(table.spec, learner(recipe, vec_env("RNR-v0", 32, 0, backend=table), table.spec.layout, 0).policy, name, recipe)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
