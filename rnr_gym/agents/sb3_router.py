@@ -42,18 +42,17 @@ class RoutingFeatures(BaseFeaturesExtractor):
     of entries, some of which tell single images apart: at full scale it would drown the rest.
     """
 
-    SUMMARY_SCALE = 0.3
-
-    def __init__(self, observation_space: spaces.Box, layout: ObservationLayout) -> None:
+    def __init__(self, observation_space: spaces.Box, layout: ObservationLayout, summary_scale: float) -> None:
         blank = torch.zeros(1, *observation_space.shape)
         width = features(layout, blank).shape[1]
         super().__init__(observation_space, width + 2)
         self.layout = layout
+        self.summary_scale = summary_scale
         self.scaled = summary_part(layout, width)
 
     def forward(self, observations: Tensor) -> Tensor:
         found = features(self.layout, observations)
-        found[:, self.scaled] *= self.SUMMARY_SCALE
+        found[:, self.scaled] *= self.summary_scale
         tradeoff = observations[:, self.layout.tradeoff]
         log_tradeoff = torch.log10(tradeoff.clamp(min=1e-3)) + 1.0
         return torch.cat([found, log_tradeoff, tradeoff], 1)
@@ -75,12 +74,14 @@ class Sb3Router:
         return np.asarray(actions, np.int64), state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return dict(self.policy.state_dict()), {"recipe": self.name, "net": list(self.recipe.net)}
+        config = {"recipe": self.name, "net": list(self.recipe.net), "summary_scale": self.recipe.summary_scale}
+        return dict(self.policy.state_dict()), config
 
 
 def restore(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Sb3Router:
     """The router that `Sb3Router.state` described."""
-    recipe = replace(RECIPES[facts["recipe"]], net=tuple(facts["net"]))  # what may be imported is named here, not in a file
+    # What may be imported is named here, not in a file.
+    recipe = replace(RECIPES[facts["recipe"]], net=tuple(facts["net"]), summary_scale=facts["summary_scale"])
     algorithm = _algorithm(recipe)
     model_policy = algorithm.policy_aliases["MlpPolicy"]
     policy = model_policy(observation_space(spec), spaces.Discrete(spec.num_paths), lambda _: 0.0, **_policy_arguments(recipe, spec.layout))
@@ -147,7 +148,7 @@ def _policy_arguments(recipe: Recipe, layout: ObservationLayout) -> dict[str, An
     return {
         "net_arch": list(recipe.net),
         "features_extractor_class": RoutingFeatures,
-        "features_extractor_kwargs": {"layout": layout},
+        "features_extractor_kwargs": {"layout": layout, "summary_scale": recipe.summary_scale},
         "optimizer_class": torch.optim.Adam,
         "optimizer_kwargs": {"weight_decay": recipe.weight_decay},
         **recipe.policy,

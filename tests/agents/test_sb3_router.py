@@ -70,8 +70,8 @@ def same(one, other):
 
 @pytest.mark.parametrize(("name", "steps"), [("ppo", 100_000), ("dqn", 80_000)])
 def test_a_learner_finds_the_optimum_that_is_known_on_paper(monkeypatch, name, steps):
-    monkeypatch.setitem(RECIPES, name, QUICK[name])
-    monkeypatch.setattr(RoutingFeatures, "SUMMARY_SCALE", 1.0)  # on paper nothing else tells images apart
+    # On paper nothing but the raw summary tells images apart.
+    monkeypatch.setitem(RECIPES, name, replace(QUICK[name], summary_scale=1.0))
     table = paper()
     router = fitted(name, table, steps, tradeoffs=(0.1, 3.0))
     for tradeoff, (most, ways) in BEST.items():
@@ -258,14 +258,14 @@ def test_the_tradeoff_is_seen_on_a_logarithmic_scale_and_all_else_as_it_is():
     spec = paper().spec
     seen = torch.from_numpy(observations(spec, 4))
     seen[:, -1] = torch.tensor([0.01, 0.1, 1.0, 0.0])
-    extractor = RoutingFeatures(observation_space(spec), spec.layout)
+    extractor = RoutingFeatures(observation_space(spec), spec.layout, summary_scale=0.1)
     shown = extractor(seen)
     assert shown.shape == (4, extractor.features_dim)
     torch.testing.assert_close(shown[:, -2], torch.tensor([-1.0, 0.0, 1.0, -2.0]))  # nothing is below 0.001
     torch.testing.assert_close(shown[:, -1], seen[:, -1])
     rest = shown[:, -2 - spec.layout.tradeoff.start : -2]
     raw = spec.layout.summary.confidence.start
-    torch.testing.assert_close(rest[:, :raw], RoutingFeatures.SUMMARY_SCALE * seen[:, :raw])
+    torch.testing.assert_close(rest[:, :raw], 0.1 * seen[:, :raw])
     assert torch.equal(rest[:, raw:], seen[:, raw:-1])
 
 
