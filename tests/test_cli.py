@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from rnr_gym import cli, comparison, data, runs, training
+from rnr_gym import cli, comparison, data, route_table, runs, training
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
 from rnr_gym.backbones import pretrained
 from rnr_gym.backbones.base import Backbone
@@ -387,6 +387,28 @@ def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_written(r
     said = refused(run, tmp_path, *(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
     assert all(word in said for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_fqi_without_a_table_is_refused_before_work_begins(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(route_table, "LIMIT", 1)
+    monkeypatch.setattr(comparison, "fit_routers", lambda *_: pytest.fail("work was begun"))
+    for words in (["compare", "--agents", "static", "fqi"], ["train", "--agent", "fqi"]):
+        said = refused(run, tmp_path, words[0], ENV, "--out", tmp_path / "out", *words[1:])
+        assert f"`agent` fqi needs a route table, got {ENV}" in said
+        assert not (tmp_path / "out").exists()
+
+
+def test_default_agents_leave_fqi_out_without_a_table(run, tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(route_table, "LIMIT", 1)
+    monkeypatch.setattr(comparison, "fit_routers", lambda agents, *_: names.extend(agents) or stop())
+    code, _ = run("compare", ENV, "--out", tmp_path / "out")
+    assert code == 130
+    assert names == [name for name in DEFAULT_AGENTS if name != "fqi"]
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 def test_an_unknown_split_is_refused(run, tmp_path):
