@@ -21,7 +21,7 @@ README = Path("README.md")
 PICTURES = Path("docs")
 ROWS = Path("benchmarks/results")
 BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
-RIVALS = ("static", "blind")
+RIVALS = ("static", "blind", "thresholds", "fqi")
 
 
 def table(content: dict[str, Any]) -> str:

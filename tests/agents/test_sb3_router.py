@@ -339,7 +339,7 @@ def untrained(table, name="ppo", **changes):
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_what_a_router_keeps_beside_its_weights_are_its_recipes_name_and_network(name):
-    assert untrained(paper(), name, net=(24,)).state()[1] == {"recipe": name, "net": [24]}
+    assert untrained(paper(), name, net=(24,)).state()[1] == {"recipe": name, "net": [24], "summary_scale": RECIPES[name].summary_scale}
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
