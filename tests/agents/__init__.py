@@ -29,6 +29,7 @@ Sent all one way, 0 is right 2 times in 8, 10, 11, 12 and 20 are 5 times, 21 and
 """
 
 import numpy as np
+import torch
 
 from rnr_gym.macs import MacTable
 from rnr_gym.route_table import RouteTable, places
@@ -81,3 +82,12 @@ def drawn(seed, images=30, exits=True):
     chance = 0.3 + 0.6 * tree.macs[going:, None] / problem.plain_macs
     wrong = rng.random((answered, images)) > chance
     return RouteTable(problem, np.zeros(images, np.int64), summary, wrong.astype(np.int16), wrong.astype(np.float32))
+
+
+def opinionated(router, seed=0):
+    """An actor-critic router whose last layer is drawn at random, so that it takes many sub-paths."""
+    layer, generator = router.policy.action_net, torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.weight.copy_(3.0 * torch.randn(layer.weight.shape, generator=generator))
+        layer.bias.zero_()
+    return router

@@ -10,7 +10,7 @@ from rnr_gym.agents.blind import BlindRouter, BlindVecEnv, blinded
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.evaluation import evaluate
 from rnr_gym.sb3 import vec_env
-from tests.agents import BEST, BEST_STATIC, paper, spec
+from tests.agents import BEST, BEST_STATIC, opinionated, paper, spec
 
 WHERE = spec().layout
 
@@ -36,8 +36,10 @@ class Echo:
 
 @pytest.fixture(scope="module")
 def router():
-    """A blind router that has learnt a little."""
-    return sb3_router.fit_blind(Setting("RNR-v0", {"backend": paper()}, 0, 1024, progress=False), "ppo")
+    """A blind router that takes many sub-paths."""
+    blind = sb3_router.fit_blind(Setting("RNR-v0", {"backend": paper()}, 0, 1024, progress=False), "ppo")
+    opinionated(blind.router)
+    return blind
 
 
 def test_blinded_is_a_copy_without_the_summary():
