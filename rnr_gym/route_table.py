@@ -23,7 +23,7 @@ from rnr_gym.traversal import Traversal
 from rnr_gym.types import Outcome, Rows
 
 LIMIT = 1_500_000
-"""The most prefixes times images that a table may hold; at 340 summary values two gigabytes."""
+"""The most prefixes times images that a table may hold; at 470 summary values under three gigabytes."""
 
 
 class Places(NamedTuple):
