@@ -18,6 +18,8 @@ from rnr_gym.traversal import Traversal
 
 MEASURED = 10_240
 """Images that statistics are measured on; each gives many values, so more would change little."""
+MEASURED_ON_EACH = 2_560
+"""Images for each of the paths that share batch-norm statistics; the paths are many, so these suffice."""
 UNIFORM_SHARE = 3
 """How often each uniform path runs beside mixtures that take every pair of sub-paths once."""
 WHITENING_EPSILON = 5e-4
@@ -87,9 +89,10 @@ def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.BatchNorm2d]:
 
 @torch.no_grad()
 def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
-    """Measure batch-norm statistics again, on `MEASURED` images.
+    """Measure batch-norm statistics again.
 
-    The full path's set is measured on the full path alone, every other under random routing.
+    The full path's set is measured on the full path alone, with `MEASURED` images; every other under
+    random routing, with `MEASURED_ON_EACH` images for each path.
     """
     full_path = fixed_path(backbone, backbone.full_path)
 
@@ -105,8 +108,10 @@ def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator,
 
     full_norms = full_path_norms(backbone, next(batches(backbone, train, 1))[0])
     other_norms = _norms(backbone) - full_norms
-    _measure_norms(backbone, full_norms, batches(backbone, train, batch_size, generator), run_full_path)
-    _measure_norms(backbone, other_norms, batches(backbone, train, batch_size, generator), run_other_paths)
+    shuffled = batches(backbone, train, batch_size, generator)
+    _measure_norms(backbone, full_norms, shuffled, run_full_path, MEASURED)
+    shuffled = batches(backbone, train, batch_size, generator)
+    _measure_norms(backbone, other_norms, shuffled, run_other_paths, MEASURED_ON_EACH)
 
 
 @torch.no_grad()
@@ -118,7 +123,8 @@ def measure_glance(backbone: Backbone, train: ImageSet, generator: torch.Generat
     def run_glance(images: Tensor) -> None:
         glance(backbone.prepare(images))
 
-    _measure_norms(backbone, _norms(glance), batches(backbone, train, batch_size, generator), run_glance)
+    shuffled = batches(backbone, train, batch_size, generator)
+    _measure_norms(backbone, _norms(glance), shuffled, run_glance, MEASURED)
 
 
 def _norms(module: nn.Module) -> set[nn.BatchNorm2d]:
@@ -130,8 +136,9 @@ def _measure_norms(
     norms: set[nn.BatchNorm2d],
     pairs: Iterator[tuple[Tensor, Tensor]],
     run: Callable[[Tensor], None],
+    enough: int,
 ) -> None:
-    """Average the statistics of `norms` over about `MEASURED` images; the network is left in evaluation mode."""
+    """Average the statistics of `norms` over about `enough` images; the network is left in evaluation mode."""
     backbone.eval()
     momenta = {norm: norm.momentum for norm in norms}
     for norm in norms:
@@ -142,7 +149,7 @@ def _measure_norms(
     for images, _ in pairs:
         run(images)
         measured += len(images)
-        if measured >= MEASURED:
+        if measured >= enough:
             break
 
     for norm, momentum in momenta.items():
