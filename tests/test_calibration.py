@@ -44,12 +44,13 @@ def test_the_full_path_does_not_depend_on_other_paths(kind, exits):
 def test_statistics_are_measured_on_so_many_images(monkeypatch):
     seen = []
     monkeypatch.setattr(calibration, "MEASURED", 12)
+    monkeypatch.setattr(calibration, "MEASURED_ON_EACH", 20)
     monkeypatch.setattr(calibration, "answers", lambda backbone, images, path, exits: seen.append(len(images)))
     monkeypatch.setattr(calibration, "full_path_norms", lambda backbone, images: set())
     calibration.recalibrate(small.backbone("multipath"), small.images(40), torch.Generator(), batch_size=8)
     assert sum(seen[:2]) == 16
     assert set(seen) == {8}
-    assert len(seen) == 2 + 2 * (9 + calibration.UNIFORM_SHARE)
+    assert len(seen) == 2 + 3 * (9 + calibration.UNIFORM_SHARE)
 
 
 def test_whitening_filters_whiten_the_training_patches():
