@@ -42,8 +42,9 @@ HUNDRED = tuple(
     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
     turtle wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
 )
-CIFAR10 = Cifar("cifar10", "CIFAR10", 170, TEN, "RNR-Digits-v0 needs no images, nor will RNR-CIFAR10-Table-v0 once its table ships")
-CIFAR100 = Cifar("cifar100", "CIFAR100", 169, HUNDRED, "RNR-Digits-v0 needs no images, nor will RNR-CIFAR10-Table-v0 once its table ships")
+NO_IMAGES = "RNR-CIFAR10-Table-v0 and RNR-Digits-v0 need no images"
+CIFAR10 = Cifar("cifar10", "CIFAR10", 170, TEN, NO_IMAGES)
+CIFAR100 = Cifar("cifar100", "CIFAR100", 169, HUNDRED, NO_IMAGES)
 
 
 def load(facts: Cifar, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
