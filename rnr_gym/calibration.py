@@ -163,8 +163,8 @@ def measure_summaries(backbone: Backbone, train: ImageSet, generator: torch.Gene
     moments = [torch.zeros(3, backbone.pooled_width, dtype=torch.float64) for _ in range(backbone.num_layers)]
     glanced = []
     for images, _ in islice(batches(backbone, train, batch_size, generator), -(-MEASURED // batch_size)):
-        traversal = Traversal.start(backbone, images)
-        glanced.append(traversal.glance_pooled.cpu().double())
+        glanced.append(Traversal.start(backbone, images).glance_pooled.cpu().double())
+        traversal = Traversal.start(backbone, images, ())  # no exits, so that the stem runs at once
         for layer, sub_path in enumerate(random_path(backbone, generator)):
             (group,) = traversal.groups
             pooled = backbone.pool(group.features).cpu().double()

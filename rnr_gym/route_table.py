@@ -57,7 +57,8 @@ def places(spec: RoutingSpec) -> Places:
     """Enumerate the tree, layer by layer, cheaper sub-paths first."""
     table, first = spec.mac_table, int(spec.has_exits)
     start = np.full(spec.num_layers, -1, np.int8)
-    waiting = [(0, spec.full_path, table.stem + int(table.exits[0, -1]), start)]
+    glanced = int(table.exits[0, -1]) if spec.stem_waits else table.stem
+    waiting = [(0, spec.full_path, glanced, start)]
     inner: list[tuple[int, int, int, NDArray[np.int8]]] = []
     answered: list[tuple[int, int, int, NDArray[np.int8]]] = []
     links: list[tuple[int, int, bool, int]] = []
@@ -71,6 +72,8 @@ def places(spec: RoutingSpec) -> Places:
                 answered.append((spec.num_layers, sub_path, macs, further))
                 continue
             spent, last = macs + int(table.layers[layer, came_by, sub_path]), layer + 1 == spec.num_layers
+            if layer == 0 and spec.stem_waits:
+                spent += table.stem
             spent += int(table.head[sub_path] if last else table.exits[layer + 1, sub_path])
             links.append((number, sub_path, last, len(answered) if last else len(waiting)))
             (answered if last else waiting).append((layer + 1, sub_path, spent, further))

@@ -43,6 +43,11 @@ class RoutingSpec:
         """Whether summaries come in whole steps of `summaries.steps`, without what the glance said once it is past."""
         return bool(self.facts.get("quantised"))
 
+    @property
+    def stem_waits(self) -> bool:
+        """Whether the glance answers for layer 0, and the stem runs only when an image goes on."""
+        return self.has_exits and bool(self.valid[0, 0])
+
     @cached_property
     def nearest(self) -> NDArray[np.int64]:
         """int64 `(T, K)`: what is executed for an action; itself where valid, else the nearest valid one, cheaper first."""
@@ -81,6 +86,8 @@ class RoutingSpec:
         """Twelve hexadecimal digits that change with decisions, costs or observation layout (not with weights)."""
         shape = {name: value for name, value in self.facts.items() if name != "loss_scale"}
         parts = [shape, self.valid.tolist(), self.mac_table.stem, *(part.tolist() for part in self.mac_table[1:])]
+        if self.stem_waits:
+            parts.append("stem after glance")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

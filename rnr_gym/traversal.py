@@ -18,7 +18,11 @@ Rows = NDArray[np.int64]
 
 
 class Group(NamedTuple):
-    """Images that wait at one layer with features of one shape."""
+    """Images that wait at one layer with features of one shape.
+
+    Where the glance answers for layer 0, the stem has not run there yet: the features are the
+    prepared images.
+    """
 
     layer: int
     came_by: int | None
@@ -31,6 +35,8 @@ class Traversal:
     """N images under way. Immutable: `step` returns the next one, and gradients pass through it.
 
     Make one with `Traversal.start`. On arrival at a layer its exit head has run and been charged, if `exits` names it.
+    The stem runs with layer 0's sub-path where the glance is on, so that an answer at the glance does not pay for it;
+    otherwise at once.
 
     Attributes:
         backbone: the network.
@@ -59,7 +65,7 @@ class Traversal:
 
     @classmethod
     def start(cls, backbone: Backbone, images: Tensor, exits: Collection[int] | None = None) -> Traversal:
-        """Run the stem (and the glance) on images `(N, C, H, W)`, uint8 or float 0..1, on the backbone's device.
+        """Run the glance, or without it the stem, on images `(N, C, H, W)`, uint8 or float 0..1, on the backbone's device.
 
         Args:
             backbone: the network.
@@ -71,15 +77,36 @@ class Traversal:
             raise ValueError(f"`exits` must be among {sorted(backbone.exit_layers)}, got {sorted(on)}")
         if backbone.exits_read_glance and on and 0 not in on:
             raise ValueError(f"`exits` must include 0, the glance, which this backbone's exit heads read, got {sorted(on)}")
-        count, x = len(images), backbone.prepare(images)
-        rows, full = np.arange(count), np.full(count, backbone.full_path)
+        x = backbone.prepare(images)
+        count = len(images)
         blank = x.new_zeros(count, backbone.num_classes)
-        pooled, glanced = backbone.glance(x) if backbone.glance is not None and 0 in on else (x.new_zeros(count, len(backbone.glance_mean)), blank)
-        macs = np.full(count, backbone.mac_table.stem)
-        path = np.full((count, backbone.num_layers), -1, np.int8)
-        start = cls(backbone, on, (), np.zeros(count, np.int64), full, macs, path, blank, glanced, pooled, glanced)
+        if backbone.glance is not None and 0 in on:
+            pooled, glanced = backbone.glance(x)
+            features, spent = x, 0
+        else:
+            pooled, glanced = x.new_zeros(count, len(backbone.glance_mean)), blank
+            features, spent = backbone.stem(x), backbone.mac_table.stem
+
+        start = cls(
+            backbone=backbone,
+            exits=on,
+            groups=(),
+            layer=np.zeros(count, np.int64),
+            came_by=np.full(count, backbone.full_path),
+            macs=np.full(count, spent),
+            path=np.full((count, backbone.num_layers), -1, np.int8),
+            logits=blank,
+            exit_logits=glanced,
+            glance_pooled=pooled,
+            glance_logits=glanced,
+        )
         came_by = backbone.full_path if backbone.reads_came_by else None
-        return start._arrive([Group(0, came_by, rows, backbone.stem(x))])
+        return start._arrive([Group(0, came_by, np.arange(count), features)])
+
+    @property
+    def stem_waits(self) -> bool:
+        """Whether the stem runs only when an image goes on past the glance."""
+        return 0 in self.exits
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -93,6 +120,8 @@ class Traversal:
         layer, chosen = self.layer[going], sub_paths[going]
         macs, path, next_layer, came_by = self.macs.copy(), self.path.copy(), self.layer.copy(), self.came_by.copy()
         macs[going] += self.backbone.mac_table.layers[layer, came_by[going], chosen]
+        if self.stem_waits:
+            macs[going[(layer == 0) & (chosen > 0)]] += self.backbone.mac_table.stem
         path[going, layer] = chosen
         exiting = going[chosen == 0] if self.backbone.has_exits else going[:0]
         next_layer[going], came_by[going] = layer + 1, chosen
@@ -117,6 +146,8 @@ class Traversal:
         pooled = backbone.summary_mean.new_zeros(len(self.layer), backbone.pooled_width)
         with torch.no_grad():
             for group in self.groups:
+                if group.layer == 0 and self.stem_waits:
+                    continue
                 found = backbone.pool(group.features)
                 mean, std = (part[group.layer, : found.shape[1]] for part in (backbone.summary_mean, backbone.summary_std))
                 pooled[torch.from_numpy(group.rows), : found.shape[1]] = ((found - mean) / std).clamp(-CLIP, CLIP)
@@ -143,9 +174,12 @@ class Traversal:
 
     def _moved(self, sub_paths: Rows) -> list[Group]:
         first, moved = int(self.backbone.has_exits), []
-        for group in self.groups:
+        for waiting in self.groups:
+            group = _chosen(waiting, sub_paths[waiting.rows] >= first)
+            if group.layer == 0 and self.stem_waits and len(group.rows):
+                group = group._replace(features=self.backbone.stem(group.features))
             chosen = sub_paths[group.rows]
-            for sub_path in np.unique(chosen[chosen >= first]).tolist():
+            for sub_path in np.unique(chosen).tolist():
                 part = _chosen(group, chosen == sub_path)
                 features = self.backbone.layers[group.layer](part.features, sub_path, group.came_by)
                 came_by = sub_path if self.backbone.reads_came_by else None

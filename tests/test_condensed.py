@@ -72,7 +72,7 @@ def test_the_rest_is_the_last_answer_and_its_confidence(kind):
 def test_extreme_values_are_the_outermost_steps():
     backbone = small.backbone("multipath", condensed=8)
     backbone.summary_std.fill_(1e-4)
-    pooled = Traversal.start(backbone, small.pixels(4)).summary()[:, :8]
+    pooled = Traversal.start(backbone, small.pixels(4), ()).summary()[:, :8]
     assert set(np.abs(pooled).ravel().tolist()) == {CLIP}
 
 

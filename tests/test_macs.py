@@ -95,7 +95,7 @@ def test_macs_counted_by_hand():
     head = 32 * 3
     walk = small.travel(backbone, small.pixels(4), np.array([[0, -1, -1], [2, 0, -1], [1, 3, 0], [2, 3, 2]]))
     assert walk.macs.tolist() == [
-        stem + glance,
+        glance,
         stem + glance + half + exit_head,
         stem + glance + 0 + exit_head + full + exit_head,
         stem + glance + half + exit_head + full + exit_head + last_half + head,

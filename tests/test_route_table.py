@@ -111,11 +111,11 @@ def hand_made(seed=0, images=4):
 
 def cost_of(path):
     """Compute of a path of the hand-made table, counted here."""
-    macs = STEM + EXIT
+    macs = EXIT
     for layer, sub_path in enumerate(path):
         if sub_path == 0:
             break
-        macs += COSTS[sub_path] + (EXIT if layer == 0 else HEAD)
+        macs += STEM + COSTS[sub_path] + EXIT if layer == 0 else COSTS[sub_path] + HEAD
     return macs / (STEM + 20 + 20 + HEAD)
 
 

@@ -323,9 +323,38 @@ def test_summaries_are_clipped(backbone):
     backbone = small.backbone("multipath")
     backbone.summary_std.fill_(1e-4)
     backbone.glance_std.fill_(1e-4)
-    where, summary = backbone.spec().layout.summary, Traversal.start(backbone, small.pixels(4)).summary()
+    where = backbone.spec().layout.summary
+    summary = Traversal.start(backbone, small.pixels(4)).step(np.full(4, 2)).summary()
     for part in (where.pooled, where.glance):
         assert np.abs(summary[:, part]).max() == CLIP
+
+
+@KINDS
+def test_the_stem_runs_only_for_images_that_go_on_past_the_glance(kind):
+    backbone = small.backbone(kind)
+    seen, _ = rows_seen({"stem": backbone.stem})
+    walk = Traversal.start(backbone, small.pixels(4))
+    assert walk.stem_waits
+    assert not seen
+    assert (walk.macs == backbone.mac_table.exits[0, -1]).all()
+    assert (walk.summary()[:, backbone.spec().layout.summary.pooled] == 0).all()
+    walk = walk.step(np.array([0, 2, 1, 2]))
+    assert seen == {"stem": 3}
+    assert walk.macs[0] == backbone.mac_table.exits[0, -1]
+    assert (walk.macs[1:] > backbone.mac_table.stem + backbone.mac_table.exits[0, -1]).all()
+
+
+@pytest.mark.parametrize("exits", ["bare", "exits"])
+def test_without_a_glance_the_stem_runs_at_once(exits):
+    backbone = small.backbone("multipath", exits)
+    seen, _ = rows_seen({"stem": backbone.stem})
+    walk = Traversal.start(backbone, small.pixels(4))
+    assert not walk.stem_waits
+    assert seen == {"stem": 4}
+    assert (walk.macs == backbone.mac_table.stem).all()
+    assert (walk.summary()[:, backbone.spec().layout.summary.pooled] != 0).any()
+    walk.step(np.array([1, 2, 1, 2]))
+    assert seen == {"stem": 4}
 
 
 @EVERY

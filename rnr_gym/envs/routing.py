@@ -78,7 +78,7 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
 
     | part | range | meaning |
     |---|---|---|
-    | `summary.pooled` | -5..5 | features at this layer, averaged over pixels, z-scored a channel, padded with 0 |
+    | `summary.pooled` | -5..5 | features at this layer, averaged over pixels, z-scored a channel, padded with 0 (all 0 before the stem has run) |
     | `summary.glance` | -5..5 | the glance's pooled features, z-scored |
     | `summary.glance_probabilities` | 0..1 | the glance's class probabilities |
     | `summary.exit_probabilities` | 0..1 | those of the exit head that ran last (the glance at layer 0) |
@@ -93,15 +93,16 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
 
     ## Rewards
 
-    Each step: `-λ * Δcompute`, the first step paying for stem, glance and first exit too. The last step adds 1 if the
+    Each step: `-λ * Δcompute`, the first step paying for the glance too, and for the stem unless it answers at once: the
+    stem runs only when an image goes on past the glance (without a glance, at reset). The last step adds 1 if the
     top class is right (`reward="accuracy"`), or `-α * cross-entropy` (`"cross_entropy"`; α = 1 / the full path's mean
     loss on `route`). So the return is exactly `task - λ * compute`. With `vector_reward=True` a step gives the float64
     pair (task term, -Δcompute), whose sum weighted by (1, λ) is the scalar reward.
 
     ## Starting State
 
-    An image of the split, drawn without replacement until all have been seen, waiting at layer 0 with stem, glance and
-    layer 0's exit already run; and a trade-off, drawn log-uniformly where a range was given.
+    An image of the split, drawn without replacement until all have been seen, waiting at layer 0 with the glance (or
+    without one the stem) already run; and a trade-off, drawn log-uniformly where a range was given.
     `reset(options={"index": i, "tradeoff": λ})` sets either.
 
     ## Episode End
