@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym.agents.setting import TRADEOFFS
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import Curve, decision_macs, route
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.types import Router, Source
 
-SWEEP = tuple(np.geomspace(0.01, 2.0, 14).tolist())
+SWEEP = tuple(np.geomspace(*TRADEOFFS, 16).tolist())
 """Trade-offs at which routers are evaluated."""
 BATCH = 512
 

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.setting import Setting
+from rnr_gym.agents.setting import TRADEOFFS, Setting
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import layers_of
 from rnr_gym.types import Source
 
-GRID = tuple(np.geomspace(0.01, 2.0, 24).tolist())
+GRID = tuple(np.geomspace(*TRADEOFFS, 28).tolist())
 """Trade-offs that thresholds are solved for."""
 NEVER = 1.1
 """A threshold above every probability: no image leaves at that exit."""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from rnr_gym.agents import thresholds
 from rnr_gym.agents.features import features, summary_part
-from rnr_gym.agents.setting import Setting
+from rnr_gym.agents.setting import TRADEOFFS, Setting
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.route_table import LIMIT, RouteTable
 from rnr_gym.sources import open_images
@@ -58,7 +58,7 @@ class Config:
         target_margin: of the policy whose returns are targets for earlier layers.
     """
 
-    tradeoffs: tuple[float, ...] = tuple(np.geomspace(0.01, 2.0, 12).tolist())
+    tradeoffs: tuple[float, ...] = tuple(np.geomspace(*TRADEOFFS, 14).tolist())
     folds: int = 3
     hidden: int = 32
     steps: int = 1500

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.setting import Setting
+from rnr_gym.agents.setting import TRADEOFFS, Setting
 from rnr_gym.route_table import RouteTable
 from rnr_gym.spec import RoutingSpec
 from rnr_gym.summaries import layers_of
 from rnr_gym.types import Source
 
 Path = tuple[int, ...]
-SEARCH_TRADEOFFS = tuple(np.geomspace(0.01, 2.0, 12).tolist())
+SEARCH_TRADEOFFS = tuple(np.geomspace(*TRADEOFFS, 14).tolist())
 
 
 class StaticRouter:
