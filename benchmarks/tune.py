@@ -20,11 +20,14 @@ from tqdm import tqdm
 
 from rnr_gym import agents
 from rnr_gym.agents import Setting, sb3_router
+from rnr_gym.agents.fqi import originals
 from rnr_gym.agents.recipes import RECIPES, Recipe
 from rnr_gym.evaluation import SWEEP, evaluate
-from rnr_gym.sources import open_images
 
 NETS = ((16,), (32,), (64,), (32, 32), (64, 64))
+LEARNING_RATES = (5e-4, 5e-3)
+WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
+SUMMARY_SCALES = (0.01, 0.03, 0.1)
 SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     "ppo": {
         "n_steps": (8, 16, 32),
@@ -34,7 +37,7 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "ent_coef": (0.0, 0.002, 0.005, 0.01),
     },
     "dqn": {
-        "batch_size": (256, 512),
+        "batch_size": (256, 512, 1024),
         "gradient_steps": (1, 2, 4),
         "target_update_interval": (1_000, 2_000, 5_000),
         "exploration_fraction": (0.2, 0.4, 0.6),
@@ -60,8 +63,14 @@ def drawn(name: str, random: np.random.Generator) -> Recipe:
     """A recipe with every free value drawn anew."""
     base = RECIPES[name]
     chosen = {key: values[random.integers(len(values))] for key, values in SPACE[name].items()}
-    rate, decay = float(np.exp(random.uniform(np.log(5e-4), np.log(5e-3)))), float(random.choice([0.0, 1e-5, 1e-4, 1e-3]))
-    return replace(base, net=NETS[random.integers(len(NETS))], learning_rate=rate, weight_decay=decay, arguments={**base.arguments, **chosen})
+    return replace(
+        base,
+        net=NETS[random.integers(len(NETS))],
+        learning_rate=float(np.exp(random.uniform(*np.log(LEARNING_RATES)))),
+        weight_decay=float(random.choice(WEIGHT_DECAYS)),
+        summary_scale=float(random.choice(SUMMARY_SCALES)),
+        arguments={**base.arguments, **chosen},
+    )
 
 
 def score(env: str, name: str, recipe: Recipe, steps: int) -> float:
@@ -69,9 +78,12 @@ def score(env: str, name: str, recipe: Recipe, steps: int) -> float:
     torch.set_num_threads(1)
     RECIPES[name], sb3_router.recipe_for = recipe, lambda *_: recipe
     setting = Setting(env, steps=steps, progress=False)
-    table, images = setting.table("route"), open_images(**setting.make_arguments("route"))
+    table = setting.table("route")
     assert table is not None
-    learnt = np.isin(images.source, np.unique(images.source)[::2])
+    # Classes take turns in `route`, so halves are drawn: every other original would be every other class.
+    groups = originals(setting, table)
+    known = np.unique(groups)
+    learnt = np.isin(groups, np.random.default_rng(0).permutation(known)[::2])
     router = agents.AGENTS[name].fit(replace(setting, arguments={"backend": table.take(learnt)}))
     held_out = table.take(~learnt)
     found = [(tradeoff, evaluate(held_out, router, tradeoff)) for tradeoff in SWEEP]
