@@ -6,8 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rnr_gym import data, route_table, sources
+from rnr_gym import data, route_table, sources, summaries
 from rnr_gym.backbones import pretrained
+from rnr_gym.registration import IDS
 from rnr_gym.route_table import RouteTable
 from rnr_gym.sources import digest_of, open_images, open_source
 from tests import small
@@ -153,3 +154,51 @@ def test_weights_that_do_not_ship_are_refused_before_images_are_looked_for(shipp
         open_source("cifar10", backbone="rnr-cifar10-small", backend=backend, **nowhere)
     with pytest.raises(FileNotFoundError, match="`data_root`"):
         open_source("cifar10", backbone="rnr-cifar10-small", weights=None, backend=backend, **nowhere)
+
+
+ENV = "RNR-CIFAR10-Table-v0"
+BACKBONE = IDS[ENV]["backbone"]
+
+
+def test_the_package_has_a_table_of_all_images_of_both_splits(nowhere):
+    sizes = {"route": 5_000, "test": 10_000}
+    for split, count in sizes.items():
+        table = open_source("cifar10", split, BACKBONE, backend="shipped", **nowhere)
+        assert np.bincount(table.labels).tolist() == [count // 10] * 10
+        assert table.spec.digest == pretrained.named(BACKBONE).spec().digest
+    assert sum(pretrained.bundled(BACKBONE, f"frozen.{split}").stat().st_size for split in sizes) <= 12e6
+
+
+def test_its_id_works_at_once_where_there_are_no_images(nowhere):
+    env = gym.make(ENV, split="test", tradeoff=0.1, **nowhere)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    right = [play(env, [env.unwrapped.routing.full_path] * 3) for _ in range(200)]
+    assert np.mean(right) > 0.7
+
+
+def play(env, path):
+    """Whether an episode that takes a path ends with the right answer."""
+    env.reset()
+    for sub_path in path:
+        *_, info = env.step(sub_path)
+    return info["is_success"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", IMAGES)
+def test_the_tables_say_what_the_live_network_does(real_data, split):
+    table = open_source("cifar10", split, BACKBONE, backend="shipped")
+    rows = np.arange(0, len(table.labels), len(table.labels) // 100)
+    images = data.load("cifar10", split, str(real_data), download=False).take(rows)
+    backbone = pretrained.named(BACKBONE)
+    live = route_table.build(backbone, images, backbone.spec(), progress=False)
+    known = table.take(rows)
+
+    np.testing.assert_array_equal(known.labels, live.labels)
+    np.testing.assert_array_equal(known.compute, live.compute)
+    # Another machine rounds otherwise: an answer may change only where two classes are level.
+    np.testing.assert_allclose(known.loss, live.loss, rtol=0.01, atol=0.01)
+    assert (known.prediction == live.prediction).mean() > 0.998
+    step = summaries.steps(known.summary.shape[-1], known.spec.facts["pooled"])
+    assert (np.abs(known.summary - live.summary) / step).max() < 2.5
