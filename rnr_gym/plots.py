@@ -30,7 +30,7 @@ POINTS = {"random": "x", "full": "s", "cheapest": "v"}
 def pareto(results: dict[str, Any], path: Path) -> None:
     """Accuracy against compute, a line a router with a band of one standard deviation over its seeds; compute by severity beside it."""
     graded = len(results["by_severity"][0]["severity"]) > 1
-    figure = Figure(figsize=(11.0 if graded else 6.5, 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12.0 if graded else 7.5, 4.4), dpi=120, layout="constrained")
     axes = figure.subplots(1, 2 if graded else 1, width_ratios=(1.45, 1.0) if graded else None, squeeze=False)[0]
     _draw_front(axes[0], results)
     if graded:
@@ -63,7 +63,8 @@ def _draw_front(axes: Axes, results: dict[str, Any]) -> None:
     floor = min(adaptive or [row["accuracy"] for row in results["rows"]])
     axes.set(xlabel="compute (share of the plain network's MACs, router included)", ylabel="accuracy on test")
     axes.set(xlim=(0, 1.04), ylim=(floor - 0.03, None))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    # Beside the axes: curves may run anywhere within them.
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
