@@ -92,15 +92,15 @@ def _grid(rows: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
 def gallery(images: ImageSet, compute: NDArray[np.float64], correct: NDArray[np.bool_], path: Path, count: int = 12) -> None:
     """The images that a router spent least and most on; a red frame where its answer was wrong."""
     order, count = np.argsort(compute, kind="stable"), min(count, len(images))
-    figure = Figure(figsize=(count * 0.8, 2.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(count * 0.8, 2.8), dpi=120, layout="constrained")
     axes = figure.subplots(2, count)
-    for line, rows, title in ((axes[0], order[:count], "cheap"), (axes[1], order[::-1][:count], "dear")):
+    for line, rows, title in ((axes[0], order[:count], "cheapest"), (axes[1], order[::-1][:count], "most expensive")):
         for place, row in zip(line, rows, strict=True):
             pixels = np.moveaxis(images.images[row], 0, -1)
             place.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
             place.set(xticks=[], yticks=[])
-            place.set_title(f"{images.classes[images.labels[row]]} · {compute[row]:.2f}", fontsize=7)
+            place.set_title(f"{images.classes[images.labels[row]]}\n{compute[row]:.2f}", fontsize=7)
             place.spines[:].set_color("#c9d2d9" if correct[row] else "#c1121f")
-        line[0].set_ylabel(title)
+        line[0].set_ylabel(title, fontsize=8)
     with checkpoints.replacing(path) as partial:
         figure.savefig(partial, format="png")

@@ -117,7 +117,7 @@ def test_the_gallery_shows_the_cheapest_and_the_dearest(tmp_path, figures, chann
     images, axes = gallery_of(channels, figures, tmp_path / "gallery.png")
     assert len(axes) == 6
     # compute ascends over the images 1, 5, 3, ... and descends over 2, 6, 4, ...
-    assert [place.get_title() for place in axes] == ["b · 0.10", "b · 0.20", "d · 0.30", "c · 0.90", "c · 0.80", "a · 0.70"]
+    assert [place.get_title() for place in axes] == ["b\n0.10", "b\n0.20", "d\n0.30", "c\n0.90", "c\n0.80", "a\n0.70"]
     for place, image in zip(axes, (1, 5, 3, 2, 6, 4), strict=True):
         shown = np.asarray(place.images[0].get_array())
         assert (shown == np.moveaxis(images.images[image], 0, -1).squeeze()).all()

@@ -12,7 +12,7 @@ from tests.test_report import finished, results
 
 SECTIONS = {
     *("Accuracy at equal compute", "Paired differences", "Against the full path", "Compute for equal accuracy"),
-    *("How they route", "Cheap and dear images", "Measured on"),
+    *("How they route", "Cheapest and most expensive images", "Measured on"),
 }
 
 
@@ -142,7 +142,7 @@ def test_parts_without_entries_leave_their_sections_empty(content):
 def test_without_a_gallery_none_is_shown(content):
     page = report.page({**content, "gallery": False})
     assert "gallery.png" not in page
-    assert "Cheap and dear" not in page
+    assert "Cheapest and most expensive" not in page
     assert 'src="pareto.png"' in page
 
 
