@@ -136,9 +136,9 @@ def _measure_norms(
     norms: set[nn.BatchNorm2d],
     pairs: Iterator[tuple[Tensor, Tensor]],
     run: Callable[[Tensor], None],
-    enough: int,
+    num_images: int,
 ) -> None:
-    """Average the statistics of `norms` over about `enough` images; the network is left in evaluation mode."""
+    """Average the statistics of `norms` over about `num_images` images; the network is left in evaluation mode."""
     backbone.eval()
     momenta = {norm: norm.momentum for norm in norms}
     for norm in norms:
@@ -149,7 +149,7 @@ def _measure_norms(
     for images, _ in pairs:
         run(images)
         measured += len(images)
-        if measured >= enough:
+        if measured >= num_images:
             break
 
     for norm, momentum in momenta.items():

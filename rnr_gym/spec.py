@@ -45,7 +45,7 @@ class RoutingSpec:
 
     @property
     def stem_waits(self) -> bool:
-        """Whether the glance answers for layer 0, and the stem runs only when an image goes on."""
+        """Whether layer 0's exit is the glance, so that the stem runs only for images that continue."""
         return self.has_exits and bool(self.valid[0, 0])
 
     @cached_property

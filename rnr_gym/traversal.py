@@ -105,7 +105,7 @@ class Traversal:
 
     @property
     def stem_waits(self) -> bool:
-        """Whether the stem runs only when an image goes on past the glance."""
+        """Whether the stem runs only for images that continue past the glance."""
         return 0 in self.exits
 
     @property
@@ -174,17 +174,23 @@ class Traversal:
 
     def _moved(self, sub_paths: Rows) -> list[Group]:
         first, moved = int(self.backbone.has_exits), []
-        for waiting in self.groups:
-            group = _chosen(waiting, sub_paths[waiting.rows] >= first)
-            if group.layer == 0 and self.stem_waits and len(group.rows):
-                group = group._replace(features=self.backbone.stem(group.features))
+        for group in self.groups:
+            if group.layer == 0 and self.stem_waits:
+                group = self._past_stem(group, sub_paths)
             chosen = sub_paths[group.rows]
-            for sub_path in np.unique(chosen).tolist():
+            for sub_path in np.unique(chosen[chosen >= first]).tolist():
                 part = _chosen(group, chosen == sub_path)
                 features = self.backbone.layers[group.layer](part.features, sub_path, group.came_by)
                 came_by = sub_path if self.backbone.reads_came_by else None
                 moved.append(Group(group.layer + 1, came_by, part.rows, features))
         return moved
+
+    def _past_stem(self, group: Group, sub_paths: Rows) -> Group:
+        """The images of a group that do not leave at the glance, with the stem's features."""
+        staying = _chosen(group, sub_paths[group.rows] > 0)
+        if len(staying.rows) == 0:
+            return staying
+        return staying._replace(features=self.backbone.stem(staying.features))
 
     def _arrive(self, groups: list[Group]) -> Traversal:
         """Run and charge exit heads, and the network's head for those who have passed every layer."""

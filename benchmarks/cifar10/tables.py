@@ -1,4 +1,4 @@
-"""Work out the route tables that ship with `rnr-cifar10-small`: all images of `route` and of `test`.
+"""Compute the route tables that ship with `rnr-cifar10-small`: all images of `route` and of `test`.
 
 Run: `python benchmarks/cifar10/tables.py`, with CIFAR-10 at hand; a minute or two.
 """

@@ -1,8 +1,9 @@
 """Recipes for Stable-Baselines3's learners: what to call, with which arguments, for how long.
 
 Episodes are short and, the backbone being frozen, deterministic, so nothing is discounted (gamma 1).
-`benchmarks/tune.py` chose the common PPO and DQN values, with the same number of trials and of environment steps each; that was
-before learners read features of doubt and PPO started near the full path, so `summary_scale` and `full_path_bias` are not tuned.
+`benchmarks/tune.py` chose the common PPO and DQN values on the digits, with the same number of trials and of environment steps each;
+that was before learners read features of doubt, PPO started near the full path and halves of `route` were drawn at random, so
+`summary_scale` and `full_path_bias` are not tuned.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ RECIPES = {
     "maskable-ppo": Recipe("sb3_contrib:MaskablePPO", 400_000, 128, (16,), 6.7e-4, arguments=_PPO, full_path_bias=3.0),
     "qr-dqn": Recipe("sb3_contrib:QRDQN", 400_000, 128, (32,), 1.1e-3, 1e-3, _DQN, {"n_quantiles": 25}),
 }
-# DQN's values but the summary's are the best of ten trials of `benchmarks/tune.py` on
-# `RNR-CIFAR10-Table-v0` (`benchmarks/cifar10/tuned.json`); PPO's were picked by hand among seven
-# trials on one half of the `route` images of `RNR-CIFAR10-v0`, scored on the other half. There the
-# raw summary, hundreds of entries for 5,000 images, only let learners learn images by heart, so it
-# counts nothing: they read doubt, what has been spent, and where they stand.
+# DQN's values apart from `summary_scale` are the best of ten trials of `benchmarks/tune.py` on
+# `RNR-CIFAR10-Table-v0` (`benchmarks/cifar10/tuned.json`). PPO's are the best of seven trials by hand
+# on `RNR-CIFAR10-v0` (`benchmarks/cifar10/README.md`). There the raw summary, hundreds of values for
+# 5,000 images, made learners memorise images, so it is left out: routers read how sure the exits are,
+# what has been spent and the layer.
 _CIFAR = {
     "ppo": replace(
         RECIPES["ppo"],

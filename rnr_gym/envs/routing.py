@@ -94,7 +94,7 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
     ## Rewards
 
     Each step: `-λ * Δcompute`, the first step paying for the glance too, and for the stem unless it answers at once: the
-    stem runs only when an image goes on past the glance (without a glance, at reset). The last step adds 1 if the
+    stem runs only for images that continue past the glance (without a glance, at reset). The last step adds 1 if the
     top class is right (`reward="accuracy"`), or `-α * cross-entropy` (`"cross_entropy"`; α = 1 / the full path's mean
     loss on `route`). So the return is exactly `task - λ * compute`. With `vector_reward=True` a step gives the float64
     pair (task term, -Δcompute), whose sum weighted by (1, λ) is the scalar reward.
