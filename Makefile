@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
-	echo "Routing digits: PPO and DQN routers beside static paths and the exact optimum. About 4 minutes on 2 cores."; \
+	echo "Routing digits: PPO and DQN routers beside static paths and the exact optimum. Three to five minutes on 2 cores."; \
 	$(BIN)/rnr-gym compare RNR-Digits-v0 --out reports/quickstart-$$n
 
 test: $(VENV)/.installed-dev
