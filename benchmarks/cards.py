@@ -10,14 +10,14 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from rnr_gym import checkpoints
-from rnr_gym.analysis import by_group
-from rnr_gym.backbones import pretrained
+from rnr_gym import storage
+from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.checkpoints import digest
-from rnr_gym.evaluation import evaluate_paths
+from rnr_gym.experiments.evaluation import evaluate_paths
+from rnr_gym.experiments.statistics import by_group
 from rnr_gym.registration import id_of
-from rnr_gym.sources import open_images, open_source
+from rnr_gym.routing.sources import open_images, open_source
+from rnr_gym.storage import digest
 
 CARD = """# {name}, {stage}
 
@@ -95,9 +95,9 @@ def table(rows: list[tuple[str, float, float]], plain_macs: int, dataset: str) -
 
 def card(name: str, stage: str) -> str:
     """The card of one file of weights."""
-    dataset, backbone = pretrained.ARCHITECTURES[name].dataset, pretrained.named(name, stage)
+    dataset, backbone = zoo.ARCHITECTURES[name].dataset, zoo.named(name, stage)
     source, images = (opened(dataset=dataset, split="test", backbone=name, weights=stage) for opened in (open_source, open_images))
-    _, facts = checkpoints.load_tensors(pretrained.bundled(name, stage))
+    _, facts = storage.load_tensors(zoo.bundled(name, stage))
     rows = []
     for title, path in named_paths(backbone).items():
         found = evaluate_paths(source, np.tile(np.array(path, np.int8), (len(images), 1)), static=True)
@@ -125,10 +125,10 @@ def card(name: str, stage: str) -> str:
 
 def main(names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
     """Write the cards of the named backbones, or of all that ship."""
-    for name in names or pretrained.ARCHITECTURES:
-        for stage in pretrained.STAGES:
-            if pretrained.bundled(name, stage).is_file():
-                pretrained.bundled(name, stage).with_suffix(".md").write_text(card(name, stage))
+    for name in names or zoo.ARCHITECTURES:
+        for stage in zoo.STAGES:
+            if zoo.bundled(name, stage).is_file():
+                zoo.bundled(name, stage).with_suffix(".md").write_text(card(name, stage))
                 print(f"wrote the card of {name}, {stage}")
 
 

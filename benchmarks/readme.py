@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from rnr_gym.report import PICTURE, RESULTS, interval, number, percent
+from rnr_gym.experiments.report import PICTURE, RESULTS, interval, number, percent
 
 README = Path("README.md")
 PICTURES = Path("docs")

@@ -22,7 +22,7 @@ from rnr_gym import agents
 from rnr_gym.agents import Setting, sb3_router
 from rnr_gym.agents.fqi import originals
 from rnr_gym.agents.recipes import RECIPES, Recipe
-from rnr_gym.evaluation import SWEEP, evaluate
+from rnr_gym.experiments.evaluation import SWEEP, evaluate
 
 NETS = ((16,), (32,), (64,), (32, 32), (64, 64))
 LEARNING_RATES = (5e-4, 5e-3)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rnr_gym.classifier import RoutedClassifier
     from rnr_gym.data import ImageSet
     from rnr_gym.envs import RoutingEnv, RoutingVectorEnv
-    from rnr_gym.route_table import RouteTable
-    from rnr_gym.traversal import Traversal
+    from rnr_gym.routing.route_table import RouteTable
+    from rnr_gym.routing.traversal import Traversal
 
 __version__ = "0.1.0"
 
@@ -26,11 +26,11 @@ _HOMES = {
     "ChannelPrunedNet": "backbones",
     "ImageSet": "data",
     "MultiPathResNet": "backbones",
-    "RouteTable": "route_table",
+    "RouteTable": "routing.route_table",
     "RoutedClassifier": "classifier",
     "RoutingEnv": "envs",
     "RoutingVectorEnv": "envs",
-    "Traversal": "traversal",
+    "Traversal": "routing.traversal",
 }
 __all__ = [
     "Backbone",

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from rnr_gym import agents, checkpoints
-from rnr_gym.backbones import Backbone, pretrained
-from rnr_gym.rewards import check_one_tradeoff
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import observe
-from rnr_gym.traversal import Traversal
-from rnr_gym.types import Fitted, Router, Walk
+from rnr_gym import agents, storage
+from rnr_gym.backbones import Backbone, zoo
+from rnr_gym.routing.protocols import Fitted, Router
+from rnr_gym.routing.rewards import check_one_tradeoff
+from rnr_gym.routing.rollout import decision_macs, route
+from rnr_gym.routing.traversal import Traversal
 
 BACKBONE, ROUTER = "backbone.safetensors", "router.safetensors"
-
-AnyWalk = TypeVar("AnyWalk", bound=Walk)
-
-
-def route(walk: AnyWalk, spec: RoutingSpec, router: Router, tradeoff: float) -> AnyWalk:
-    """Let a router decide until every image of a walk has been answered."""
-    count, state = len(walk.layer), None
-    start, weights = np.ones(count, np.bool_), np.full(count, tradeoff)
-    while not walk.done.all():
-        seen = observe(spec.layout, walk.summary(), walk.layer, walk.came_by, walk.macs / spec.plain_macs, weights)
-        actions, state = router.predict(seen, state, start, deterministic=True)
-        start = np.zeros(count, np.bool_)
-        walk = walk.step(spec.nearest[np.minimum(walk.layer, spec.num_layers - 1), actions])
-    return walk
-
-
-def decision_macs(router: Router, spec: RoutingSpec) -> int:
-    """MACs that a router spends on one decision: convolutions and matrix products that run in its `predict`."""
-    with FlopCounterMode(display=False) as counter:
-        router.predict(np.zeros((1, spec.layout.size), np.float32), None, np.ones(1, np.bool_), deterministic=True)
-    return int(counter.get_total_flops()) // 2
 
 
 class Routed(NamedTuple):
@@ -133,7 +110,7 @@ class RoutedClassifier(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.agent is None:
             raise ValueError("`agent` must name how the router was fitted before it can be saved, got None")
-        pretrained.save(self.backbone, save_directory / BACKBONE)
+        zoo.save(self.backbone, save_directory / BACKBONE)
         facts = {"agent": self.agent, "problem": self.spec.digest, "exits": self.exits}
         agents.save(cast(Fitted, self.router), save_directory / ROUTER, {**facts, "curve": self.curve._asdict() if self.curve else None})
 
@@ -150,9 +127,9 @@ class RoutedClassifier(ModelHubMixin):
             where: `revision`, `cache_dir`, `token` and what else the hub takes.
         """
         name = str(pretrained_model_name_or_path)
-        router = pretrained.bundled(name, f"frozen.{agent or 'ppo'}")
+        router = zoo.bundled(name, f"frozen.{agent or 'ppo'}")
         if name == Path(name).name and router.is_file():
-            return cls._of_files(pretrained.bundled(name), router, device)
+            return cls._of_files(zoo.bundled(name), router, device)
         if agent is not None:
             raise ValueError(f"`agent` must be that of a classifier that ships, {', '.join(shipped())}, got {agent!r} of {name!r}")
         classifier: RoutedClassifier = super().from_pretrained(name, device=device, **where)
@@ -165,17 +142,17 @@ class RoutedClassifier(ModelHubMixin):
 
     @classmethod
     def _of_files(cls, network: Path, decisions: Path, device: str) -> RoutedClassifier:
-        pretrained.check_device(device)
-        backbone = pretrained.load(network).to(device).to(memory_format=torch.channels_last)
-        exits = checkpoints.load_tensors(decisions)[1]["exits"]
+        zoo.check_device(device)
+        backbone = zoo.load(network).to(device).to(memory_format=torch.channels_last)
+        exits = storage.load_tensors(decisions)[1]["exits"]
         router, facts = agents.load(decisions, backbone.spec(exits))
         return cls(backbone, router, exits, Curve(**facts["curve"]) if facts["curve"] else None, facts["agent"])
 
 
 def shipped() -> list[str]:
     """The classifiers that come with the package, as `name (agents)`."""
-    found = {name: sorted(set(agents.AGENTS) & {file.name.split(".")[2] for file in pretrained.FOLDER.glob(f"{name}.frozen.*.safetensors")})
-             for name in pretrained.ARCHITECTURES}  # fmt: skip
+    found = {name: sorted(set(agents.AGENTS) & {file.name.split(".")[2] for file in zoo.FOLDER.glob(f"{name}.frozen.*.safetensors")})
+             for name in zoo.ARCHITECTURES}  # fmt: skip
     return [f"{name} ({', '.join(names)})" for name, names in found.items() if names]
 
 

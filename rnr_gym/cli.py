@@ -25,7 +25,7 @@ EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
 @app.command
 def envs() -> None:
     """List the environments: decisions, sub-paths, cost, and what ships with each."""
-    from rnr_gym.backbones import pretrained
+    from rnr_gym.backbones import zoo
     from rnr_gym.registration import IDS
 
     whole = [Column(name, no_wrap=True) for name in ("id", "data")]
@@ -33,8 +33,8 @@ def envs() -> None:
     table = Table(*whole, *counts, Column("weights", no_wrap=True), caption="T decisions, K sub-paths", box=SIMPLE, padding=(0, 1, 0, 0))
     for name, arguments in IDS.items():
         backbone = arguments["backbone"]
-        network = pretrained.named(backbone, None)
-        shipped = [stage for stage in pretrained.STAGES if pretrained.bundled(backbone, stage).is_file()]
+        network = zoo.named(backbone, None)
+        shipped = [stage for stage in zoo.STAGES if zoo.bundled(backbone, stage).is_file()]
         facts = (str(network.num_layers), str(network.num_paths), f"{network.mac_table.plain:,}", ", ".join(shipped) or "none")
         table.add_row(name, arguments["dataset"], *facts)
     console.print(table)
@@ -81,10 +81,10 @@ def pretrain(
         data_root: folder of the images.
     """
     from rnr_gym import data
-    from rnr_gym.backbones import pretrained
-    from rnr_gym.calibration import evaluate_full_path
-    from rnr_gym.training import Schedule
-    from rnr_gym.training import pretrain as run
+    from rnr_gym.backbones import zoo
+    from rnr_gym.training.calibration import evaluate_full_path
+    from rnr_gym.training.pretraining import Schedule
+    from rnr_gym.training.pretraining import pretrain as run
 
     name = arguments_of(env)["backbone"]
     if out.exists():
@@ -93,14 +93,14 @@ def pretrain(
     for option, value in asked.items():
         if value is not None and value < 1:
             raise ValueError(f"`{option}` must be at least 1, got {value}")
-    pretrained.check_device(device)
-    config, dataset, defaults = pretrained.ARCHITECTURES[name]
+    zoo.check_device(device)
+    config, dataset, defaults = zoo.ARCHITECTURES[name]
     given: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
     schedule = Schedule(**{**defaults, **given, "seed": seed, "bf16": bf16})
     splits = {split: data.load(dataset, split, data_root) for split in ("train", "route")}
-    backbone = run(pretrained.from_config(config, seed), data.dataset(dataset), splits, schedule, out.with_suffix(".part"), device)
+    backbone = run(zoo.from_config(config, seed), data.dataset(dataset), splits, schedule, out.with_suffix(".part"), device)
     accuracy = evaluate_full_path(backbone, splits["route"])
-    pretrained.save(backbone.cpu(), out, {"env": env, "schedule": vars(schedule), "full_path_accuracy_on_route": accuracy})
+    zoo.save(backbone.cpu(), out, {"env": env, "schedule": vars(schedule), "full_path_accuracy_on_route": accuracy})
     console.print(f"wrote {out}; full path on `route`: {accuracy:.1%} right")
 
 
@@ -121,7 +121,7 @@ def train(
         weights: the backbone's: frozen, or a file.
         data_root: folder of the images.
     """
-    from rnr_gym import runs
+    from rnr_gym.experiments import runs
 
     path = runs.fit(agent, _setting(env, exits, weights, data_root, seed, steps), out)
     console.print(f"wrote {path}; now `rnr-gym evaluate {out}`")
@@ -135,7 +135,7 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], split: str = "test") ->
         run: folder of a fitted router.
         split: train, route or test.
     """
-    from rnr_gym import evaluation, runs
+    from rnr_gym.experiments import evaluation, runs
 
     loaded = runs.load(run)
     source = loaded.setting.source(split)
@@ -167,8 +167,8 @@ def compare(
         weights: the backbone's: frozen, or a file.
         data_root: folder of the images.
     """
-    from rnr_gym import comparison, report, runs
     from rnr_gym.agents import DEFAULT_AGENTS, agent, check
+    from rnr_gym.experiments import comparison, report, runs
 
     names = list(agents or DEFAULT_AGENTS)
     for name in names:
@@ -200,7 +200,7 @@ def validate(report: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         report: the folder that `rnr-gym compare` wrote.
     """
-    from rnr_gym.report import validate as check
+    from rnr_gym.experiments.report import validate as check
 
     console.print(f"all figures of {check(report)} rows hold")
 
@@ -217,7 +217,7 @@ def render(env: EnvId, out: Path, run: Path | None = None, tradeoff: float = 0.1
         episodes: how many images.
         seed: which images.
     """
-    from rnr_gym.film import record
+    from rnr_gym.experiments.animation import record
 
     frames = record(env, out, run, tradeoff, episodes, seed)
     console.print(f"wrote {out}, {frames} frames")
@@ -237,8 +237,8 @@ def _setting(env: str, exits: bool, weights: str | None, data_root: str | None, 
 
 def _print_comparison(content: dict[str, Any]) -> None:
     """The report's two tables, for the terminal."""
-    from rnr_gym.comparison import FIXED
-    from rnr_gym.report import interval, number, percent, share
+    from rnr_gym.experiments.comparison import FIXED
+    from rnr_gym.experiments.report import interval, number, percent, share
 
     shown = slice(1, 5)  # what fits into eighty columns; the report has all
     columns = [Column(f"at {budget:g}", no_wrap=True) for budget in content["budgets"][shown]]

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rnr_gym.backbones import pretrained
+from rnr_gym.backbones import zoo
 from rnr_gym.data import ImageSet
-from rnr_gym.traversal import Traversal
+from rnr_gym.routing.traversal import Traversal
 
 KINDS = {
     "multipath": {"kind": "multipath", "widths": [16, 32], "blocks": [2, 1], "inner": [0.5, 1.0]},
@@ -36,7 +36,7 @@ def config(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, condensed
 
 def backbone(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, seed=0, condensed=0):
     """A network in evaluation mode in which every norm and every stored statistic differs from the next."""
-    return shaken(pretrained.from_config(config(kind, exits, shape, classes, condensed), seed), seed)
+    return shaken(zoo.from_config(config(kind, exits, shape, classes, condensed), seed), seed)
 
 
 @torch.no_grad()

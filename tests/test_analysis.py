@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rnr_gym import analysis
-from rnr_gym.analysis import BUDGETS, Sweep, accuracy_at, at_budgets, by_group, paired_difference, path_entropy
-from rnr_gym.evaluation import Evaluation
+from rnr_gym.experiments import statistics
+from rnr_gym.experiments.evaluation import Evaluation
+from rnr_gym.experiments.statistics import BUDGETS, Sweep, accuracy_at, at_budgets, by_group, paired_difference, path_entropy
 
 
 def flat(accuracies, computes, images=10):
@@ -27,7 +27,7 @@ def simulated(rng, images=200, copies=1):
 @pytest.fixture
 def quick(monkeypatch):
     """Fewer resamples, where only the rough width matters."""
-    monkeypatch.setattr(analysis, "RESAMPLES", 400)
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
 
 
 def test_accuracy_at_a_budget_is_interpolated_between_tradeoffs():

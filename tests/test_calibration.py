@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnr_gym import calibration
+from rnr_gym.training import calibration
 from tests import small
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rnr_gym.checkpoints import digest, flattened, load_tensors, nested, replacing, save_json, save_tensors
+from rnr_gym.storage import digest, flattened, load_tensors, nested, replacing, save_json, save_tensors
 
 TENSORS = {
     "float": torch.tensor([[1.5, float("nan")], [-0.0, float("inf")]]),

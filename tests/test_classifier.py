@@ -11,10 +11,11 @@ from rnr_gym.agents import Setting, sb3_router
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
-from rnr_gym.backbones import pretrained
-from rnr_gym.classifier import BACKBONE, ROUTER, Curve, RoutedClassifier, decision_macs, route
-from rnr_gym.route_table import build
-from rnr_gym.traversal import Traversal
+from rnr_gym.backbones import zoo
+from rnr_gym.classifier import BACKBONE, ROUTER, Curve, RoutedClassifier
+from rnr_gym.routing.rollout import decision_macs, route
+from rnr_gym.routing.route_table import build
+from rnr_gym.routing.traversal import Traversal
 from tests import small
 from tests.agents import opinionated, paper
 
@@ -205,7 +206,7 @@ def test_whole_numbers_and_fractions_are_one_image():
 @pytest.mark.parametrize("network", ["rnr-digits", "rnr-digits-channels"])
 @pytest.mark.parametrize("name", ["wary", "ppo", "small"])
 def test_rows_are_what_the_environment_does_with_each_image(network, name, some_digits):
-    backbone = pretrained.named(network)
+    backbone = zoo.named(network)
     spec = backbone.spec()
     router = {"wary": lambda: wary(spec), "ppo": lambda: learnt(backbone, some_digits), "small": lambda: Small(spec, seed=3)}[name]()
     found = RoutedClassifier(backbone, router)(torch.from_numpy(np.array(some_digits.images)), tradeoff=0.1)
@@ -286,7 +287,7 @@ def test_a_router_put_to_another_backbone_is_refused(tmp_path):
 
 
 def test_a_table_and_a_live_network_are_routed_alike(some_digits):
-    backbone = pretrained.named("rnr-digits")
+    backbone = zoo.named("rnr-digits")
     spec, router = backbone.spec(), Small(backbone.spec(), seed=5)
     table = build(backbone, some_digits, spec, progress=False)
     one = route(table.start(np.arange(40)), spec, router, 0.4)

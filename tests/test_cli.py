@@ -11,14 +11,17 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from rnr_gym import cli, comparison, data, route_table, runs, training
+from rnr_gym import cli, data
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
-from rnr_gym.backbones import pretrained
+from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.data import cifar, folders
-from rnr_gym.evaluation import SWEEP
+from rnr_gym.experiments import comparison, runs
+from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.report import validate
 from rnr_gym.registration import IDS
-from rnr_gym.report import validate
+from rnr_gym.routing import route_table
+from rnr_gym.training import pretraining
 from tests.test_comparison import Inline
 from tests.test_report import AGENTS as COMPARED
 from tests.test_report import finished, quick
@@ -105,8 +108,8 @@ def test_envs_lists_every_id_in_full_in_eighty_columns(run):
     assert "…" not in said
     for name, arguments in IDS.items():
         (line,) = [line for line in said.splitlines() if name in line.split()]
-        network = pretrained.named(arguments["backbone"], None)
-        weights = "frozen" if pretrained.bundled(arguments["backbone"]).is_file() else "none"
+        network = zoo.named(arguments["backbone"], None)
+        weights = "frozen" if zoo.bundled(arguments["backbone"]).is_file() else "none"
         facts = {arguments["dataset"], str(network.num_layers), str(network.num_paths), f"{network.mac_table.plain:,}", weights}
         assert facts <= set(line.split())
 
@@ -183,9 +186,9 @@ def test_a_router_is_trained_evaluated_and_shown(run, tmp_path, agent):
 def test_evaluate_prints_what_the_router_does_on_the_split_asked_for(run, tmp_path):
     run("train", ENV, "--out", tmp_path, "--agent", "full")
     for split in ("route", "test"):
-        right = pretrained.named("rnr-digits").plain()
+        right = zoo.named("rnr-digits").plain()
         images = data.load("digits", split)
-        backbone = pretrained.named("rnr-digits")
+        backbone = zoo.named("rnr-digits")
         logits = right(backbone.prepare(backbone.image_mean.new_tensor(np.array(images.images)) / 255.0))
         accuracy = (logits.argmax(1).numpy() == images.labels).mean()
         code, said = run("evaluate", tmp_path, "--split", split)
@@ -208,7 +211,7 @@ def test_pretrain_writes_a_backbone_that_can_be_routed(run, tmp_path):
     assert code == 0
     assert "right" in said
     assert [file.name for file in out.parent.iterdir()] == ["weights.safetensors"]
-    assert isinstance(pretrained.load(out), Backbone)
+    assert isinstance(zoo.load(out), Backbone)
     env = gym.make(ENV, weights=str(out))
     assert env.reset(seed=0)[0].shape == env.observation_space.shape
     before = snapshot(tmp_path)
@@ -382,7 +385,7 @@ def test_a_finished_or_changed_run_is_not_written_over(run, tmp_path):
     ids=lambda part: " ".join(word for word in part if word not in (ENV, "--out", "OUT")) if isinstance(part, list) else None,
 )
 def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_written(run, tmp_path, monkeypatch, arguments, words):
-    for module, name in ((training, "pretrain"), (comparison, "fit_routers")):
+    for module, name in ((pretraining, "pretrain"), (comparison, "fit_routers")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("work was begun"))
     said = refused(run, tmp_path, *(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
     assert all(word in said for word in words)

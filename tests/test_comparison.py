@@ -9,15 +9,17 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from rnr_gym import comparison, data
+from rnr_gym import data
 from rnr_gym.agents import Setting
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.analysis import BUDGETS
-from rnr_gym.classifier import ROUTER, decision_macs
-from rnr_gym.comparison import ORACLE, RIVALS, Bench, Record, fit_routers, records, results, router_folder, row, sweeps
+from rnr_gym.classifier import ROUTER
 from rnr_gym.data import ImageSet
-from rnr_gym.evaluation import SWEEP, evaluate, evaluate_paths, sweep
-from rnr_gym.runs import CONFIG, claim, identity, load
+from rnr_gym.experiments import comparison
+from rnr_gym.experiments.comparison import ORACLE, RIVALS, Bench, Record, fit_routers, records, results, router_folder, row, sweeps
+from rnr_gym.experiments.evaluation import SWEEP, evaluate, evaluate_paths, sweep
+from rnr_gym.experiments.runs import CONFIG, claim, identity, load
+from rnr_gym.experiments.statistics import BUDGETS
+from rnr_gym.routing.rollout import decision_macs
 from tests.agents import KINDS, paper
 from tests.test_runs import ENV, few_digits, snapshot
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym import calibration, route_table
-from rnr_gym.backbones import pretrained
-from rnr_gym.sources import Live
-from rnr_gym.summaries import CLIP, LEVELS, steps
-from rnr_gym.traversal import Traversal
+from rnr_gym.backbones import zoo
+from rnr_gym.routing import route_table
+from rnr_gym.routing.live import Live
+from rnr_gym.routing.observations import CLIP, LEVELS, steps
+from rnr_gym.routing.traversal import Traversal
+from rnr_gym.training import calibration
 from tests import small
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
@@ -89,14 +90,14 @@ def test_the_config_names_the_groups_only_where_there_are_some(kind):
 @pytest.mark.parametrize("condensed", [-1, -8, 5, 7, 48])
 def test_groups_that_do_not_divide_the_channels_are_refused(kind, condensed):
     with pytest.raises(ValueError, match=f"`condensed` must be 0 or divide every .*, got {condensed}"):
-        pretrained.from_config({**small.config(kind), "condensed": condensed})
+        zoo.from_config({**small.config(kind), "condensed": condensed})
 
 
 @pytest.mark.parametrize("condensed", [12, 24])
 def test_groups_that_do_not_divide_what_is_left_of_pruned_channels_are_refused(condensed):
     """24 divides both stages' widths, but of the first 8 or 16 channels may come."""
     with pytest.raises(ValueError, match=f"`condensed` must be 0 or divide every .*, got {condensed}"):
-        pretrained.from_config({**small.config("vgg"), "condensed": condensed})
+        zoo.from_config({**small.config("vgg"), "condensed": condensed})
 
 
 @KINDS
@@ -111,15 +112,15 @@ def test_fewer_groups_give_shorter_summaries(kind, condensed):
 @KINDS
 def test_a_saved_backbone_sums_up_the_same(tmp_path, kind):
     ours = small.backbone(kind, condensed=8)
-    pretrained.save(ours, tmp_path / "file")
-    again = pretrained.load(tmp_path / "file", ours.config)
+    zoo.save(ours, tmp_path / "file")
+    again = zoo.load(tmp_path / "file", ours.config)
     assert again.config == ours.config
     assert again.spec().digest == ours.spec().digest
     assert again.spec().facts == ours.spec().facts
     one, other = (Traversal.start(network, small.pixels(6)).step(np.array([1, 2, 1, 2, 1, 2])) for network in (ours, again))
     np.testing.assert_array_equal(one.summary(), other.summary())
     with pytest.raises(ValueError, match=r"condensed: needs None, has 8"):
-        pretrained.load(tmp_path / "file", small.backbone(kind).config)
+        zoo.load(tmp_path / "file", small.backbone(kind).config)
 
 
 @torch.no_grad()

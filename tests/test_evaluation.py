@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rnr_gym import evaluation, route_table
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
-from rnr_gym.evaluation import SWEEP, evaluate, evaluate_paths, measure_curve, static_macs, sweep
-from rnr_gym.sources import open_source
+from rnr_gym.experiments import evaluation
+from rnr_gym.experiments.evaluation import SWEEP, evaluate, evaluate_paths, measure_curve, static_macs, sweep
+from rnr_gym.routing import route_table
+from rnr_gym.routing.sources import open_source
 from tests import small
 from tests.agents import drawn, paper, spec
 

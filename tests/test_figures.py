@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from rnr_gym import analysis
-from rnr_gym.analysis import BUDGETS
-from rnr_gym.comparison import ORACLE, Bench, results
-from rnr_gym.evaluation import SWEEP
+from rnr_gym.experiments import statistics
+from rnr_gym.experiments.comparison import ORACLE, Bench, results
+from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.statistics import BUDGETS
 from tests.agents import DEALT, KINDS, paper
 from tests.test_comparison import CHEAP, DEAR, MIDDLE, bench, record, several
 
@@ -19,7 +19,7 @@ HARD = [[[0, -1], [1, 0], [2, 1], [2, 2]][kind] for kind in DEALT]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(analysis, "RESAMPLES", 200)
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
 
 
 def without_images():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rnr_gym import film, runs
 from rnr_gym.agents import Setting
+from rnr_gym.experiments import animation, runs
 from tests.test_runs import ENV, few_digits, snapshot
 
 
@@ -53,7 +53,7 @@ def frames(path):
 
 
 def test_every_state_of_every_episode_is_a_frame(tmp_path, cheapest):
-    count = film.record(ENV, tmp_path / "new" / "film.gif", cheapest, 0.1, 2, 0)
+    count = animation.record(ENV, tmp_path / "new" / "film.gif", cheapest, 0.1, 2, 0)
     shown = frames(tmp_path / "new" / "film.gif")
     path = runs.load(cheapest).router.path(0.1)
     assert count == len(shown) == 2 * (1 + int((path >= 0).sum()))
@@ -62,7 +62,7 @@ def test_every_state_of_every_episode_is_a_frame(tmp_path, cheapest):
 
 
 def test_without_a_run_sub_paths_are_drawn_from_the_seed(tmp_path):
-    counts = [film.record(ENV, tmp_path / f"{name}.gif", None, 0.1, 2, seed) for name, seed in (("one", 5), ("again", 5), ("other", 6))]
+    counts = [animation.record(ENV, tmp_path / f"{name}.gif", None, 0.1, 2, seed) for name, seed in (("one", 5), ("again", 5), ("other", 6))]
     one, again, other = ((tmp_path / f"{name}.gif").read_bytes() for name in ("one", "again", "other"))
     assert one == again
     assert one != other
@@ -70,28 +70,28 @@ def test_without_a_run_sub_paths_are_drawn_from_the_seed(tmp_path):
 
 
 def test_images_are_of_test_and_the_tradeoff_is_the_one_asked_for(tmp_path, made, cheapest):
-    film.record(ENV, tmp_path / "film.gif", cheapest, 0.25, 2, 7)
+    animation.record(ENV, tmp_path / "film.gif", cheapest, 0.25, 2, 7)
     assert [(name, more) for name, _, more in made] == [(ENV, {"seed": 7}), (ENV, {"seed": None})]
     assert all((arguments["split"], arguments["tradeoff"], arguments["render_mode"]) == ("test", 0.25, "rgb_array") for _, arguments, _ in made)
 
 
 def test_a_runs_own_arguments_hold(tmp_path, made):
     runs.fit("full", Setting(ENV, {"exits": False}), tmp_path / "run")
-    assert film.record(ENV, tmp_path / "film.gif", tmp_path / "run", 0.1, 1, 0) == 5
+    assert animation.record(ENV, tmp_path / "film.gif", tmp_path / "run", 0.1, 1, 0) == 5
     assert all(arguments["exits"] is False for _, arguments, _ in made)
 
 
 def test_a_file_that_exists_is_left_alone(tmp_path):
     (tmp_path / "film.gif").write_text("mine")
     with pytest.raises(FileExistsError, match="`out` must be a new file"):
-        film.record(ENV, tmp_path / "film.gif", None, 0.1, 1, 0)
+        animation.record(ENV, tmp_path / "film.gif", None, 0.1, 1, 0)
     assert (tmp_path / "film.gif").read_text() == "mine"
 
 
 def test_a_router_for_another_environment_is_refused(tmp_path, cheapest):
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=f"`run` must be a router for RNR-Digits-Channels-v0, got .*, one for {ENV}"):
-        film.record("RNR-Digits-Channels-v0", tmp_path / "film.gif", cheapest, 0.1, 1, 0)
+        animation.record("RNR-Digits-Channels-v0", tmp_path / "film.gif", cheapest, 0.1, 1, 0)
     assert snapshot(tmp_path) == before
 
 
@@ -100,5 +100,5 @@ def test_a_router_for_another_environment_is_refused(tmp_path, cheapest):
 )
 def test_what_makes_no_sense_is_refused_and_nothing_written(tmp_path, tradeoff, episodes, named):
     with pytest.raises(ValueError, match=f"`{named}`"):
-        film.record(ENV, tmp_path / "film.gif", None, tradeoff, episodes, 0)
+        animation.record(ENV, tmp_path / "film.gif", None, tradeoff, episodes, 0)
     assert list(tmp_path.iterdir()) == []

@@ -11,21 +11,14 @@ import rnr_gym
 
 PACKAGE = Path(rnr_gym.__file__).parent
 ORDER = [
-    {"types", "macs", "summaries", "spec", "rewards", "checkpoints", "data", "registration", "muon"},
-    {"backbones"},
-    {"traversal"},
-    {"route_table", "paths", "rendering"},
-    {"calibration"},
-    {"training"},
-    {"sources"},
-    {"envs"},
+    {"storage", "registration"},
+    {"data", "backbones"},
+    {"routing"},
+    {"training", "envs"},
     {"sb3"},
     {"agents"},
     {"classifier"},
-    {"evaluation"},
-    {"analysis", "runs"},
-    {"comparison"},
-    {"plots", "report", "film"},
+    {"experiments"},
     {"cli"},
 ]
 POSITION = {name: number for number, names in enumerate(ORDER) for name in names}
@@ -88,7 +81,7 @@ def test_the_package_itself_imports_only_the_registration():
 def test_the_core_knows_no_gymnasium_and_the_environments_no_sb3(path):
     outside = {name.split(".")[0] for name in imports(path)}
     position = POSITION.get(home(path), len(ORDER))
-    if position <= POSITION["sources"] and home(path) != "registration":
+    if position <= POSITION["routing"] and home(path) != "registration":
         assert "gymnasium" not in outside
     if position <= POSITION["envs"]:
         assert not outside & {"stable_baselines3", "sb3_contrib"}

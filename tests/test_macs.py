@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnr_gym.macs import conv_macs, linear_macs
-from rnr_gym.traversal import Traversal
+from rnr_gym.backbones.macs import conv_macs, linear_macs
+from rnr_gym.routing.traversal import Traversal
 from tests import small
 
 SHAPES = [(1, 8, 8), (2, 9, 7), (3, 32, 32)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnr_gym.muon import Muon, orthogonalized
+from rnr_gym.training.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])

@@ -6,8 +6,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rnr_gym import plots
 from rnr_gym.data import ImageSet
+from rnr_gym.experiments import plots
 
 
 def rows(router, by_seed):

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from rnr_gym.rendering import Scene, Window, frame, text
+from rnr_gym.envs.rendering import Scene, Window, frame, text
 
 GOING = Scene(
     image=np.zeros((1, 8, 8), np.uint8),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rnr_gym import analysis, cli, comparison, report, runs
+from rnr_gym import cli
 from rnr_gym.agents import Setting
-from rnr_gym.comparison import ORACLE, Record
-from rnr_gym.evaluation import SWEEP, evaluate, evaluate_paths
-from rnr_gym.report import percent, validate
+from rnr_gym.experiments import comparison, report, runs, statistics
+from rnr_gym.experiments.comparison import ORACLE, Record
+from rnr_gym.experiments.evaluation import SWEEP, evaluate, evaluate_paths
+from rnr_gym.experiments.report import percent, validate
 from tests.test_comparison import Inline
 from tests.test_runs import ENV, few_digits, snapshot
 
@@ -28,7 +29,7 @@ def quick(patch):
     """Few digits, fitted in this process, and intervals from few resamples."""
     few_digits(patch)
     patch.setattr(comparison, "ProcessPoolExecutor", Inline)
-    patch.setattr(analysis, "RESAMPLES", 200)
+    patch.setattr(statistics, "RESAMPLES", 200)
 
 
 @lru_cache(maxsize=1)

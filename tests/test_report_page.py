@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rnr_gym import report
-from rnr_gym.evaluation import SWEEP
-from rnr_gym.report import interval, number, percent, share
+from rnr_gym.experiments import report
+from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.report import interval, number, percent, share
 from tests.test_report import finished, results
 
 SECTIONS = {

@@ -6,12 +6,14 @@ from functools import lru_cache
 
 import pytest
 
-from rnr_gym import analysis, comparison, data, report, route_table, runs
+from rnr_gym import data
 from rnr_gym.agents import Setting
-from rnr_gym.backbones import pretrained
-from rnr_gym.evaluation import SWEEP
-from rnr_gym.report import validate
-from rnr_gym.route_table import RouteTable
+from rnr_gym.backbones import zoo
+from rnr_gym.experiments import comparison, report, runs, statistics
+from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.report import validate
+from rnr_gym.routing import route_table
+from rnr_gym.routing.route_table import RouteTable
 from tests import small
 from tests.test_comparison import Inline
 
@@ -21,9 +23,9 @@ AGENTS = ("static", "confidence", "random")
 
 def quick(patch, base):
     """The tables of a small backbone as those that ship, and routers fitted in this process."""
-    patch.setattr(pretrained, "FOLDER", base / "weights")
+    patch.setattr(zoo, "FOLDER", base / "weights")
     patch.setattr(comparison, "ProcessPoolExecutor", Inline)
-    patch.setattr(analysis, "RESAMPLES", 200)
+    patch.setattr(statistics, "RESAMPLES", 200)
 
 
 @lru_cache(maxsize=1)
@@ -35,7 +37,7 @@ def written(base):
         quick(patch, base)
         for split, seed in (("route", 0), ("test", 1)):
             table = route_table.build(backbone, small.images(60, seed=seed), backbone.spec(), progress=False)
-            table.save(pretrained.bundled("rnr-cifar10-small", f"frozen.{split}"))
+            table.save(zoo.bundled("rnr-cifar10-small", f"frozen.{split}"))
         runs.claim(folder, {**runs.identity("compare", setting), "agents": list(AGENTS), "seeds": 1}, report.RESULTS)
         judge = report.bench(setting)
         comparison.fit_routers(AGENTS, setting, 1, folder, 1)
@@ -173,8 +175,8 @@ def test_a_changed_figure_is_refused(folder, tmp_path, change):
 
 
 def test_another_table_is_refused(folder, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "FOLDER", shutil.copytree(base / "weights", tmp_path / "weights"))
-    path = pretrained.bundled("rnr-cifar10-small", "frozen.test")
+    monkeypatch.setattr(zoo, "FOLDER", shutil.copytree(base / "weights", tmp_path / "weights"))
+    path = zoo.bundled("rnr-cifar10-small", "frozen.test")
     table = RouteTable.load(path)
     table.loss[0, 0] += 1.0
     table.save(path)

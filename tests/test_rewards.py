@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rnr_gym.rewards import check_reward, check_tradeoff, task_term
+from rnr_gym.routing.rewards import check_reward, check_tradeoff, task_term
 
 CORRECT, LOSS = np.array([True, False]), np.array([0.25, 3.0])
 

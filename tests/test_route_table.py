@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rnr_gym import checkpoints, route_table
-from rnr_gym.macs import MacTable
-from rnr_gym.route_table import RouteTable
-from rnr_gym.sources import Live
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.traversal import Traversal
+from rnr_gym import storage
+from rnr_gym.backbones.macs import MacTable
+from rnr_gym.routing import route_table
+from rnr_gym.routing.live import Live
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.spec import RoutingSpec
+from rnr_gym.routing.traversal import Traversal
 from tests import small
 
 EVERY = pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_quantised_summaries_take_a_byte_a_value_and_come_back_the_same(tmp_path
     backbone = small.backbone(kind, condensed=8)
     table = route_table.build(backbone, small.images(6), backbone.spec(on), progress=False)
     table.save(tmp_path / "file")
-    stored, again = checkpoints.load_tensors(tmp_path / "file")[0]["summary"], RouteTable.load(tmp_path / "file")
+    stored, again = storage.load_tensors(tmp_path / "file")[0]["summary"], RouteTable.load(tmp_path / "file")
     assert (stored.dtype, tuple(stored.shape)) == (torch.int8, table.summary.shape)
     assert again.summary.dtype == np.float32
     for name in ("labels", "summary", "prediction", "loss"):
@@ -285,7 +286,7 @@ def test_quantised_summaries_come_back_bit_for_bit(tmp_path):
 
 def test_other_summaries_keep_their_precision_on_disk(tmp_path):
     hand_made().save(tmp_path / "file")
-    assert checkpoints.load_tensors(tmp_path / "file")[0]["summary"].dtype == torch.float32
+    assert storage.load_tensors(tmp_path / "file")[0]["summary"].dtype == torch.float32
 
 
 def test_batch_size_does_not_matter(backbone, images):

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym import agents, checkpoints, data, runs
+from rnr_gym import agents, data, storage
 from rnr_gym.agents import Setting, sb3_router
 from rnr_gym.agents.sb3_router import CHECKPOINT, Keeper
-from rnr_gym.classifier import ROUTER, decision_macs
-from rnr_gym.evaluation import evaluate, measure_curve
-from rnr_gym.runs import CONFIG, claim, identity
-from rnr_gym.sources import digest_of
+from rnr_gym.classifier import ROUTER
+from rnr_gym.experiments import runs
+from rnr_gym.experiments.evaluation import evaluate, measure_curve
+from rnr_gym.experiments.runs import CONFIG, claim, identity
+from rnr_gym.routing.rollout import decision_macs
+from rnr_gym.routing.sources import digest_of
 
 WHOLE = data.load
 ENV = "RNR-Digits-v0"
@@ -128,7 +130,7 @@ def test_a_run_is_fitted_kept_and_loaded(tmp_path, agent):
     run, source = runs.load(tmp_path / "run"), setting().source("route")
     assert (run.agent, run.setting.env, run.setting.steps, run.setting.seed) == (agent, ENV, 1024, 0)
     assert run.setting.tradeoffs == setting().tradeoffs
-    facts = checkpoints.load_tensors(path)[1]
+    facts = storage.load_tensors(path)[1]
     assert (facts["problem"], facts["source"]) == (source.spec.digest, digest_of(source))
     wanted = agents.AGENTS[agent].fit(setting())
     for tradeoff in (0.02, 0.5):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rnr_gym import analysis
-from rnr_gym.analysis import BUDGETS, Curve, Sweep, lost, mean_difference_interval, paired_bootstrap, paired_saving
+from rnr_gym.experiments import statistics
+from rnr_gym.experiments.statistics import BUDGETS, Curve, Sweep, lost, mean_difference_interval, paired_bootstrap, paired_saving
 from tests.test_analysis import flat
 
 TEN = np.arange(10)
@@ -13,7 +13,7 @@ TEN = np.arange(10)
 @pytest.fixture
 def quick(monkeypatch):
     """Fewer resamples, where only the rough width matters."""
-    monkeypatch.setattr(analysis, "RESAMPLES", 300)
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rnr_gym import agents, classifier
 from rnr_gym.agents import RECIPES
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.sb3_router import Sb3Router, learner
-from rnr_gym.backbones import pretrained
+from rnr_gym.backbones import zoo
 from rnr_gym.classifier import Curve, RoutedClassifier
 from rnr_gym.sb3 import vec_env
 from tests import small
@@ -27,13 +27,13 @@ def untrained(backbone, name):
 def ship(backbone, router, agent, name=NAME):
     """Put a router beside its backbone, as benchmarks/cifar10/ship.py does."""
     facts = {"agent": agent, "problem": backbone.spec().digest, "exits": True, "curve": CURVE._asdict(), "seed": 0}
-    agents.save(router, pretrained.bundled(name, f"frozen.{agent}"), {**facts, "weights and images": "0123456789ab"})
+    agents.save(router, zoo.bundled(name, f"frozen.{agent}"), {**facts, "weights and images": "0123456789ab"})
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder of weights."""
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "weights")
     return tmp_path / "weights"
 
 
@@ -43,7 +43,7 @@ def shipped(folder):
     backbone = small.backbone("multipath", condensed=8)
     routers = {name: untrained(backbone, name) for name in ("ppo", "dqn")}
     for name in (NAME, OTHER):
-        pretrained.save(backbone, pretrained.bundled(name))
+        zoo.save(backbone, zoo.bundled(name))
     for name, router in routers.items():
         ship(backbone, router, name)
     return backbone, routers
@@ -132,7 +132,7 @@ def test_a_device_that_is_not_there_is_refused(shipped, tmp_path, device):
 
 
 def test_a_router_of_another_problem_is_refused(shipped):
-    pretrained.save(small.backbone("residual", condensed=8), pretrained.bundled(NAME))
+    zoo.save(small.backbone("residual", condensed=8), zoo.bundled(NAME))
     with pytest.raises(ValueError, match="must be a router for this backbone"):
         RoutedClassifier.from_pretrained(NAME)
 
@@ -148,7 +148,7 @@ def test_what_ships_is_listed_with_its_agents(shipped):
     backbone, _ = shipped
     assert classifier.shipped() == [f"{NAME} (dqn, ppo)"]
     ship(backbone, wary(backbone), "confidence", OTHER)
-    pretrained.bundled(OTHER, "frozen.route").write_bytes(b"a table, no router")
+    zoo.bundled(OTHER, "frozen.route").write_bytes(b"a table, no router")
     assert sorted(classifier.shipped()) == [f"{NAME} (dqn, ppo)", f"{OTHER} (confidence)"]
 
 

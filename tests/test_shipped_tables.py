@@ -6,11 +6,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rnr_gym import data, route_table, sources, summaries
-from rnr_gym.backbones import pretrained
+from rnr_gym import data
+from rnr_gym.backbones import zoo
 from rnr_gym.registration import IDS
-from rnr_gym.route_table import RouteTable
-from rnr_gym.sources import digest_of, open_images, open_source
+from rnr_gym.routing import observations, route_table, sources
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.sources import digest_of, open_images, open_source
 from tests import small
 
 IMAGES = {"route": 9, "test": 6}
@@ -19,13 +20,13 @@ IMAGES = {"route": 9, "test": 6}
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """A folder of weights with the tables of one backbone, `tiny`."""
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
-    monkeypatch.setattr(pretrained, "_shared", pretrained._shared.__wrapped__)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(zoo, "_shared", zoo._shared.__wrapped__)
     backbone, tables = small.backbone("multipath", condensed=8), {}
-    pretrained.save(backbone, pretrained.bundled("tiny"))
+    zoo.save(backbone, zoo.bundled("tiny"))
     for split, count in IMAGES.items():
         tables[split] = route_table.build(backbone, small.images(count), backbone.spec(), progress=False)
-        tables[split].save(pretrained.bundled("tiny", f"frozen.{split}"))
+        tables[split].save(zoo.bundled("tiny", f"frozen.{split}"))
     return tables
 
 
@@ -52,7 +53,7 @@ def test_the_same_table_is_read_once(shipped):
 
 
 def test_its_digest_is_that_of_what_it_was_worked_out_from(shipped):
-    path = pretrained.bundled("other", "frozen.route")
+    path = zoo.bundled("other", "frozen.route")
     replace(shipped["route"], origin="0123456789ab").save(path)
     assert digest_of(open_source(backbone="other", backend="shipped")) == "0123456789ab"
 
@@ -103,13 +104,13 @@ def test_an_unknown_split_is_named_as_such(shipped):
 
 
 def test_where_no_table_ships_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"a table that ships, none so far, got rnr-digits\.frozen\.route"):
         open_source(backend="shipped")
 
 
 def test_a_router_that_ships_is_not_named_among_the_tables(shipped):
-    pretrained.bundled("tiny", "frozen.ppo").write_bytes(b"a router")
+    zoo.bundled("tiny", "frozen.ppo").write_bytes(b"a router")
     with pytest.raises(ValueError, match="a table that ships, ") as told:
         open_source(backbone="other", backend="shipped")
     assert "tiny.frozen.route" in str(told.value)
@@ -134,7 +135,7 @@ def test_images_are_opened_with_the_backbone_that_a_source_is_opened_with(shippe
 
 def test_of_fewer_images_than_the_table_knows_there_are_as_many_as_there_are(shipped, small_cifar):
     few = data.load("cifar10", "route", str(small_cifar))
-    shipped["route"].take(np.arange(20) % 9).save(pretrained.bundled("twenty", "frozen.route"))
+    shipped["route"].take(np.arange(20) % 9).save(zoo.bundled("twenty", "frozen.route"))
     images = open_images("cifar10", "route", str(small_cifar), backbone="twenty", backend="shipped")
     assert len(images) == len(few) == 10
     env = gym.make("RNR-CIFAR10-Table-v0", backbone="twenty", data_root=str(small_cifar), render_mode="rgb_array")
@@ -165,8 +166,8 @@ def test_the_package_has_a_table_of_all_images_of_both_splits(nowhere):
     for split, count in sizes.items():
         table = open_source("cifar10", split, BACKBONE, backend="shipped", **nowhere)
         assert np.bincount(table.labels).tolist() == [count // 10] * 10
-        assert table.spec.digest == pretrained.named(BACKBONE).spec().digest
-    assert sum(pretrained.bundled(BACKBONE, f"frozen.{split}").stat().st_size for split in sizes) <= 12e6
+        assert table.spec.digest == zoo.named(BACKBONE).spec().digest
+    assert sum(zoo.bundled(BACKBONE, f"frozen.{split}").stat().st_size for split in sizes) <= 12e6
 
 
 def test_its_id_works_at_once_where_there_are_no_images(nowhere):
@@ -191,7 +192,7 @@ def test_the_tables_say_what_the_live_network_does(real_data, split):
     table = open_source("cifar10", split, BACKBONE, backend="shipped")
     rows = np.arange(0, len(table.labels), len(table.labels) // 100)
     images = data.load("cifar10", split, str(real_data), download=False).take(rows)
-    backbone = pretrained.named(BACKBONE)
+    backbone = zoo.named(BACKBONE)
     live = route_table.build(backbone, images, backbone.spec(), progress=False)
     known = table.take(rows)
 
@@ -200,5 +201,5 @@ def test_the_tables_say_what_the_live_network_does(real_data, split):
     # Another machine rounds otherwise: an answer may change only where two classes are level.
     np.testing.assert_allclose(known.loss, live.loss, rtol=0.01, atol=0.01)
     assert (known.prediction == live.prediction).mean() > 0.998
-    step = summaries.steps(known.summary.shape[-1], known.spec.facts["pooled"])
+    step = observations.steps(known.summary.shape[-1], known.spec.facts["pooled"])
     assert (np.abs(known.summary - live.summary) / step).max() < 2.5

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym import checkpoints, route_table, sources
-from rnr_gym.route_table import RouteTable
-from rnr_gym.sources import Live, open_images, open_source
+from rnr_gym import storage
+from rnr_gym.routing import route_table, sources
+from rnr_gym.routing.live import Live
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.sources import open_images, open_source
 from tests import small
 
 
@@ -65,18 +67,18 @@ def test_a_table_of_something_else_is_never_taken_from_the_cache(tmp_path, monke
 
 def test_the_cache_stands_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "one"))
-    assert checkpoints.cache_folder() == tmp_path / "one"
+    assert storage.cache_folder() == tmp_path / "one"
     monkeypatch.delenv("RNR_GYM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert checkpoints.cache_folder() == tmp_path / "rnr_gym"
+    assert storage.cache_folder() == tmp_path / "rnr_gym"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert checkpoints.cache_folder() == tmp_path / "home" / ".cache" / "rnr_gym"
+    assert storage.cache_folder() == tmp_path / "home" / ".cache" / "rnr_gym"
 
 
 def test_tests_keep_out_of_the_users_cache():
     assert Path(os.environ["RNR_GYM_CACHE"]).name == "rnr_gym_cache"
-    assert checkpoints.cache_folder() == Path(os.environ["RNR_GYM_CACHE"])
+    assert storage.cache_folder() == Path(os.environ["RNR_GYM_CACHE"])
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rnr_gym.macs import MacTable
-from rnr_gym.spec import RoutingSpec
+from rnr_gym.backbones.macs import MacTable
+from rnr_gym.routing.spec import RoutingSpec
 from tests import small
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym.summaries import CLIP, LEVELS, bounds, confidence, layout, observe, quantised, steps
+from rnr_gym.routing.observations import CLIP, LEVELS, bounds, confidence, layout, observe, quantised, steps
 
 WHERE = layout(pooled=4, glance=2, classes=3, layers=2, paths=5)
 SUMMARY = 4 + 2 + 3 + 3 + 3

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnr_gym import calibration, training
-from rnr_gym.backbones import pretrained
+from rnr_gym.backbones import zoo
 from rnr_gym.data import Dataset
-from rnr_gym.training import Pretraining, Schedule
+from rnr_gym.training import calibration, pretraining
+from rnr_gym.training.pretraining import Pretraining, Schedule
 from tests import small
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
@@ -36,7 +36,7 @@ MIRRORED = Dataset(load=None, augment=unchanged, mirrored=True)
 
 
 def fresh(kind="multipath", exits="glance and exits", seed=0):
-    return pretrained.from_config(small.config(kind, exits), seed)
+    return zoo.from_config(small.config(kind, exits), seed)
 
 
 def work_on(backbone, schedule=SCHEDULE, dataset=MOVED):
@@ -50,12 +50,12 @@ def same_weights(one, other):
 
 def always(monkeypatch, path):
     """Let the other path of every step be this one."""
-    monkeypatch.setattr(training, "other_path", lambda backbone, generator: path)
+    monkeypatch.setattr(pretraining, "other_path", lambda backbone, generator: path)
 
 
 def losses_of(backbone, batch, labels, schedule=SCHEDULE):
     generator = torch.Generator().manual_seed(0)
-    return training.path_losses(backbone, batch, labels, schedule, generator)
+    return pretraining.path_losses(backbone, batch, labels, schedule, generator)
 
 
 @pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS])
@@ -144,7 +144,7 @@ def test_other_path_runs_on_a_part_of_the_batch(count, share, size):
 @pytest.mark.parametrize(("kind", "exits"), WITH_EXITS)
 def test_other_path_is_narrow_uniform_or_random(kind, exits):
     backbone, generator = fresh(kind, exits), torch.Generator().manual_seed(0)
-    drawn = [tuple(training.other_path(backbone, generator)) for _ in range(600)]
+    drawn = [tuple(pretraining.other_path(backbone, generator)) for _ in range(600)]
     narrowest, full = backbone.narrowest, backbone.full_path
     assert narrowest == int(backbone.has_exits) + int(backbone.has_identity)
 
@@ -299,7 +299,7 @@ def splits():
 
 def test_pretraining_calibrates_returns_the_backbone_and_leaves_no_checkpoint(tmp_path):
     backbone = fresh()
-    done = training.pretrain(backbone, MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
+    done = pretraining.pretrain(backbone, MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
     assert done is backbone
     assert not any(module.training for module in done.modules())
     assert list(tmp_path.iterdir()) == []
@@ -313,14 +313,14 @@ def test_pretraining_calibrates_returns_the_backbone_and_leaves_no_checkpoint(tm
 
 @KINDS
 def test_pretrained_weights_are_stored_without_loss(kind, tmp_path):
-    done = training.pretrain(fresh(kind), MOVED, splits(), SCHEDULE, tmp_path / "part")
+    done = pretraining.pretrain(fresh(kind), MOVED, splits(), SCHEDULE, tmp_path / "part")
     assert all(parameter.requires_grad for parameter in done.parameters())
-    pretrained.save(done, tmp_path / "file")
-    assert same_weights(pretrained.load(tmp_path / "file"), done)
+    zoo.save(done, tmp_path / "file")
+    assert same_weights(zoo.load(tmp_path / "file"), done)
 
 
 def test_statistics_and_the_loss_scale_are_those_of_the_rounded_weights(tmp_path):
-    done = training.pretrain(fresh(), MOVED, splits(), SCHEDULE, tmp_path / "part")
+    done = pretraining.pretrain(fresh(), MOVED, splits(), SCHEDULE, tmp_path / "part")
     again = copy.deepcopy(done)
     calibration.calibrate(again, splits()["train"], splits()["route"], SCHEDULE.seed)
     assert same_weights(done, again)
@@ -345,12 +345,12 @@ def killer(steps):
 @KINDS
 def test_a_killed_run_ends_as_one_that_was_not_killed(kind, tmp_path):
     straight, killed = fresh(kind), fresh(kind)
-    training.pretrain(straight, MOVED, splits(), SCHEDULE, tmp_path / "other", save_every=0.0)
+    pretraining.pretrain(straight, MOVED, splits(), SCHEDULE, tmp_path / "other", save_every=0.0)
     with pytest.raises(Killed):  # in the second epoch of 3 steps
-        training.pretrain(killed, Dataset(None, killer(4), False), splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
+        pretraining.pretrain(killed, Dataset(None, killer(4), False), splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
     assert (tmp_path / "part").is_file()
     killed = fresh(kind, seed=1)
-    training.pretrain(killed, MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
+    pretraining.pretrain(killed, MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
     assert same_weights(straight, killed)
     assert list(tmp_path.iterdir()) == []
 
@@ -359,7 +359,7 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(kind, tmp_path):
 def test_what_has_been_done_is_kept_after_an_epoch_that_ends_late_enough(every, saved, tmp_path, monkeypatch):
     found, save = [], Pretraining.save
     monkeypatch.setattr(Pretraining, "save", lambda work, path: (save(work, path), found.append(work.epoch)))
-    training.pretrain(fresh(), MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=every)
+    pretraining.pretrain(fresh(), MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=every)
     assert found == saved
     assert list(tmp_path.iterdir()) == []
 

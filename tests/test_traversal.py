@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnr_gym.summaries import CLIP
-from rnr_gym.traversal import Traversal
+from rnr_gym.routing.observations import CLIP
+from rnr_gym.routing.traversal import Traversal
 from tests import small
 
 EVERY = pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS])

@@ -6,8 +6,8 @@ Run: `python benchmarks/cifar10/budgets.py`, with CIFAR-10 at hand; a minute onc
 from __future__ import annotations
 
 from rnr_gym.classifier import RoutedClassifier
-from rnr_gym.evaluation import evaluate
-from rnr_gym.sources import open_source
+from rnr_gym.experiments.evaluation import evaluate
+from rnr_gym.routing.sources import open_source
 
 NAME = "rnr-cifar10"
 AGENTS = ("ppo", "dqn")

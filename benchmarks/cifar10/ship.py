@@ -8,10 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from rnr_gym import agents, comparison, runs
-from rnr_gym.backbones import pretrained
+from rnr_gym import agents
+from rnr_gym.backbones import zoo
+from rnr_gym.experiments import comparison, runs
+from rnr_gym.experiments.report import RESULTS
 from rnr_gym.registration import arguments_of
-from rnr_gym.report import RESULTS
 
 
 def main(report: Annotated[Path, tyro.conf.Positional], names: Annotated[tuple[str, ...], tyro.conf.Positional], seed: int = 0) -> None:
@@ -22,7 +23,7 @@ def main(report: Annotated[Path, tyro.conf.Positional], names: Annotated[tuple[s
         if run.curve is None:
             raise ValueError(f"`names` must be of routers whose compute follows the trade-off smoothly, got {name!r}")
         facts = {"agent": name, "problem": run.setting.source("route").spec.digest, "exits": True, "curve": run.curve._asdict(), "seed": seed}
-        path = pretrained.bundled(arguments_of(content["env"])["backbone"], f"frozen.{name}")
+        path = zoo.bundled(arguments_of(content["env"])["backbone"], f"frozen.{name}")
         agents.save(run.router, path, {**facts, "weights and images": content["provenance"]["weights and images"]})
         print(f"wrote {path}, {path.stat().st_size / 1e3:.0f} kB")
 

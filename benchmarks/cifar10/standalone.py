@@ -14,11 +14,11 @@ from typing import Any
 
 import tyro
 
-from rnr_gym import checkpoints, data
-from rnr_gym.backbones import pretrained
+from rnr_gym import data, storage
+from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.calibration import evaluate_full_path
-from rnr_gym.training import Schedule, pretrain
+from rnr_gym.training.calibration import evaluate_full_path
+from rnr_gym.training.pretraining import Schedule, pretrain
 
 NAME = "rnr-cifar10"
 
@@ -36,11 +36,11 @@ class Args:
 def scaled(config: dict[str, Any], share: float) -> Backbone:
     """The full path of an architecture alone, its widths scaled until it has `share` of the MACs."""
     plain = {**config, "inner": [1.0], "exits": [], "glance_widths": []}
-    target = share * pretrained.from_config(plain).mac_table.plain
+    target = share * zoo.from_config(plain).mac_table.plain
 
     def narrowed(percent: int) -> Backbone:
         widths = [max(8, 8 * round(width * percent / 800)) for width in config["widths"]]
-        return pretrained.from_config({**plain, "widths": widths})
+        return zoo.from_config({**plain, "widths": widths})
 
     return min(map(narrowed, range(10, 101)), key=lambda net: abs(net.mac_table.plain - target))
 
@@ -48,7 +48,7 @@ def scaled(config: dict[str, Any], share: float) -> Backbone:
 def main(args: Args) -> None:
     """Train each network that is not in the results yet."""
     results = json.loads(args.out.read_text()) if args.out.exists() else []
-    architecture = pretrained.ARCHITECTURES[NAME]
+    architecture = zoo.ARCHITECTURES[NAME]
     splits = {split: data.load("cifar10", split) for split in data.SPLITS}
     # No other path is trained, so that all effort goes into the plain network.
     schedule = Schedule(**architecture.schedule, path_weight=0.0, seed=args.seed)
@@ -63,7 +63,7 @@ def main(args: Args) -> None:
         pretrain(network, data.dataset("cifar10"), splits, schedule, checkpoint)
         accuracy = evaluate_full_path(network, splits["test"])
         results.append({"macs": macs, "widths": network.config["widths"], "test_accuracy": accuracy})
-        checkpoints.save_json(args.out, sorted(results, key=lambda row: row["macs"]))
+        storage.save_json(args.out, sorted(results, key=lambda row: row["macs"]))
         print(f"{macs:,} MACs: {accuracy:.1%}")
 
 

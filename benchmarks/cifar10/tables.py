@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rnr_gym import route_table
-from rnr_gym.backbones import pretrained
-from rnr_gym.sources import Live, digest_of, open_images
+from rnr_gym.backbones import zoo
+from rnr_gym.routing import route_table
+from rnr_gym.routing.live import Live
+from rnr_gym.routing.sources import digest_of, open_images
 
 NAME = "rnr-cifar10-small"
 
 
 def main() -> None:
     """One table for each of the two splits."""
-    backbone = pretrained.named(NAME)
+    backbone = zoo.named(NAME)
     spec = backbone.spec()
     for split in ("route", "test"):
         images = open_images(dataset="cifar10", split=split, download=False)
         origin = digest_of(Live(backbone, images, spec))
         table = replace(route_table.build(backbone, images, spec), origin=origin)
 
-        path = pretrained.bundled(NAME, f"frozen.{split}")
+        path = zoo.bundled(NAME, f"frozen.{split}")
         table.save(path)
         nodes, count, values = table.summary.shape
         size = path.stat().st_size / 1e6

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 from rnr_gym.agents import confidence, fqi, sb3_router, static, thresholds, uniform
 from rnr_gym.agents.recipes import RECIPES
 from rnr_gym.agents.setting import Setting
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.types import Fitted
+from rnr_gym.routing.protocols import Fitted
+from rnr_gym.routing.spec import RoutingSpec
 
 __all__ = ["AGENTS", "DEFAULT_AGENTS", "Agent", "Setting", "agent", "load", "save"]
 
@@ -78,12 +78,12 @@ def check(name: str, setting: Setting) -> None:
 def save(router: Fitted, path: Path, facts: dict[str, Any]) -> None:
     """Write a router as safetensors; `facts` must hold `agent`, its name, and may hold anything JSON can."""
     tensors, own = router.state()
-    checkpoints.save_tensors(path, tensors, {**facts, "router": own})
+    storage.save_tensors(path, tensors, {**facts, "router": own})
 
 
 def load(path: Path, spec: RoutingSpec) -> tuple[Fitted, dict[str, Any]]:
     """The router that `save` wrote, and its facts; a `ValueError` if the file is damaged or for another routing problem."""
-    tensors, facts = checkpoints.load_tensors(path)
+    tensors, facts = storage.load_tensors(path)
     if "agent" not in facts or "router" not in facts:
         raise ValueError(f"`path` must be a router file as `rnr-gym train` writes it, got {str(path)!r}")
     if facts.get("problem") not in (None, spec.digest):

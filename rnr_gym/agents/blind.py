@@ -10,9 +10,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor
 
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import ObservationLayout
-from rnr_gym.types import Fitted
+from rnr_gym.routing.observations import ObservationLayout
+from rnr_gym.routing.protocols import Fitted
+from rnr_gym.routing.spec import RoutingSpec
 
 
 def blinded(where: ObservationLayout, observation: NDArray[np.float32]) -> NDArray[np.float32]:

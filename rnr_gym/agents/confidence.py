@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym.agents.setting import TRADEOFFS, Setting
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import layers_of
-from rnr_gym.types import Source
+from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.spec import RoutingSpec
 
 GRID = tuple(np.geomspace(*TRADEOFFS, 28).tolist())
 """Trade-offs that thresholds are solved for."""

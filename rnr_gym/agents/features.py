@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnr_gym.summaries import ObservationLayout
+from rnr_gym.routing.observations import ObservationLayout
 
 FLOOR = 1e-3
 """Doubt below this is all the same to a router."""

@@ -30,10 +30,10 @@ from rnr_gym.agents import thresholds
 from rnr_gym.agents.features import features, summary_part
 from rnr_gym.agents.setting import TRADEOFFS, Setting
 from rnr_gym.agents.thresholds import ThresholdsRouter
-from rnr_gym.route_table import LIMIT, RouteTable
-from rnr_gym.sources import open_images
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import ObservationLayout, layers_of, observe
+from rnr_gym.routing.observations import ObservationLayout, layers_of, observe
+from rnr_gym.routing.route_table import LIMIT, RouteTable
+from rnr_gym.routing.sources import open_images
+from rnr_gym.routing.spec import RoutingSpec
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -22,15 +22,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm import tqdm
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv
 from rnr_gym.agents.features import features, summary_part
 from rnr_gym.agents.recipes import RECIPES, Recipe, recipe_for
 from rnr_gym.agents.setting import Setting
 from rnr_gym.envs.routing import observation_space
+from rnr_gym.routing.observations import ObservationLayout, layers_of
+from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.sb3 import vec_env
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import ObservationLayout, layers_of
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -191,10 +191,10 @@ class Keeper(BaseCallback):
         """Load the checkpoint into the model, if there is one; `ValueError` if it belongs to other settings."""
         if not self.path.exists():
             return
-        tensors, facts = checkpoints.load_tensors(self.path)
+        tensors, facts = storage.load_tensors(self.path)
         if facts["identity"] != json.loads(json.dumps(self.identity)):
             raise ValueError(f"`folder` must hold a run of the same settings, got {str(self.path.parent)!r}, begun with {facts['identity']}")
-        model.set_parameters(checkpoints.nested(tensors, facts["leaves"]), exact_match=True, device="cpu")
+        model.set_parameters(storage.nested(tensors, facts["leaves"]), exact_match=True, device="cpu")
         model.num_timesteps = facts["steps"]
 
     def _on_training_start(self) -> None:
@@ -203,6 +203,6 @@ class Keeper(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.next:
             self.next += self.every
-            tensors, leaves = checkpoints.flattened(self.model.get_parameters())
-            checkpoints.save_tensors(self.path, tensors, {"identity": self.identity, "leaves": leaves, "steps": self.num_timesteps})
+            tensors, leaves = storage.flattened(self.model.get_parameters())
+            storage.save_tensors(self.path, tensors, {"identity": self.identity, "leaves": leaves, "steps": self.num_timesteps})
         return True

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnr_gym import route_table
 from rnr_gym.registration import arguments_of
-from rnr_gym.route_table import RouteTable
-from rnr_gym.sources import open_source
-from rnr_gym.types import Source
+from rnr_gym.routing import route_table
+from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.sources import open_source
 
 TRADEOFFS = (0.003, 2.0)
 """λ is drawn from here while a router learns: from nearly free compute to one at which the glance has to do.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym.agents.setting import TRADEOFFS, Setting
-from rnr_gym.route_table import RouteTable
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import layers_of
-from rnr_gym.types import Source
+from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.spec import RoutingSpec
 
 Path = tuple[int, ...]
 SEARCH_TRADEOFFS = tuple(np.geomspace(*TRADEOFFS, 14).tolist())

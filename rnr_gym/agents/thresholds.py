@@ -13,17 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.confidence import (
-    GRID,
-    NEVER,
-    Trail,
-    along_uniform_path,
-    best_thresholds,
-)
+from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path, best_thresholds
 from rnr_gym.agents.setting import Setting
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import layers_of
-from rnr_gym.types import Source
+from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.spec import RoutingSpec
 
 Floats = NDArray[np.float64]
 QUANTILES = np.linspace(0.0, 1.0, 60)

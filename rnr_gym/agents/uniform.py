@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym.agents.setting import Setting
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import layers_of
+from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.spec import RoutingSpec
 
 
 class UniformRouter:

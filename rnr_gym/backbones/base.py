@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rnr_gym.backbones.blocks import Glance, PooledHead, ResidualGlance, WhitenedStem
-from rnr_gym.macs import MacTable, conv_macs
-from rnr_gym.spec import RoutingSpec
+from rnr_gym.backbones.macs import MacTable, conv_macs
+from rnr_gym.routing.spec import RoutingSpec
 
 
 class Place(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.macs import conv_macs, linear_macs
+from rnr_gym.backbones.macs import conv_macs, linear_macs
 
 
 def round_to_eight(width: float) -> int:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone, Layer, Place
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, round_to_eight
-from rnr_gym.macs import conv_macs
+from rnr_gym.backbones.macs import conv_macs
 
 
 class Branch(nn.Module):

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 
 NAMES = {"train": ("train",), "test": ("test", "val")}
 """What the folder of a part may be called."""
@@ -24,7 +24,7 @@ Decoded = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 def data_folder(data_root: str | None = None) -> Path:
     """Where image sets are looked for: the argument, else `RNR_GYM_DATA`, else a folder in the cache."""
-    return Path(data_root or os.environ.get("RNR_GYM_DATA") or checkpoints.cache_folder() / "data").expanduser()
+    return Path(data_root or os.environ.get("RNR_GYM_DATA") or storage.cache_folder() / "data").expanduser()
 
 
 def load(folder: Path, part: str, classes: tuple[str, ...], side: tuple[int, int]) -> Decoded:
@@ -44,7 +44,7 @@ def load(folder: Path, part: str, classes: tuple[str, ...], side: tuple[int, int
     place = part_folder(folder, part)
     _check_classes(place, classes)
     files = [(label, file) for label, name in enumerate(classes) for file in sorted((place / name).iterdir())]
-    cached = checkpoints.cache_folder() / "images" / f"{folder.name}-{part}-{_digest(files, side)}.safetensors"
+    cached = storage.cache_folder() / "images" / f"{folder.name}-{part}-{_digest(files, side)}.safetensors"
     try:
         return _read(cached)
     except (FileNotFoundError, ValueError):  # not there yet, or damaged
@@ -98,14 +98,14 @@ def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _read(path: Path) -> Decoded:
-    tensors, _ = checkpoints.load_tensors(path)
+    tensors, _ = storage.load_tensors(path)
     return tensors["images"].numpy(), tensors["labels"].numpy()
 
 
 def _write(path: Path, decoded: Decoded) -> None:
     tensors = {name: torch.from_numpy(part) for name, part in zip(("images", "labels"), decoded, strict=True)}
     try:
-        checkpoints.save_tensors(path, tensors, {})
+        storage.save_tensors(path, tensors, {})
     except (OSError, SafetensorError) as error:
         wanted = f"room for {decoded[0].nbytes / 1e6:.0f} MB of decoded images"
         raise OSError(f"`RNR_GYM_CACHE` must name a folder with {wanted}, got {str(path.parent)!r} ({error}); nothing was kept there") from error

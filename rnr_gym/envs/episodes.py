@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnr_gym.data import ImageSet
-from rnr_gym.rendering import Scene
-from rnr_gym.rewards import check_reward, check_tradeoff, task_term
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import observe
-from rnr_gym.types import Rows, Source, Walk
+from rnr_gym.envs.rendering import Scene
+from rnr_gym.routing.observations import observe
+from rnr_gym.routing.protocols import Rows, Source, Walk
+from rnr_gym.routing.rewards import check_reward, check_tradeoff, task_term
+from rnr_gym.routing.spec import RoutingSpec
 
 
 class Moved(NamedTuple):

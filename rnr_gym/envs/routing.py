@@ -12,11 +12,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rnr_gym.envs.episodes import Dealing, Deck, Episodes
-from rnr_gym.rendering import RENDER_MODES, Scene, Window, frame, text
-from rnr_gym.rewards import check_one_tradeoff
-from rnr_gym.sources import SourceArguments, open_images, open_source
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import CLIP, bounds
+from rnr_gym.envs.rendering import RENDER_MODES, Scene, Window, frame, text
+from rnr_gym.routing.observations import CLIP, bounds
+from rnr_gym.routing.rewards import check_one_tradeoff
+from rnr_gym.routing.sources import SourceArguments, open_images, open_source
+from rnr_gym.routing.spec import RoutingSpec
 
 ONE = np.zeros(1, np.int64)
 

@@ -13,11 +13,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rnr_gym.envs.episodes import Dealing, Deck, Episodes
+from rnr_gym.envs.rendering import frame
 from rnr_gym.envs.routing import RoutingEnv, check_arguments, check_index, check_options, observation_space, reward_space
-from rnr_gym.rendering import frame
-from rnr_gym.rewards import check_tradeoff
-from rnr_gym.sources import SourceArguments, open_images, open_source
-from rnr_gym.types import Rows
+from rnr_gym.routing.protocols import Rows
+from rnr_gym.routing.rewards import check_tradeoff
+from rnr_gym.routing.sources import SourceArguments, open_images, open_source
 
 Infos = dict[str, Any]
 

@@ -31,9 +31,10 @@ Sent all one way, 0 is right 2 times in 8, 10, 11, 12 and 20 are 5 times, 21 and
 import numpy as np
 import torch
 
-from rnr_gym.macs import MacTable
-from rnr_gym.route_table import RouteTable, places
-from rnr_gym.spec import RoutingSpec
+from rnr_gym.backbones.macs import MacTable
+from rnr_gym.routing.path_tree import places
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.spec import RoutingSpec
 
 KINDS = ("easy", "middle", "hard", "hopeless")
 DEALT = np.array([0, 0, 1, 1, 1, 2, 2, 3])

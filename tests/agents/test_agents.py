@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym import agents, route_table
+from rnr_gym import agents
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, Setting, fqi
-from rnr_gym.backbones import pretrained
-from rnr_gym.route_table import RouteTable
-from rnr_gym.sources import Live
+from rnr_gym.backbones import zoo
+from rnr_gym.routing import route_table
+from rnr_gym.routing.live import Live
+from rnr_gym.routing.route_table import RouteTable
 from tests import small
 from tests.agents import drawn, paper, spec
 
@@ -95,7 +96,7 @@ def test_a_router_for_another_problem_is_refused(tmp_path, name):
 
 
 def test_a_file_that_is_no_router_is_refused(tmp_path):
-    pretrained.save(small.backbone("multipath"), tmp_path / "backbone")
+    zoo.save(small.backbone("multipath"), tmp_path / "backbone")
     with pytest.raises(ValueError, match="must be a router file as `rnr-gym train` writes it"):
         agents.load(tmp_path / "backbone", spec())
     (tmp_path / "text").write_text("no safetensors")

@@ -8,7 +8,7 @@ import pytest
 from rnr_gym.agents import RECIPES, Setting, sb3_router
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv, blinded
 from rnr_gym.envs.routing import observation_space
-from rnr_gym.evaluation import evaluate
+from rnr_gym.experiments.evaluation import evaluate
 from rnr_gym.sb3 import vec_env
 from tests.agents import BEST, BEST_STATIC, opinionated, paper, spec
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from rnr_gym import route_table
 from rnr_gym.agents import Setting, confidence
 from rnr_gym.agents.confidence import GRID, ConfidenceRouter, along_uniform_path
 from rnr_gym.envs.routing import observation_space
-from rnr_gym.evaluation import evaluate
-from rnr_gym.sources import Live
+from rnr_gym.experiments.evaluation import evaluate
+from rnr_gym.routing import route_table
+from rnr_gym.routing.live import Live
 from tests import small
 from tests.agents import drawn, paper
 

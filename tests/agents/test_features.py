@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from rnr_gym.agents.features import FLOOR, features, summary_part
-from rnr_gym.summaries import observe
-from rnr_gym.traversal import Traversal
+from rnr_gym.routing.observations import observe
+from rnr_gym.routing.traversal import Traversal
 from tests import small
 
 

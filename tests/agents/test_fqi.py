@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym import route_table
 from rnr_gym.agents import Setting, fqi, thresholds
 from rnr_gym.agents.fqi import Config, FqiRouter, Induction, Networks, depart, fit_table, inputs
-from rnr_gym.classifier import decision_macs
-from rnr_gym.evaluation import evaluate
+from rnr_gym.experiments.evaluation import evaluate
+from rnr_gym.routing import route_table
+from rnr_gym.routing.rollout import decision_macs
 from tests.agents import BEST, DEALT, KINDS, drawn, paper, spec
 
 QUICK = Config(tradeoffs=(0.2, 2.0), steps=60, batch_size=64, check_every=20)

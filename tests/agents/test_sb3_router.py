@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym import agents, checkpoints
+from rnr_gym import agents, storage
 from rnr_gym.agents import AGENTS, RECIPES, Setting, sb3_router
 from rnr_gym.agents.recipes import TUNED, recipe_for
 from rnr_gym.agents.sb3_router import CHECKPOINT, Bar, Keeper, RoutingFeatures, learner
-from rnr_gym.classifier import route
 from rnr_gym.data import DATASETS
 from rnr_gym.envs.routing import observation_space
-from rnr_gym.evaluation import evaluate
+from rnr_gym.experiments.evaluation import evaluate
+from rnr_gym.routing.rollout import route
 from rnr_gym.sb3 import vec_env
 from tests import small
 from tests.agents import BEST, DEALT, KINDS, paper
@@ -159,12 +159,12 @@ def test_a_killed_fit_goes_on_from_its_last_checkpoint_and_finishes(tmp_path, ki
     table, kill.at = paper(), 2_600
     with pytest.raises(KeyboardInterrupt):
         fitted(name, table, 4096, folder=tmp_path)
-    tensors, facts = checkpoints.load_tensors(tmp_path / CHECKPOINT)
+    tensors, facts = storage.load_tensors(tmp_path / CHECKPOINT)
     assert facts["steps"] == 2048
     kill.at = None
     router = fitted(name, table, 4096, folder=tmp_path)
     assert kill.begun == [(0, 4096), (2048, 4096)]
-    assert checkpoints.load_tensors(tmp_path / CHECKPOINT)[1]["steps"] == 4096
+    assert storage.load_tensors(tmp_path / CHECKPOINT)[1]["steps"] == 4096
     learnt = {name.removeprefix("policy/"): tensor for name, tensor in tensors.items() if name.startswith("policy/")}
     assert learnt.keys() == weights(router).keys()
     assert not same(learnt, weights(router))
@@ -186,10 +186,10 @@ def test_a_checkpoint_holds_weights_and_optimiser(tmp_path, kill, name):
     table, kill.at = paper(), 2_600
     with pytest.raises(KeyboardInterrupt):
         fitted(name, table, 4096, folder=tmp_path)
-    tensors, facts = checkpoints.load_tensors(tmp_path / CHECKPOINT)
+    tensors, facts = storage.load_tensors(tmp_path / CHECKPOINT)
     model = learner(RECIPES[name], vec_env("RNR-v0", RECIPES[name].num_envs, 9, backend=table), table.spec.layout, 9)
     Keeper(tmp_path, facts["identity"]).take_up(model)
-    found, _ = checkpoints.flattened(model.get_parameters())
+    found, _ = storage.flattened(model.get_parameters())
     assert model.num_timesteps == 2048
     assert any("optimizer/state" in key for key in tensors)
     assert same(dict(found), tensors)
@@ -204,7 +204,7 @@ def test_finished_steps_are_not_learnt_again(tmp_path, kill):
 
 
 def policy_in(folder):
-    return {name: tensor for name, tensor in checkpoints.load_tensors(folder / CHECKPOINT)[0].items() if name.startswith("policy/")}
+    return {name: tensor for name, tensor in storage.load_tensors(folder / CHECKPOINT)[0].items() if name.startswith("policy/")}
 
 
 @pytest.mark.parametrize(("name", "steps", "rate"), [("a2c", 2048, None), ("ppo", 4096, None), ("ppo", 2048, 1.0)], ids=["recipe", "steps", "values"])

@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from rnr_gym import data, route_table
+from rnr_gym import data
 from rnr_gym.agents import Setting, static
 from rnr_gym.agents.static import SEARCH_TRADEOFFS, StaticRouter
-from rnr_gym.classifier import route
-from rnr_gym.route_table import RouteTable
-from rnr_gym.sources import open_source
+from rnr_gym.routing import route_table
+from rnr_gym.routing.rollout import route
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.sources import open_source
 from tests import small
 from tests.agents import BEST_STATIC, drawn, paper, spec
 

@@ -8,8 +8,8 @@ import pytest
 from rnr_gym.agents import Setting, confidence, thresholds
 from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path
 from rnr_gym.agents.thresholds import SHARES, ThresholdsRouter, solve_trail
-from rnr_gym.evaluation import evaluate
-from rnr_gym.sources import Live
+from rnr_gym.experiments.evaluation import evaluate
+from rnr_gym.routing.live import Live
 from tests import small
 from tests.agents import drawn, paper
 

@@ -5,7 +5,7 @@ import pytest
 
 from rnr_gym.agents import Setting, uniform
 from rnr_gym.agents.uniform import UniformRouter
-from rnr_gym.classifier import route
+from rnr_gym.routing.rollout import route
 from tests import small
 from tests.agents import drawn, paper
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from rnr_gym import checkpoints
-from rnr_gym.backbones import pretrained
+from rnr_gym import storage
+from rnr_gym.backbones import zoo
 from rnr_gym.registration import IDS
 from tests import small
 
@@ -20,12 +20,12 @@ def same(one, other):
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_a_saved_backbone_comes_back_whole(tmp_path, kind):
     ours = small.backbone(kind)
-    pretrained.save(ours, tmp_path / "file", {"accuracy": 0.5})
-    again = pretrained.load(tmp_path / "file")
+    zoo.save(ours, tmp_path / "file", {"accuracy": 0.5})
+    again = zoo.load(tmp_path / "file")
     assert same(ours, again)
     assert again.config == ours.config
     assert not again.training
-    assert checkpoints.load_tensors(tmp_path / "file")[1]["accuracy"] == 0.5
+    assert storage.load_tensors(tmp_path / "file")[1]["accuracy"] == 0.5
     path, batch = small.paths(ours.spec(), 6), small.pixels(6)
     assert torch.equal(small.travel(ours, batch, path).logits, small.travel(again, batch, path).logits)
 
@@ -33,10 +33,10 @@ def test_a_saved_backbone_comes_back_whole(tmp_path, kind):
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_rounded_weights_load_bit_for_bit(tmp_path, kind):
     original = small.backbone(kind)
-    pretrained.round_weights(original)
-    pretrained.save(original, tmp_path / "file")
-    stored, _ = checkpoints.load_tensors(tmp_path / "file")
-    loaded = pretrained.load(tmp_path / "file")
+    zoo.round_weights(original)
+    zoo.save(original, tmp_path / "file")
+    stored, _ = storage.load_tensors(tmp_path / "file")
+    loaded = zoo.load(tmp_path / "file")
 
     assert same(original, loaded)
     for name, parameter in original.named_parameters():
@@ -51,15 +51,15 @@ def test_rounded_weights_load_bit_for_bit(tmp_path, kind):
 
 def test_rounding_twice_changes_nothing():
     once, twice = small.backbone("multipath"), small.backbone("multipath")
-    pretrained.round_weights(once)
-    pretrained.round_weights(twice)
-    pretrained.round_weights(twice)
+    zoo.round_weights(once)
+    zoo.round_weights(twice)
+    zoo.round_weights(twice)
     assert same(once, twice)
 
 
 def test_rounding_errs_by_half_a_step_at_most():
     rounded, exact = small.backbone("multipath"), small.backbone("multipath")
-    pretrained.round_weights(rounded)
+    zoo.round_weights(rounded)
     for after, before in zip(rounded.parameters(), exact.parameters(), strict=True):
         if before.ndim == 4:
             step = before.abs().amax((1, 2, 3), keepdim=True) / 127.0
@@ -74,9 +74,9 @@ def test_filters_of_zeros_can_be_rounded_and_stored(tmp_path):
     original = small.backbone("multipath")
     with torch.no_grad():
         original.stem[0].weight.zero_()
-    pretrained.round_weights(original)
-    pretrained.save(original, tmp_path / "file")
-    assert (pretrained.load(tmp_path / "file").stem[0].weight == 0).all()
+    zoo.round_weights(original)
+    zoo.save(original, tmp_path / "file")
+    assert (zoo.load(tmp_path / "file").stem[0].weight == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_a_tensor_is_stored_in_half_precision_only_if_that_loses_nothing(tmp_pat
     ours = small.backbone("multipath")
     bias = ours.head.linear.bias.data
     bias.copy_(torch.tensor([value, -0.0, 1.0]))
-    pretrained.save(ours, tmp_path / "file")
-    assert checkpoints.load_tensors(tmp_path / "file")[0]["head.linear.bias"].dtype == dtype
-    found = pretrained.load(tmp_path / "file").head.linear.bias.data
+    zoo.save(ours, tmp_path / "file")
+    assert storage.load_tensors(tmp_path / "file")[0]["head.linear.bias"].dtype == dtype
+    found = zoo.load(tmp_path / "file").head.linear.bias.data
     assert torch.equal(found.view(torch.int32), bias.view(torch.int32))
 
 
 def test_a_seed_gives_weights_and_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
-    first, again, other = (pretrained.from_config(small.config("multipath"), seed) for seed in (1, 1, 2))
+    first, again, other = (zoo.from_config(small.config("multipath"), seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert same(first, again)
     assert not same(first, other)
@@ -113,72 +113,72 @@ def test_a_seed_gives_weights_and_leaves_the_global_generator_alone():
 
 
 def test_another_architecture_is_refused_and_the_difference_named(tmp_path):
-    pretrained.save(small.backbone("multipath", "exits"), tmp_path / "file")
+    zoo.save(small.backbone("multipath", "exits"), tmp_path / "file")
     with pytest.raises(ValueError, match=r"`weights` must be of this id's architecture.*exits: needs \[2\], has \[1, 2\]"):
-        pretrained.load(tmp_path / "file", small.config("multipath", "one exit"))
+        zoo.load(tmp_path / "file", small.config("multipath", "one exit"))
 
 
 def test_a_training_checkpoint_is_no_backbone(tmp_path):
-    checkpoints.save_tensors(tmp_path / "file", {}, {"config": {}, "leaves": {}})
+    storage.save_tensors(tmp_path / "file", {}, {"config": {}, "leaves": {}})
     with pytest.raises(ValueError, match="`weights` must be a backbone file"):
-        pretrained.load(tmp_path / "file")
+        zoo.load(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", pretrained.ARCHITECTURES)
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_a_process_builds_a_named_backbone_once_and_freezes_it(name):
-    backbone = pretrained.named(name, None)
-    assert backbone is pretrained.named(name, None)
+    backbone = zoo.named(name, None)
+    assert backbone is zoo.named(name, None)
     assert not backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
-    assert backbone.config == pretrained.from_config(pretrained.ARCHITECTURES[name].config).config
+    assert backbone.config == zoo.from_config(zoo.ARCHITECTURES[name].config).config
 
 
 def test_the_same_backbone_is_shared_however_it_is_asked_for():
-    assert pretrained.named("rnr-digits", None) is pretrained.named("rnr-digits", weights=None, seed=0, device="cpu")
+    assert zoo.named("rnr-digits", None) is zoo.named("rnr-digits", weights=None, seed=0, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("name", "stage"),
-    [(name, stage) for name in pretrained.ARCHITECTURES for stage in pretrained.STAGES if pretrained.bundled(name, stage).is_file()],
+    [(name, stage) for name in zoo.ARCHITECTURES for stage in zoo.STAGES if zoo.bundled(name, stage).is_file()],
 )
 def test_weights_that_are_shipped_load(name, stage):
-    assert pretrained.named(name, stage).config == pretrained.from_config(pretrained.ARCHITECTURES[name].config).config
+    assert zoo.named(name, stage).config == zoo.from_config(zoo.ARCHITECTURES[name].config).config
 
 
-@pytest.mark.parametrize("name", pretrained.ARCHITECTURES)
-@pytest.mark.parametrize("stage", pretrained.STAGES)
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("stage", zoo.STAGES)
 def test_weights_that_are_not_shipped_are_refused_with_the_command_that_trains_them(name, stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=f"`weights` of {name} are not shipped, got {stage!r}") as refused:
-        pretrained.named(name, stage, seed=99)  # a seed of its own, since what was loaded before is shared
+        zoo.named(name, stage, seed=99)  # a seed of its own, since what was loaded before is shared
     (env,) = re.findall(r"`rnr-gym pretrain (\S+) --out FILE` trains them: pass FILE, or None for random ones$", str(refused.value))
     assert IDS[env]["backbone"] == name
 
 
 def test_unshipped_weights_of_cifar100_name_its_own_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="`rnr-gym pretrain RNR-CIFAR100-v0 --out FILE`"):
-        pretrained.named("rnr-cifar100", seed=99)
+        zoo.named("rnr-cifar100", seed=99)
 
 
 @pytest.mark.parametrize("weights", ["best", "/no/such/file"])
 def test_unknown_weights_are_refused(weights):
     with pytest.raises(ValueError, match="`weights` must be 'frozen'"):
-        pretrained.named("rnr-digits", weights)
+        zoo.named("rnr-digits", weights)
 
 
 def test_an_unknown_backbone_is_refused():
     with pytest.raises(ValueError, match="`backbone` must be one of rnr-digits"):
-        pretrained.named("resnet-50")
+        zoo.named("resnet-50")
 
 
 def test_a_file_can_stand_for_a_name(tmp_path):
     ours = small.backbone("vgg")
-    pretrained.save(ours, tmp_path / "file")
-    assert same(ours, pretrained.named(str(tmp_path / "file")))
+    zoo.save(ours, tmp_path / "file")
+    assert same(ours, zoo.named(str(tmp_path / "file")))
 
 
 def test_a_file_of_ones_own_can_give_the_weights_of_a_name(tmp_path):
-    ours = small.shaken(pretrained.from_config(pretrained.ARCHITECTURES["rnr-digits"].config, seed=5), 5)
-    pretrained.save(ours, tmp_path / "file")
-    assert same(ours, pretrained.named("rnr-digits", str(tmp_path / "file")))
+    ours = small.shaken(zoo.from_config(zoo.ARCHITECTURES["rnr-digits"].config, seed=5), 5)
+    zoo.save(ours, tmp_path / "file")
+    assert same(ours, zoo.named("rnr-digits", str(tmp_path / "file")))

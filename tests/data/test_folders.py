@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 from rnr_gym.data import folders
 from tests import photos
 
@@ -241,7 +241,7 @@ def test_a_full_disk_is_reported_and_nothing_is_left(folder, cache, monkeypatch,
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(storage, "save_file", full)
     assert_no_room(folder, cache)
     assert kept(cache) == []
     monkeypatch.undo()

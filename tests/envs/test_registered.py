@@ -15,14 +15,12 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from rnr_gym.backbones import pretrained
+from rnr_gym.backbones import zoo
 from rnr_gym.registration import IDS, arguments_of
 
 RANDOM = {"weights": None, "backend": "live"}
 TABLES = {name for name, arguments in IDS.items() if arguments.get("backend") == "shipped"}
-SHIPPED = [
-    name for name, arguments in IDS.items() if pretrained.bundled(arguments["backbone"], "frozen.route" if name in TABLES else "frozen").is_file()
-]
+SHIPPED = [name for name, arguments in IDS.items() if zoo.bundled(arguments["backbone"], "frozen.route" if name in TABLES else "frozen").is_file()]
 EVERY = pytest.mark.parametrize("name", IDS)
 EVERY_WEIGHTS = pytest.mark.parametrize(
     ("name", "weights"),
@@ -121,7 +119,7 @@ def test_a_spec_survives_pickling(name):
 def test_the_id_makes_the_environment_its_table_says(name):
     env = make(name).unwrapped
     assert env.source.backbone is make(name).unwrapped.source.backbone
-    assert env.source.backbone.config == pretrained.from_config(pretrained.ARCHITECTURES[arguments_of(name)["backbone"]].config).config
+    assert env.source.backbone.config == zoo.from_config(zoo.ARCHITECTURES[arguments_of(name)["backbone"]].config).config
     assert env.spec.max_episode_steps is None
 
 
@@ -249,15 +247,15 @@ def test_bad_arguments_are_refused_by_name(name, bad, arguments):
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    other = pretrained.ARCHITECTURES["rnr-digits-channels"].config
-    pretrained.save(pretrained.from_config(other), tmp_path / "file")
+    other = zoo.ARCHITECTURES["rnr-digits-channels"].config
+    zoo.save(zoo.from_config(other), tmp_path / "file")
     with pytest.raises(ValueError, match="`weights` must be of this id's architecture"):
         gym.make("RNR-Digits-v0", weights=str(tmp_path / "file"))
 
 
 def test_a_truncated_weights_file_is_refused(tmp_path):
     path = tmp_path / "file"
-    pretrained.save(pretrained.from_config(pretrained.ARCHITECTURES["rnr-digits"].config), path)
+    zoo.save(zoo.from_config(zoo.ARCHITECTURES["rnr-digits"].config), path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="whole safetensors file"):
         gym.make("RNR-Digits-v0", weights=str(path))

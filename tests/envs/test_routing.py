@@ -327,7 +327,7 @@ def test_an_unknown_reward_is_refused(reward):
 
 
 def test_a_table_that_would_be_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr("rnr_gym.route_table.LIMIT", 100)
+    monkeypatch.setattr("rnr_gym.routing.route_table.LIMIT", 100)
     with pytest.raises(ValueError, match='`backend="table"`'):
         routing(backend="table", images=small.images(seed=99))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,76 +12,19 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.macs import MacTable
 from rnr_gym.data import ImageSet
-from rnr_gym.macs import MacTable
-from rnr_gym.rewards import task_term
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.summaries import steps
-from rnr_gym.traversal import Traversal
-from rnr_gym.types import Outcome, Rows
+from rnr_gym.routing.observations import steps
+from rnr_gym.routing.path_tree import Places, places, prefixes
+from rnr_gym.routing.protocols import Outcome, Rows
+from rnr_gym.routing.rewards import task_term
+from rnr_gym.routing.spec import RoutingSpec
+from rnr_gym.routing.traversal import Traversal
 
 LIMIT = 1_500_000
 """The most prefixes times images that a table may hold; at 470 summary values under three gigabytes."""
-
-
-class Places(NamedTuple):
-    """The tree of paths. Places 0..M-1 are prefixes that wait for a decision, M.. are answers; `(P, ...)` arrays.
-
-    Attributes:
-        child: int64 `(M, K)`, the place a sub-path leads to, -1 where it is not valid.
-        layer, came_by, macs: int64 `(P,)`, what a walk in that place would say.
-        path: int8 `(P, T)`.
-    """
-
-    child: NDArray[np.int64]
-    layer: NDArray[np.int64]
-    came_by: NDArray[np.int64]
-    macs: NDArray[np.int64]
-    path: NDArray[np.int8]
-
-    def reached(self, place: Rows, sub_paths: NDArray[np.integer]) -> Rows:
-        """int64 `(n,)`: where each sub-path leads, -1 where it is not there."""
-        known = (sub_paths >= 0) & (sub_paths < self.child.shape[1])
-        return np.where(known, self.child[place, np.where(known, sub_paths, 0)], -1)
-
-
-def prefixes(spec: RoutingSpec) -> int:
-    """How many prefixes wait for a decision, the empty one included."""
-    going = spec.valid[:, int(spec.has_exits) :].sum(1)
-    return int(1 + np.cumprod(going[:-1]).sum())
-
-
-def places(spec: RoutingSpec) -> Places:
-    """Enumerate the tree, layer by layer, cheaper sub-paths first."""
-    table, first = spec.mac_table, int(spec.has_exits)
-    start = np.full(spec.num_layers, -1, np.int8)
-    glanced = int(table.exits[0, -1]) if spec.stem_waits else table.stem
-    waiting = [(0, spec.full_path, glanced, start)]
-    inner: list[tuple[int, int, int, NDArray[np.int8]]] = []
-    answered: list[tuple[int, int, int, NDArray[np.int8]]] = []
-    links: list[tuple[int, int, bool, int]] = []
-    for number, (layer, came_by, macs, path) in enumerate(waiting):  # grows as it is read
-        inner.append((layer, came_by, macs, path))
-        for sub_path in np.flatnonzero(spec.valid[layer]).tolist():
-            further = path.copy()
-            further[layer] = sub_path
-            if first and sub_path == 0:
-                links.append((number, sub_path, True, len(answered)))
-                answered.append((spec.num_layers, sub_path, macs, further))
-                continue
-            spent, last = macs + int(table.layers[layer, came_by, sub_path]), layer + 1 == spec.num_layers
-            if layer == 0 and spec.stem_waits:
-                spent += table.stem
-            spent += int(table.head[sub_path] if last else table.exits[layer + 1, sub_path])
-            links.append((number, sub_path, last, len(answered) if last else len(waiting)))
-            (answered if last else waiting).append((layer + 1, sub_path, spent, further))
-    child = np.full((len(inner), spec.num_paths), -1)
-    for number, sub_path, last, target in links:
-        child[number, sub_path] = target + last * len(inner)
-    layers, came, macs_, paths_ = zip(*inner, *answered, strict=True)
-    return Places(child, np.array(layers), np.array(came), np.array(macs_), np.array(paths_))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,12 +129,12 @@ class RouteTable:
         if self.spec.quantised:
             arrays["summary"] = np.rint(self.summary / steps(self.summary.shape[-1], self.spec.facts["pooled"])).astype(np.int8)
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        checkpoints.save_tensors(path, tensors, {"spec": self.spec.facts, "stem": self.spec.mac_table.stem, "origin": self.origin})
+        storage.save_tensors(path, tensors, {"spec": self.spec.facts, "stem": self.spec.mac_table.stem, "origin": self.origin})
 
     @classmethod
     def load(cls, path: Path) -> RouteTable:
         """Read what `save` wrote."""
-        tensors, facts = checkpoints.load_tensors(path)
+        tensors, facts = storage.load_tensors(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         macs = MacTable(facts["stem"], *(arrays[f"macs.{name}"] for name in ("layers", "exits", "head")))
         parts, spec = {name: arrays[name] for name in ("labels", "summary", "prediction", "loss")}, RoutingSpec(facts["spec"], arrays["valid"], macs)
@@ -202,7 +145,7 @@ class RouteTable:
 
 @dataclass(frozen=True, eq=False)
 class TableWalk:
-    """N images under way through a table: `rnr_gym.types.Walk` without a network."""
+    """N images under way through a table: `rnr_gym.routing.protocols.Walk` without a network."""
 
     table: RouteTable
     index: Rows

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import WhitenedStem
 from rnr_gym.data import ImageSet
-from rnr_gym.paths import answers, fixed_path, random_path, spread_paths, uniform_paths
-from rnr_gym.traversal import Traversal
+from rnr_gym.routing.traversal import Traversal
+from rnr_gym.training.random_paths import answers, fixed_path, random_path, spread_paths, uniform_paths
 
 MEASURED = 10_240
 """Images that statistics are measured on; each gives many values, so more would change little."""

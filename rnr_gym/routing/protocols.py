@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rnr_gym.spec import RoutingSpec
+    from rnr_gym.routing.spec import RoutingSpec
 
 Rows = NDArray[np.int64]
 

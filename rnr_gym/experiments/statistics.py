@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from rnr_gym.evaluation import Evaluation
+from rnr_gym.experiments.evaluation import Evaluation
 
 BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
 """Mean computes at which routers are compared."""

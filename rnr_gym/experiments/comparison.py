@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rnr_gym import agents, analysis, runs
+from rnr_gym import agents
 from rnr_gym.agents import Setting
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.analysis import BUDGETS, Difference, Sweep
-from rnr_gym.classifier import ROUTER, decision_macs
+from rnr_gym.classifier import ROUTER
 from rnr_gym.data import ImageSet
-from rnr_gym.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
-from rnr_gym.route_table import RouteTable
-from rnr_gym.types import Router, Source
+from rnr_gym.experiments import runs, statistics
+from rnr_gym.experiments.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
+from rnr_gym.experiments.statistics import BUDGETS, Difference, Sweep
+from rnr_gym.routing.protocols import Router, Source
+from rnr_gym.routing.rollout import decision_macs
+from rnr_gym.routing.route_table import RouteTable
 
 ORACLE = "oracle"
 POINTS = ("random", "full", "cheapest")
@@ -174,9 +176,9 @@ def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
         "full_accuracy": float(full.correct.mean()),
         "rows": rows,
         "routers": [summary(name, by_router[name], rows) for name in by_router],
-        "differences": [_paired(analysis.paired_difference, pair, by_router, bench) for pair in against + bounds if _meet(pair, by_router)],
-        "savings": [_paired(analysis.paired_saving, pair, by_router, bench) for pair in against],
-        "lost": [_paired(analysis.lost, (name, "full"), {**by_router, "full": whole}, bench) for name in learnt if _meet((name, name), by_router)],
+        "differences": [_paired(statistics.paired_difference, pair, by_router, bench) for pair in against + bounds if _meet(pair, by_router)],
+        "savings": [_paired(statistics.paired_saving, pair, by_router, bench) for pair in against],
+        "lost": [_paired(statistics.lost, (name, "full"), {**by_router, "full": whole}, bench) for name in learnt if _meet((name, name), by_router)],
         "by_severity": [_by_severity(name, by_router[name], bench.severity) for name in by_router],
         "by_outcome": [_by_outcome(name, by_router[name], full.correct, bench) for name in learnt if 0 < full.correct.mean() < 1],
     }
@@ -203,7 +205,7 @@ def row(record: Record, bench: Bench) -> dict[str, Any]:
         "decision_macs": record.decision_macs,
         "loss": float(found.loss.mean()),
         "regret": regret,
-        "path_entropy": analysis.path_entropy(found.path),
+        "path_entropy": statistics.path_entropy(found.path),
         "distinct_paths": len(np.unique(found.path, axis=0)),
         "exits": float(exits),
         "images": len(found.correct),
@@ -218,7 +220,7 @@ def _regret(record: Record, table: RouteTable) -> float:
 
 def summary(name: str, found: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A router's means and spreads over its seeds: accuracy at each budget, regret over the trade-offs, range of compute."""
-    accuracy, ours = analysis.accuracy_at(found), [row for row in rows if row["router"] == name]
+    accuracy, ours = statistics.accuracy_at(found), [row for row in rows if row["router"] == name]
     swept = [row for row in ours if row["tradeoff"] in SWEEP and row["regret"] is not None]
     regrets = [np.mean([row["regret"] for row in swept if row["seed"] == seed]) for seed in sorted({row["seed"] for row in swept})]
     computes = found.compute.mean((0, 2))
@@ -241,7 +243,7 @@ def _mean_and_spread(values: NDArray[np.float64]) -> list[float | None]:
 
 
 def _meet(pair: tuple[str, str], by_router: dict[str, Sweep]) -> bool:
-    return bool(analysis.shared_budgets(by_router[pair[0]], by_router[pair[1]]))
+    return bool(statistics.shared_budgets(by_router[pair[0]], by_router[pair[1]]))
 
 
 def _paired(statistic: Callable[..., Difference], pair: tuple[str, str], by_router: dict[str, Sweep], bench: Bench) -> dict[str, Any]:
@@ -261,7 +263,7 @@ def _nearest(found: Sweep, compute: float) -> int:
 def _by_outcome(name: str, found: Sweep, right: NDArray[np.bool_], bench: Bench, near: float = 0.3) -> dict[str, Any]:
     """Mean compute on images that the full path gets right and wrong, and the difference with its interval, at a compute near `near`."""
     spent = found.compute[:, _nearest(found, near)].mean(0)
-    low, high = analysis.mean_difference_interval(spent, ~right, bench.originals)
+    low, high = statistics.mean_difference_interval(spent, ~right, bench.originals)
     return {
         "router": name,
         "mean_compute": float(spent.mean()),
@@ -276,5 +278,5 @@ def _by_severity(name: str, found: Sweep, severity: NDArray[np.int64], near: flo
     """Compute and accuracy at each severity, a mean over the seeds, at the trade-off whose mean compute is nearest to `near`."""
     chosen = _nearest(found, near)
     compute, accuracy = found.compute[:, chosen].mean(0), found.correct[:, chosen].mean(0)
-    parts = {"compute": analysis.by_group(compute, severity), "accuracy": analysis.by_group(accuracy, severity)}
+    parts = {"compute": statistics.by_group(compute, severity), "accuracy": statistics.by_group(accuracy, severity)}
     return {"router": name, "mean_compute": float(compute.mean()), "severity": np.unique(severity).tolist(), **parts}

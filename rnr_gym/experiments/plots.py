@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 from rnr_gym.data import ImageSet
 
 COLOURS = {
@@ -35,7 +35,7 @@ def pareto(results: dict[str, Any], path: Path) -> None:
     _draw_front(axes[0], results)
     if graded:
         _draw_severity(axes[1], results)
-    with checkpoints.replacing(path) as partial:
+    with storage.replacing(path) as partial:
         figure.savefig(partial, format="png")
 
 
@@ -102,5 +102,5 @@ def gallery(images: ImageSet, compute: NDArray[np.float64], correct: NDArray[np.
             place.set_title(f"{images.classes[images.labels[row]]}\n{compute[row]:.2f}", fontsize=7)
             place.spines[:].set_color("#c9d2d9" if correct[row] else "#c1121f")
         line[0].set_ylabel(title, fontsize=8)
-    with checkpoints.replacing(path) as partial:
+    with storage.replacing(path) as partial:
         figure.savefig(partial, format="png")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnr_gym.macs import MacTable
-from rnr_gym.summaries import ObservationLayout, layout
+from rnr_gym.backbones.macs import MacTable
+from rnr_gym.routing.observations import ObservationLayout, layout
 
 
 class RoutingSpec:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.traversal import Traversal
+from rnr_gym.routing.traversal import Traversal
 
 
 def fixed_path(backbone: Backbone, sub_path: int) -> list[int]:

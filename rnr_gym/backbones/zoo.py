@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnr_gym import checkpoints
+from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
 from rnr_gym.backbones.multipath import MultiPathResNet
@@ -125,7 +125,7 @@ def save(backbone: Backbone, path: Path, facts: dict[str, Any] | None = None) ->
                 tensors[name + SCALE] = scale.half()
                 continue
         tensors[name] = _halved(tensor)
-    checkpoints.save_tensors(path, tensors, {"config": backbone.config, **(facts or {})})
+    storage.save_tensors(path, tensors, {"config": backbone.config, **(facts or {})})
 
 
 SCALE = ".scale"
@@ -177,7 +177,7 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, no backbone, or of another architecture than `expected`.
     """
-    tensors, facts = checkpoints.load_tensors(path)
+    tensors, facts = storage.load_tensors(path)
     if "config" not in facts or "leaves" in facts:
         raise ValueError(f"`weights` must be a backbone file as `rnr-gym pretrain` writes it, got {str(path)!r}")
     if expected is not None and facts["config"] != expected:

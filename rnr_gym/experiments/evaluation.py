@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from rnr_gym.agents.setting import TRADEOFFS
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.classifier import Curve, decision_macs, route
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.types import Router, Source
+from rnr_gym.classifier import Curve
+from rnr_gym.routing.protocols import Router, Source
+from rnr_gym.routing.rollout import decision_macs, route
+from rnr_gym.routing.spec import RoutingSpec
 
 SWEEP = tuple(np.geomspace(*TRADEOFFS, 16).tolist())
 """Trade-offs at which routers are evaluated."""

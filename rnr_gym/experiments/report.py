@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 import rnr_gym
-from rnr_gym import checkpoints, comparison, plots, runs
+from rnr_gym import storage
 from rnr_gym.agents import Setting
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.classifier import decision_macs
-from rnr_gym.comparison import FIXED, ORACLE, Bench, Record
 from rnr_gym.data import ImageSet
-from rnr_gym.evaluation import Evaluation, evaluate_paths, static_macs
+from rnr_gym.experiments import comparison, plots, runs
+from rnr_gym.experiments.comparison import FIXED, ORACLE, Bench, Record
+from rnr_gym.experiments.evaluation import Evaluation, evaluate_paths, static_macs
 from rnr_gym.registration import arguments_of
-from rnr_gym.sources import digest_of, open_images, open_source
-from rnr_gym.types import Source
+from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.rollout import decision_macs
+from rnr_gym.routing.sources import digest_of, open_images, open_source
 
 RESULTS, PATHS, PAGE, PICTURE, GALLERY = "results.json", "paths.npz", "report.html", "pareto.png", "gallery.png"
 TIES = 0.001
@@ -74,21 +75,21 @@ def write(folder: Path, setting: Setting, seeds: int, found: Sequence[Record], j
     }
     content = {**head, "provenance": provenance(setting, judge), **comparison.results(found, judge)}
     arrays = {name: part for number, record in enumerate(found) for name, part in _arrays(number, record.evaluation).items()}
-    with checkpoints.replacing(folder / PATHS) as partial, partial.open("wb") as file:
+    with storage.replacing(folder / PATHS) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     plots.pareto(content, folder / PICTURE)
     compute = shown.evaluation.macs / judge.source.spec.plain_macs
     if judge.images is not None:
         plots.gallery(judge.images, compute, shown.evaluation.correct, folder / GALLERY)
-    with checkpoints.replacing(folder / PAGE) as partial:
+    with storage.replacing(folder / PAGE) as partial:
         partial.write_text(page(content))
-    checkpoints.save_json(folder / RESULTS, content)
+    storage.save_json(folder / RESULTS, content)
     return content
 
 
 def page(content: dict[str, Any]) -> str:
     """The report's HTML, which follows from the results alone."""
-    loader = jinja2.PackageLoader("rnr_gym", "templates")
+    loader = jinja2.PackageLoader("rnr_gym.experiments", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("report.html.j2").render(**content, percent=percent, number=number, interval=interval, share=share)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rnr_gym.summaries import MAX_TRADEOFF
+from rnr_gym.routing.observations import MAX_TRADEOFF
 
 REWARDS = ("accuracy", "cross_entropy")
 

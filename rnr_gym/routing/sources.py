@@ -5,97 +5,25 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.nn import functional as F
 
-from rnr_gym import checkpoints, data, route_table
-from rnr_gym.backbones import pretrained
+from rnr_gym import data, storage
+from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.data import ImageSet
-from rnr_gym.route_table import RouteTable
-from rnr_gym.spec import RoutingSpec
-from rnr_gym.traversal import Traversal
-from rnr_gym.types import Outcome, Rows, Source
+from rnr_gym.routing import route_table
+from rnr_gym.routing.live import Live
+from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.route_table import RouteTable
+from rnr_gym.routing.spec import RoutingSpec
 
 BACKENDS = ("live", "table", "shipped")
-
-
-@dataclass(frozen=True, eq=False)
-class Live:
-    """A backbone that runs when an episode needs it.
-
-    Attributes:
-        backbone: in evaluation mode.
-        images: what is routed.
-        spec: the routing problem; its `valid` says whether exits are on.
-    """
-
-    backbone: Backbone
-    images: ImageSet
-    spec: RoutingSpec
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.images.labels
-
-    @torch.inference_mode()
-    def start(self, indices: Rows) -> LiveWalk:
-        """Images by number `(N,)`, each waiting at layer 0."""
-        pixels = torch.from_numpy(self.images.images[indices]).to(self.backbone.image_mean.device)
-        exits = np.flatnonzero(self.spec.valid[:, 0]).tolist() if self.spec.has_exits else ()
-        return LiveWalk(Traversal.start(self.backbone, pixels, exits))
-
-    @torch.inference_mode()
-    def outcome(self, walk: LiveWalk, indices: Rows, rows: Rows) -> Outcome:
-        logits = walk.traversal.logits[torch.from_numpy(rows)].float().cpu()
-        loss = F.cross_entropy(logits, torch.from_numpy(self.labels[indices]), reduction="none")
-        return Outcome(logits.argmax(1).numpy(), loss.double().numpy())
-
-
-@dataclass(frozen=True, eq=False)
-class LiveWalk:
-    """A `Traversal` without gradients, as `rnr_gym.types.Walk`."""
-
-    traversal: Traversal
-
-    @property
-    def layer(self) -> Rows:
-        return self.traversal.layer
-
-    @property
-    def came_by(self) -> Rows:
-        return self.traversal.came_by
-
-    @property
-    def macs(self) -> Rows:
-        return self.traversal.macs
-
-    @property
-    def path(self) -> NDArray[np.int8]:
-        return self.traversal.path
-
-    @property
-    def done(self) -> NDArray[np.bool_]:
-        return self.traversal.done
-
-    @torch.inference_mode()
-    def step(self, sub_paths: Rows) -> LiveWalk:
-        return LiveWalk(self.traversal.step(sub_paths))
-
-    @torch.inference_mode()
-    def replaced(self, rows: Rows, other: LiveWalk) -> LiveWalk:
-        return LiveWalk(self.traversal.replaced(rows, other.traversal))
-
-    @torch.inference_mode()
-    def summary(self) -> NDArray[np.float32]:
-        return self.traversal.summary()
 
 
 class SourceArguments(TypedDict, total=False):
@@ -136,10 +64,10 @@ def open_source(
         raise ValueError(f"`backbone` must be a name, a file or a `Backbone`, got {type(backbone).__name__}")
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if not isinstance(backbone, str) and weights not in (*pretrained.STAGES, None):
+    if not isinstance(backbone, str) and weights not in (*zoo.STAGES, None):
         raise ValueError(f"`weights` go with a named backbone, got {weights!r} beside a `Backbone`, which has its own")
-    network = pretrained.named(backbone, weights, device=device) if isinstance(backbone, str) else backbone.eval()
-    state = "" if isinstance(backbone, str) else checkpoints.digest(network.state_dict())
+    network = zoo.named(backbone, weights, device=device) if isinstance(backbone, str) else backbone.eval()
+    state = "" if isinstance(backbone, str) else storage.digest(network.state_dict())
     return _opened(network, state, open_images(dataset, split, data_root, download), bool(exits), backend)
 
 
@@ -170,9 +98,9 @@ def open_images(
 def shipped_table(backbone: str | Backbone, split: str, weights: str | None = "frozen", exits: bool = True) -> RouteTable:
     """The route table that comes with a named backbone; it holds the first images of its split."""
     data.check_split(split)
-    path = pretrained.bundled(str(backbone), f"{weights}.{split}")
+    path = zoo.bundled(str(backbone), f"{weights}.{split}")
     if not exits or not isinstance(backbone, str) or not path.is_file():
-        tables = sorted(file.name.removesuffix(".safetensors") for part in data.SPLITS for file in pretrained.FOLDER.glob(f"*.*.{part}.safetensors"))
+        tables = sorted(file.name.removesuffix(".safetensors") for part in data.SPLITS for file in zoo.FOLDER.glob(f"*.*.{part}.safetensors"))
         asked = f"{backbone if isinstance(backbone, str) else type(backbone).__name__}.{weights}.{split}{'' if exits else ' without exits'}"
         raise ValueError(
             f'`backend="shipped"` needs a table that ships, {", ".join(tables) or "none so far"}, got {asked}; "live" and "table" need images'
@@ -208,7 +136,7 @@ def digest_of(source: Source) -> str:
         return source.origin
     key = hashlib.sha256(source.spec.digest.encode() + source.labels.tobytes())
     if isinstance(source, Live):
-        key.update(checkpoints.digest(source.backbone.state_dict()).encode() + source.images.images.tobytes())
+        key.update(storage.digest(source.backbone.state_dict()).encode() + source.images.images.tobytes())
     if isinstance(source, RouteTable):
         key.update(source.prediction.tobytes() + source.loss.tobytes())
     return key.hexdigest()[:12]
@@ -217,7 +145,7 @@ def digest_of(source: Source) -> str:
 def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
     """The table from the cache, else built and put there: it is named after weights, images and problem."""
     origin = digest_of(Live(backbone, images, spec))
-    path = checkpoints.cache_folder() / "tables" / f"{origin}.safetensors"
+    path = storage.cache_folder() / "tables" / f"{origin}.safetensors"
     try:
         return RouteTable.load(path)
     except (FileNotFoundError, ValueError):  # not there yet, or damaged

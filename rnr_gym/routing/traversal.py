@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.summaries import CLIP, confidence, quantised
+from rnr_gym.routing.observations import CLIP, confidence, quantised
 
 Rows = NDArray[np.int64]
 

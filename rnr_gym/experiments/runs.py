@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnr_gym import agents, checkpoints
+from rnr_gym import agents, storage
 from rnr_gym.agents import Setting
 from rnr_gym.agents.sb3_router import CHECKPOINT
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.backbones import pretrained
+from rnr_gym.backbones import zoo
 from rnr_gym.classifier import ROUTER, Curve, RoutedClassifier
-from rnr_gym.evaluation import measure_curve
+from rnr_gym.experiments.evaluation import measure_curve
 from rnr_gym.registration import arguments_of
-from rnr_gym.sources import digest_of
-from rnr_gym.types import Fitted
+from rnr_gym.routing.protocols import Fitted
+from rnr_gym.routing.sources import digest_of
 
 CONFIG = "config.json"
 
@@ -48,7 +48,7 @@ def claim(folder: Path, facts: dict[str, Any], finished: str) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`out` must be a new folder, got {str(folder)!r}, which exists and holds something else; choose another")
-    checkpoints.save_json(folder / CONFIG, facts)
+    storage.save_json(folder / CONFIG, facts)
 
 
 def fit(agent: str, setting: Setting, folder: Path) -> Path:
@@ -69,7 +69,7 @@ def load(folder: Path) -> Run:
     if not (folder / ROUTER).exists():
         state = "is unfinished; give the same command again" if (folder / CONFIG).exists() else "holds no run; make one with `rnr-gym train`"
         raise FileNotFoundError(f"`run` must be the folder of a fitted router, got {str(folder)!r}, which {state}")
-    _, facts = checkpoints.load_tensors(folder / ROUTER)
+    _, facts = storage.load_tensors(folder / ROUTER)
     setting = Setting(facts["env"], facts["arguments"], facts["seed"], facts["steps"], tuple(facts["tradeoffs"]))
     source = setting.source("route")
     router, _ = agents.load(folder / ROUTER, source.spec)
@@ -82,5 +82,5 @@ def classifier(folder: Path, device: str = "cpu") -> RoutedClassifier:
     """The router of a run and the backbone it was fitted to, as one thing to deploy."""
     run = load(folder)
     arguments = {**arguments_of(run.setting.env), **run.setting.arguments}
-    backbone = pretrained.named(arguments["backbone"], arguments.get("weights", "frozen"), device=device)
+    backbone = zoo.named(arguments["backbone"], arguments.get("weights", "frozen"), device=device)
     return RoutedClassifier(backbone, run.router, arguments.get("exits", True), run.curve, run.agent)

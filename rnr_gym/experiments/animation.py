@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rnr_gym import checkpoints, runs
+from rnr_gym import storage
 from rnr_gym.agents.uniform import UniformRouter
+from rnr_gym.experiments import runs
 from rnr_gym.registration import arguments_of
-from rnr_gym.rewards import check_tradeoff
+from rnr_gym.routing.rewards import check_tradeoff
 
 
 def record(env: str, out: Path, run: Path | None, tradeoff: float, episodes: int, seed: int) -> int:
@@ -41,6 +42,6 @@ def record(env: str, out: Path, run: Path | None, tradeoff: float, episodes: int
             seen, _, ended, _, _ = game.step(action[0])
             frames.append(game.render())  # type: ignore[arg-type]
     pictures = [Image.fromarray(frame) for frame in frames]
-    with checkpoints.replacing(out) as partial:
+    with storage.replacing(out) as partial:
         pictures[0].save(partial, format="GIF", save_all=True, append_images=pictures[1:], duration=900, loop=0)
     return len(frames)

@@ -21,18 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rnr_gym import checkpoints
-from rnr_gym.backbones import pretrained
+from rnr_gym import storage
+from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.calibration import (
-    calibrate,
-    measure_glance,
-    measure_whitening,
-    set_pixel_statistics,
-)
 from rnr_gym.data import Dataset, ImageSet
-from rnr_gym.muon import Muon
-from rnr_gym.paths import answers, fixed_path, random_path
+from rnr_gym.training.calibration import calibrate, measure_glance, measure_whitening, set_pixel_statistics
+from rnr_gym.training.muon import Muon
+from rnr_gym.training.random_paths import answers, fixed_path, random_path
 
 
 @dataclass(frozen=True)
@@ -266,9 +261,9 @@ class Pretraining:
                 "augment": self.augment_generator.get_state(),
             },
         }
-        tensors, leaves = checkpoints.flattened(state)
+        tensors, leaves = storage.flattened(state)
         metadata = {"epoch": self.epoch, "leaves": leaves, **self._identity()}
-        checkpoints.save_tensors(path, tensors, metadata)
+        storage.save_tensors(path, tensors, metadata)
 
     def resume(self, path: Path) -> None:
         """Continue what `save` wrote.
@@ -276,7 +271,7 @@ class Pretraining:
         Raises:
             ValueError: it was written for another architecture or schedule.
         """
-        tensors, metadata = checkpoints.load_tensors(path)
+        tensors, metadata = storage.load_tensors(path)
         for name, expected in self._identity().items():
             if metadata.get(name) != expected:
                 raise ValueError(
@@ -290,7 +285,7 @@ class Pretraining:
         self.epoch = metadata["epoch"]
         self._begin_part()
 
-        state = checkpoints.nested(tensors, metadata["leaves"])
+        state = storage.nested(tensors, metadata["leaves"])
         for name, optimizer in (("muon", self.muon), ("sgd", self.sgd)):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state.get(name, {}), "param_groups": groups})
@@ -341,7 +336,7 @@ def pretrain(
                 saved = time.monotonic()
 
     backbone.requires_grad_(True)
-    pretrained.round_weights(backbone)
+    zoo.round_weights(backbone)
     calibrate(backbone, splits["train"], splits["route"], schedule.seed)
     checkpoint.unlink(missing_ok=True)
     return backbone
