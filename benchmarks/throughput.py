@@ -1,6 +1,6 @@
 """Speed as ratios: everything is measured side by side in one run, in turn, and compared with the plain network.
 
-Run: `make bench`, or `python benchmarks/throughput.py --out FILE.json`.
+Run: `make testbed`, or `python benchmarks/throughput.py --out FILE.json`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 import rnr_gym  # noqa: F401
 from rnr_gym import data
 from rnr_gym.backbones import zoo
-from rnr_gym.registration import arguments_of
+from rnr_gym.registration import registered_kwargs
 from rnr_gym.sb3 import vec_env
 
 
@@ -60,7 +60,7 @@ def stepped(make: Callable[[], Any], actions: Callable[[Any], Any]) -> Callable[
 
 def contestants(args: Args) -> dict[str, Callable[[], int]]:
     """Name to a call that does some work and returns its amount: images for the plain network, steps for the others."""
-    arguments = arguments_of(args.env)
+    arguments = registered_kwargs(args.env)
     backbone = zoo.named(arguments["backbone"])
     layers, full = backbone.num_layers, backbone.full_path
     images = torch.from_numpy(data.load(arguments["dataset"], "route").images[: args.num_envs].copy())

@@ -19,10 +19,10 @@ import tyro
 from tqdm import tqdm
 
 from rnr_gym import agents
-from rnr_gym.agents import Setting, sb3_router
+from rnr_gym.agents import FitConfig, sb3_router
 from rnr_gym.agents.fqi import originals
 from rnr_gym.agents.recipes import RECIPES, Recipe
-from rnr_gym.experiments.evaluation import SWEEP, evaluate
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate
 
 NETS = ((16,), (32,), (64,), (32, 32), (64, 64))
 LEARNING_RATES = (5e-4, 5e-3)
@@ -77,16 +77,16 @@ def score(env: str, name: str, recipe: Recipe, steps: int) -> float:
     """Mean return on the half of `route` that the router did not learn on."""
     torch.set_num_threads(1)
     RECIPES[name], sb3_router.recipe_for = recipe, lambda *_: recipe
-    setting = Setting(env, steps=steps, progress=False)
-    table = setting.table("route")
+    fit_config = FitConfig(env, steps=steps, progress=False)
+    table = fit_config.table("route")
     assert table is not None
     # Classes take turns in `route`, so halves are drawn: every other original would be every other class.
-    groups = originals(setting, table)
+    groups = originals(fit_config, table)
     known = np.unique(groups)
     learnt = np.isin(groups, np.random.default_rng(0).permutation(known)[::2])
-    router = agents.AGENTS[name].fit(replace(setting, arguments={"backend": table.take(learnt)}))
+    router = agents.AGENTS[name].fit(replace(fit_config, arguments={"backend": table.take(learnt)}))
     held_out = table.take(~learnt)
-    found = [(tradeoff, evaluate(held_out, router, tradeoff)) for tradeoff in SWEEP]
+    found = [(tradeoff, evaluate(held_out, router, tradeoff)) for tradeoff in EVAL_TRADEOFFS]
     return float(np.mean([(part.correct - tradeoff * part.macs / table.spec.plain_macs).mean() for tradeoff, part in found]))
 
 
@@ -94,7 +94,7 @@ def main(args: Args) -> None:
     """Search, and write all trials, best first."""
     random = np.random.default_rng(0)
     trials = [(name, drawn(name, random)) for _ in range(args.trials) for name in SPACE]
-    Setting(args.env).table("route")
+    FitConfig(args.env).table("route")
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         scores = [pool.submit(score, args.env, name, recipe, args.steps) for name, recipe in trials]
         found = [(name, future.result(), asdict(recipe)) for (name, recipe), future in tqdm(list(zip(trials, scores, strict=True)))]

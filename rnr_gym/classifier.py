@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnr_gym import agents, storage
 from rnr_gym.backbones import Backbone, zoo
-from rnr_gym.routing.protocols import Fitted, Router
+from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.traversal import Traversal
@@ -38,7 +38,7 @@ class Routed(NamedTuple):
     compute: NDArray[np.float64]
 
 
-class Curve(NamedTuple):
+class BudgetCurve(NamedTuple):
     """Mean compute (router included) on `route` at ascending trade-offs: what a budget is translated by."""
 
     tradeoff: list[float]
@@ -74,7 +74,7 @@ class RoutedClassifier(ModelHubMixin):
         agent: the name the router was fitted by; needed for saving.
     """
 
-    def __init__(self, backbone: Backbone, router: Router, exits: bool = True, curve: Curve | None = None, agent: str | None = None) -> None:
+    def __init__(self, backbone: Backbone, router: Router, exits: bool = True, curve: BudgetCurve | None = None, agent: str | None = None) -> None:
         self.backbone, self.router, self.exits, self.curve, self.agent = backbone, router, exits, curve, agent
         self.spec = backbone.spec(exits)
         self.decision_macs = decision_macs(router, self.spec)
@@ -112,7 +112,7 @@ class RoutedClassifier(ModelHubMixin):
             raise ValueError("`agent` must name how the router was fitted before it can be saved, got None")
         zoo.save(self.backbone, save_directory / BACKBONE)
         facts = {"agent": self.agent, "problem": self.spec.digest, "exits": self.exits}
-        agents.save(cast(Fitted, self.router), save_directory / ROUTER, {**facts, "curve": self.curve._asdict() if self.curve else None})
+        agents.save(cast(FittedRouter, self.router), save_directory / ROUTER, {**facts, "curve": self.curve._asdict() if self.curve else None})
 
     @classmethod
     def from_pretrained(
@@ -146,7 +146,7 @@ class RoutedClassifier(ModelHubMixin):
         backbone = zoo.load(network).to(device).to(memory_format=torch.channels_last)
         exits = storage.load_tensors(decisions)[1]["exits"]
         router, facts = agents.load(decisions, backbone.spec(exits))
-        return cls(backbone, router, exits, Curve(**facts["curve"]) if facts["curve"] else None, facts["agent"])
+        return cls(backbone, router, exits, BudgetCurve(**facts["curve"]) if facts["curve"] else None, facts["agent"])
 
 
 def shipped() -> list[str]:

@@ -12,10 +12,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from rnr_gym.registration import arguments_of
+from rnr_gym.registration import registered_kwargs
 
 if TYPE_CHECKING:
-    from rnr_gym.agents import Setting
+    from rnr_gym.agents import FitConfig
 
 app = tyro.extras.SubcommandApp()
 console = Console()
@@ -86,7 +86,7 @@ def pretrain(
     from rnr_gym.training.pretraining import Schedule
     from rnr_gym.training.pretraining import pretrain as run
 
-    name = arguments_of(env)["backbone"]
+    name = registered_kwargs(env)["backbone"]
     if out.exists():
         raise FileExistsError(f"`out` must be a new file, got {str(out)!r}, which exists; remove it or choose another")
     asked = {"epochs": epochs, "glance_epochs": glance_epochs}
@@ -138,8 +138,8 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], split: str = "test") ->
     from rnr_gym.experiments import evaluation, runs
 
     loaded = runs.load(run)
-    source = loaded.setting.source(split)
-    table = Table("trade-off", "accuracy", "compute", "of it router", "exits", title=f"{loaded.agent} on {loaded.setting.env}, {split}", box=SIMPLE)
+    source = loaded.fit_config.source(split)
+    table = Table("trade-off", "accuracy", "compute", "of it router", "exits", title=f"{loaded.agent} on {loaded.fit_config.env}, {split}", box=SIMPLE)
     for tradeoff in evaluation.sweep(loaded.router):
         found, plain = evaluation.evaluate(source, loaded.router, tradeoff), source.spec.plain_macs
         exits = (found.path == 0).any(1).mean() if source.spec.has_exits else 0.0
@@ -179,16 +179,16 @@ def compare(
         raise ValueError(f"`jobs` must be at least 1, got {jobs}")
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1, got {seeds}")
-    setting = _setting(env, exits, weights, data_root, 0, steps)
-    if not agents and not setting.has_table("route"):
+    fit_config = _setting(env, exits, weights, data_root, 0, steps)
+    if not agents and not fit_config.has_table("route"):
         names = [name for name in names if not agent(name).needs_table]
     for name in names:
-        check(name, setting)
-    facts = {**runs.identity("compare", setting), "agents": names, "seeds": seeds}
+        check(name, fit_config)
+    facts = {**runs.identity("compare", fit_config), "agents": names, "seeds": seeds}
     runs.claim(out, facts, report.RESULTS)
-    bench = report.bench(setting)
-    comparison.fit_routers(names, setting, seeds, out, jobs or os.cpu_count() or 1)
-    content = report.write(out, setting, seeds, list(comparison.records(names, seeds, out, bench)), bench)
+    testbed = report.testbed(fit_config)
+    comparison.fit_routers(names, fit_config, seeds, out, jobs or os.cpu_count() or 1)
+    content = report.write(out, fit_config, seeds, list(comparison.records(names, seeds, out, testbed)), testbed)
     _print_comparison(content)
     console.print(f"report: {out / report.PAGE}    picture: {out / report.PICTURE}    check it: rnr-gym validate {out}", soft_wrap=True)
 
@@ -223,16 +223,16 @@ def render(env: EnvId, out: Path, run: Path | None = None, tradeoff: float = 0.1
     console.print(f"wrote {out}, {frames} frames")
 
 
-def _setting(env: str, exits: bool, weights: str | None, data_root: str | None, seed: int, steps: int | None) -> Setting:
-    """The setting that options describe; only what differs from the defaults is recorded."""
-    from rnr_gym.agents import Setting
+def _setting(env: str, exits: bool, weights: str | None, data_root: str | None, seed: int, steps: int | None) -> FitConfig:
+    """The fit_config that options describe; only what differs from the defaults is recorded."""
+    from rnr_gym.agents import FitConfig
 
-    arguments_of(env)
+    registered_kwargs(env)
     if steps is not None and steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}")
     given = {"exits": exits, "weights": weights, "data_root": data_root}
     usual = {"exits": True, "weights": "frozen", "data_root": None}
-    return Setting(env, {name: value for name, value in given.items() if value != usual[name]}, seed, steps)
+    return FitConfig(env, {name: value for name, value in given.items() if value != usual[name]}, seed, steps)
 
 
 def _print_comparison(content: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def register() -> None:
         )
 
 
-def arguments_of(env: str) -> dict[str, Any]:
+def registered_kwargs(env: str) -> dict[str, Any]:
     """The registered arguments of an id, else a `ValueError` that lists the ids."""
     if env not in IDS:
         raise ValueError(f"`env` must be one of {', '.join(IDS)}, got {env!r}")

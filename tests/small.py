@@ -24,19 +24,19 @@ EXITS = {
 }
 
 
-def config(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, condensed=0):
+def config(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, summary_groups=0):
     """The architecture as JSON holds it: 3 layers."""
     parts = {**KINDS[kind], **EXITS[exits], "image_shape": list(shape), "classes": classes}
-    if condensed:
-        parts["condensed"] = condensed
+    if summary_groups:
+        parts["summary_groups"] = summary_groups
     if parts.get("whitened") and parts.get("glance_widths"):
         parts["glance_strides"] = []
     return parts
 
 
-def backbone(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, seed=0, condensed=0):
+def backbone(kind, exits="glance and exits", shape=(1, 8, 8), classes=3, seed=0, summary_groups=0):
     """A network in evaluation mode in which every norm and every stored statistic differs from the next."""
-    return shaken(zoo.from_config(config(kind, exits, shape, classes, condensed), seed), seed)
+    return shaken(zoo.from_config(config(kind, exits, shape, classes, summary_groups), seed), seed)
 
 
 @torch.no_grad()

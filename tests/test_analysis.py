@@ -5,14 +5,14 @@ import pytest
 
 from rnr_gym.experiments import statistics
 from rnr_gym.experiments.evaluation import Evaluation
-from rnr_gym.experiments.statistics import BUDGETS, Sweep, accuracy_at, at_budgets, by_group, paired_difference, path_entropy
+from rnr_gym.experiments.statistics import BUDGETS, RouterOutcomes, accuracy_at, at_budgets, by_group, paired_difference, path_entropy
 
 
 def flat(accuracies, computes, images=10):
     """A sweep of given mean accuracies and computes `(S, L)`, in which all images cost the same."""
     right = np.arange(images)[None, None] < images * np.array(accuracies)[..., None] - 1e-9
     spent = np.broadcast_to(np.array(computes, np.float64)[..., None], right.shape)
-    return Sweep(right.astype(np.float64), np.array(spent))
+    return RouterOutcomes(right.astype(np.float64), np.array(spent))
 
 
 def simulated(rng, images=200, copies=1):
@@ -21,7 +21,7 @@ def simulated(rng, images=200, copies=1):
     other = np.where(rng.random(images) < 0.5, one, rng.random(images))
     both = [np.repeat(right, copies).astype(np.float64) for right in (one < 0.8, other < 0.7)]
     compute = np.broadcast_to(np.array([0.1, 0.9])[None, :, None], (1, 2, images * copies))
-    return [Sweep(np.tile(right, (1, 2, 1)), compute) for right in both], np.repeat(np.arange(images), copies)
+    return [RouterOutcomes(np.tile(right, (1, 2, 1)), compute) for right in both], np.repeat(np.arange(images), copies)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_sweep_is_made_of_evaluations_by_seed_and_tradeoff():
         return Evaluation(nothing, nothing, np.array(correct, np.bool_), nothing, np.array(macs), nothing)
 
     seeds = [[evaluation([1, 0, 0], [10, 20, 30]), evaluation([1, 1, 0], [40, 50, 60])], [evaluation([0, 0, 0], [1, 2, 3])] * 2]
-    found = Sweep.of(seeds, 100)
+    found = RouterOutcomes.of(seeds, 100)
     assert found.correct.tolist() == [[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
     assert found.compute.tolist() == [[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[0.01, 0.02, 0.03]] * 2]
 
@@ -78,7 +78,7 @@ def test_a_difference_is_that_of_the_interpolated_accuracies():
 
 def test_a_router_differs_from_itself_by_nothing_whatever_is_resampled():
     rng = np.random.default_rng(0)
-    sweep = Sweep((rng.random((3, 4, 50)) < 0.7).astype(np.float64), np.sort(rng.random((3, 4, 50)), axis=1))
+    sweep = RouterOutcomes((rng.random((3, 4, 50)) < 0.7).astype(np.float64), np.sort(rng.random((3, 4, 50)), axis=1))
     found = paired_difference(sweep, sweep, np.arange(50) // 2, [0.5, 0.6])
     assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
     assert found.at == [(0.0, 0.0, 0.0)] * 2
@@ -124,7 +124,7 @@ def test_copies_of_an_original_are_no_further_evidence(quick):
 def test_numbers_of_originals_may_have_gaps_and_any_order(quick):
     (first, second), source = simulated(np.random.default_rng(2), copies=3)
     order = np.random.default_rng(0).permutation(len(source))
-    mixed = [Sweep(*(part[..., order] for part in sweep)) for sweep in (first, second)]
+    mixed = [RouterOutcomes(*(part[..., order] for part in sweep)) for sweep in (first, second)]
     one, other = paired_difference(first, second, source, [0.3]), paired_difference(*mixed, 7 * source[order] + 11, [0.3])
     assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
 
@@ -132,7 +132,7 @@ def test_numbers_of_originals_may_have_gaps_and_any_order(quick):
 def test_originals_with_more_images_weigh_more(quick):
     right = np.array([[[1.0, 1.0, 1.0, 0.0]]])
     compute = np.full((1, 1, 4), 0.3)
-    found = paired_difference(Sweep(right, compute), Sweep(0 * right, compute), np.array([5, 5, 5, 8]), [0.3])
+    found = paired_difference(RouterOutcomes(right, compute), RouterOutcomes(0 * right, compute), np.array([5, 5, 5, 8]), [0.3])
     assert found.mean == pytest.approx(0.75)
     assert (found.low, found.high) == (0.0, 1.0)  # one original or the other alone
 
@@ -144,10 +144,10 @@ def test_compute_is_resampled_with_the_images(quick):
     right[:, 1] = 1.0
     even = np.broadcast_to(np.array([0.2, 0.6])[None, :, None], right.shape)
     noise = rng.permutation(np.linspace(-0.2, 0.2, 100))
-    other = Sweep(0 * right, np.array(even))
+    other = RouterOutcomes(0 * right, np.array(even))
     widths = []
     for spent in (even, even + noise):
-        found = paired_difference(Sweep(right, np.array(spent)), other, np.arange(100), [0.4])
+        found = paired_difference(RouterOutcomes(right, np.array(spent)), other, np.arange(100), [0.4])
         assert found.mean == pytest.approx(0.75)
         widths.append(found.high - found.low)
     assert widths[1] > 1.05 * widths[0]

@@ -17,7 +17,7 @@ def in_use(backbone):
     if backbone.kind == "multipath":
         for branch in first.branches:
             idle += [*list(branch.norms1)[:-1], *list(branch.norms2)[:-1]]
-    elif backbone.reads_came_by:
+    elif backbone.reads_prev_sub_path:
         idle = list(first.norms)[:-1]
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     return [norm for norm in norms if norm not in idle]

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from rnr_gym import classifier
-from rnr_gym.agents import Setting, sb3_router
+from rnr_gym.agents import FitConfig, sb3_router
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.backbones import zoo
-from rnr_gym.classifier import BACKBONE, ROUTER, Curve, RoutedClassifier
+from rnr_gym.classifier import BACKBONE, ROUTER, BudgetCurve, RoutedClassifier
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.route_table import build
 from rnr_gym.routing.traversal import Traversal
@@ -20,7 +20,7 @@ from tests import small
 from tests.agents import opinionated, paper
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
-CURVE = Curve([0.01, 0.1, 1.0], [0.9, 0.5, 0.1])
+CURVE = BudgetCurve([0.01, 0.1, 1.0], [0.9, 0.5, 0.1])
 
 
 class Small(nn.Module):
@@ -41,7 +41,7 @@ class Small(nn.Module):
 def learnt(backbone, images, name="ppo", exits=True):
     """A router of a learner; PPO's takes many sub-paths."""
     arguments = {"dataset": images, "backbone": backbone, "backend": "table", "exits": exits}
-    router = sb3_router.fit(Setting("RNR-v0", arguments, 0, 1024, progress=False), name)
+    router = sb3_router.fit(FitConfig("RNR-v0", arguments, 0, 1024, progress=False), name)
     return opinionated(router) if name == "ppo" else router
 
 
@@ -129,7 +129,7 @@ def test_a_decision_costs_its_matrix_products():
 
 def test_a_ppo_routers_decision_costs_its_policy_and_not_its_value_network():
     table = paper()
-    router = sb3_router.fit(Setting("RNR-v0", {"backend": table}, 0, 1024, progress=False), "ppo")
+    router = sb3_router.fit(FitConfig("RNR-v0", {"backend": table}, 0, 1024, progress=False), "ppo")
     size = table.spec.layout.size  # 4 features, 2 + 2 probabilities, 3 of confidence, 2 layers, compute, 3 sub-paths, trade-off
     assert size == 18
     read = 2 + 2 + 5 + 17 + 2  # ordered probabilities, log doubt, glance and exit, all but the trade-off, λ twice
@@ -162,9 +162,9 @@ def test_of_a_budget_above_the_dearest_that_was_measured_the_rest_is_left(comput
 
 
 def test_where_a_curve_is_noisy_a_budget_is_met_where_it_was_measured():
-    noisy = Curve([0.01, 0.1, 1.0], [0.9, 0.2, 0.3])  # at trade-off 1 the router spent more than at 0.1
+    noisy = BudgetCurve([0.01, 0.1, 1.0], [0.9, 0.2, 0.3])  # at trade-off 1 the router spent more than at 0.1
     assert noisy.tradeoff_for(0.2) == pytest.approx(0.1)
-    rising = Curve([0.01, 0.1, 1.0], [0.6, 0.8, 0.2])
+    rising = BudgetCurve([0.01, 0.1, 1.0], [0.6, 0.8, 0.2])
     assert rising.tradeoff_for(0.6) == pytest.approx(0.01)
     for curve, budgets in ((noisy, [0.2, 0.5, 0.9]), (rising, [0.2, 0.4, 0.6])):
         tradeoffs = [curve.tradeoff_for(budget) for budget in budgets]

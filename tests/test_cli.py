@@ -17,7 +17,7 @@ from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.data import cifar, folders
 from rnr_gym.experiments import comparison, runs
-from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
 from rnr_gym.experiments.report import validate
 from rnr_gym.registration import IDS
 from rnr_gym.routing import route_table
@@ -170,12 +170,12 @@ def test_a_router_is_trained_evaluated_and_shown(run, tmp_path, agent):
     assert code == 0
     assert str(out) in said.replace("\n", "")
     loaded = runs.load(out)
-    assert (loaded.agent, loaded.setting.seed, loaded.setting.steps) == (agent, 3, 512)
+    assert (loaded.agent, loaded.fit_config.seed, loaded.fit_config.steps) == (agent, 3, 512)
     code, said = run("evaluate", out)
     assert code == 0
     assert f"{agent} on {ENV}, test" in said
     rows = [line.split() for line in said.splitlines() if "%" in line]
-    assert len(rows) >= len(SWEEP)
+    assert len(rows) >= len(EVAL_TRADEOFFS)
     assert [float(row[0]) for row in rows] == sorted(float(row[0]) for row in rows)
     code, _ = run("render", ENV, "--out", tmp_path / "film.gif", "--run", out, "--episodes", 2)
     assert code == 0
@@ -222,7 +222,7 @@ def test_pretrain_writes_a_backbone_that_can_be_routed(run, tmp_path):
     assert snapshot(tmp_path) == before
     code, _ = run("train", ENV, "--out", tmp_path / "run", "--agent", "full", "--weights", out)
     assert code == 0
-    assert runs.load(tmp_path / "run").setting.arguments == {"weights": str(out)}
+    assert runs.load(tmp_path / "run").fit_config.arguments == {"weights": str(out)}
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from rnr_gym import data
-from rnr_gym.agents import Setting
+from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import ROUTER
 from rnr_gym.data import ImageSet
 from rnr_gym.experiments import comparison
-from rnr_gym.experiments.comparison import ORACLE, RIVALS, Bench, Record, fit_routers, records, results, router_folder, row, sweeps
-from rnr_gym.experiments.evaluation import SWEEP, evaluate, evaluate_paths, sweep
+from rnr_gym.experiments.comparison import ORACLE, RIVALS, Testbed, Record, fit_routers, records, results, router_folder, row, sweeps
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate, evaluate_paths, sweep
 from rnr_gym.experiments.runs import CONFIG, claim, identity, load
 from rnr_gym.experiments.statistics import BUDGETS
 from rnr_gym.routing.rollout import decision_macs
@@ -61,16 +61,16 @@ def _here(monkeypatch):
     monkeypatch.setattr(comparison, "ProcessPoolExecutor", Inline)
 
 
-def setting():
-    return Setting(ENV, steps=1024, progress=False)
+def fit_config():
+    return FitConfig(ENV, steps=1024, progress=False)
 
 
-def bench():
+def testbed():
     """The eight images on paper; the hard and the hopeless ones are versions of two originals, of severity 3."""
     table = paper()
     source, severity = np.array([0, 1, 2, 3, 4, 5, 5, 6]), np.array([0, 0, 0, 0, 0, 3, 3, 3])
     images = ImageSet(np.zeros((8, 1, 2, 2), np.uint8), np.zeros(8, np.int64), source, severity, ("right", "wrong"))
-    return Bench(images, table, table)
+    return Testbed(images, table, table)
 
 
 def record(name, paths, tradeoff=0.2, seed=0, own=0, static=False):
@@ -81,7 +81,7 @@ def record(name, paths, tradeoff=0.2, seed=0, own=0, static=False):
 def test_a_row_says_what_became_of_the_images():
     ways = {"easy": [0, -1], "middle": [1, 0], "hard": [2, 2], "hopeless": [0, -1]}
     paths = [ways[KINDS[kind]] for kind in (0, 0, 1, 1, 1, 2, 2, 3)]
-    found = row(record("ppo", paths, own=4), bench())
+    found = row(record("ppo", paths, own=4), testbed())
     assert found.pop("path_entropy") == pytest.approx(2 * 3 / 8 * np.log2(8 / 3) + 2 / 8 * np.log2(4))
     # MACs 2, 2, 25, 25, 25, 105, 105, 2 and the router's 4 for 1, 1, 2, 2, 2, 2, 2, 1 decisions
     assert found.pop("compute") == pytest.approx((291 + 52) / 800)
@@ -92,14 +92,14 @@ def test_a_row_says_what_became_of_the_images():
 
 
 def test_a_static_row_is_charged_as_static_and_its_regret_is_not():
-    found = row(record("static", [[2, 1]] * 8, static=True), bench())
+    found = row(record("static", [[2, 1]] * 8, static=True), testbed())
     assert (found["compute"], found["accuracy"], found["router_macs"], found["static"]) == (0.7, 7 / 8, 0.0, True)
     assert found["regret"] == pytest.approx(0.81725 - 0.725)
     assert (found["path_entropy"], found["distinct_paths"], found["exits"]) == (0.0, 1, 0.0)
 
 
 def test_without_a_table_there_is_no_regret():
-    assert row(record("ppo", CHEAP), bench()._replace(table=None))["regret"] is None
+    assert row(record("ppo", CHEAP), testbed()._replace(table=None))["regret"] is None
 
 
 def test_records_become_arrays_by_router_seed_and_tradeoff():
@@ -114,7 +114,7 @@ def test_records_become_arrays_by_router_seed_and_tradeoff():
 
 def several():
     """Two seeds of ppo, static paths, a point and the oracle at two of the sweep's trade-offs."""
-    low, high = SWEEP[0], SWEEP[-1]
+    low, high = EVAL_TRADEOFFS[0], EVAL_TRADEOFFS[-1]
     return [
         record("static", MIDDLE, high, static=True),
         record("static", DEAR, low, static=True),
@@ -130,7 +130,7 @@ def several():
 
 
 def test_results_hold_a_row_a_record_and_a_summary_a_router():
-    found = results(several(), bench())
+    found = results(several(), testbed())
     assert found["budgets"] == list(BUDGETS)
     assert [(part["router"], part["seed"], part["tradeoff"]) for part in found["rows"]] == [(one.router, one.seed, one.tradeoff) for one in several()]
     assert [part["router"] for part in found["routers"]] == ["static", "full", "ppo", ORACLE]
@@ -138,7 +138,7 @@ def test_results_hold_a_row_a_record_and_a_summary_a_router():
 
 
 def test_a_summary_is_a_mean_and_a_spread_over_seeds():
-    found = results(several(), bench())["routers"][2]
+    found = results(several(), testbed())["routers"][2]
     # budgets .05, .1, .2, .3, .45, .6: seed 0 spends .25..1.05, seed 1 .02..1.05; both are right 7/8 at the top
     at = dict(zip(BUDGETS, found["accuracy_at"], strict=True))
     assert at[0.05] == at[0.1] == at[0.2] == [None, None]  # which seed 0 does not reach
@@ -156,14 +156,14 @@ def seeds_of(found):
 
 
 def test_a_router_with_one_seed_has_no_spread_and_the_oracle_no_regret():
-    found = results(several(), bench())["routers"]
+    found = results(several(), testbed())["routers"]
     assert found[0]["accuracy_at"][-1][1] is None
     assert found[3]["regret"] == [0.0, None]
 
 
 def test_learners_are_measured_against_rivals_and_the_oracle_against_all():
-    others = [record(name, MIDDLE, SWEEP[0]) for name in ("random", "cheapest", "blind", "confidence", "thresholds", "fqi", "dqn")]
-    found = results([*others, *several()], bench())
+    others = [record(name, MIDDLE, EVAL_TRADEOFFS[0]) for name in ("random", "cheapest", "blind", "confidence", "thresholds", "fqi", "dqn")]
+    found = results([*others, *several()], testbed())
     pairs = [(part["router"], part["against"]) for part in found["differences"]]
     learnt = [("confidence", "static"), ("confidence", "blind")]
     learnt += [("thresholds", "static"), ("thresholds", "blind"), ("thresholds", "confidence")]
@@ -182,13 +182,13 @@ def test_learners_are_measured_against_rivals_and_the_oracle_against_all():
 
 def test_two_routers_that_share_no_budget_are_not_compared():
     """A learner that spends more than every budget, as one does that has learnt little, must not cost the whole report."""
-    found = results([record("ppo", DEAR), record("static", MIDDLE, static=True), record("confidence", MIDDLE)], bench())
+    found = results([record("ppo", DEAR), record("static", MIDDLE, static=True), record("confidence", MIDDLE)], testbed())
     pairs = [(part["router"], part["against"]) for part in found["differences"] if part["budgets"]]
     assert pairs == [("confidence", "static")]
 
 
 def test_means_by_severity_are_taken_where_compute_is_nearest_a_fifth():
-    found = {part["router"]: part for part in results(several(), bench())["by_severity"]}
+    found = {part["router"]: part for part in results(several(), testbed())["by_severity"]}
     # ppo spends 1.05 at the low trade-off, and .25 or .02 at the high one
     assert found["ppo"]["mean_compute"] == pytest.approx(0.135)
     assert found["ppo"]["severity"] == [0, 3]
@@ -204,7 +204,7 @@ def folder(tmp_path_factory):
         few_digits(patch)
         patch.setattr(comparison, "ProcessPoolExecutor", Inline)
         path = tmp_path_factory.mktemp("routers")
-        fit_routers(["static", "confidence", "random", "ppo"], setting(), 2, path, 1)
+        fit_routers(["static", "confidence", "random", "ppo"], fit_config(), 2, path, 1)
     return path
 
 
@@ -212,14 +212,14 @@ def test_each_router_is_fitted_once_a_seed_where_seeds_matter(folder):
     assert sorted(file.name for file in (folder / "routers").iterdir()) == ["confidence-0", "ppo-0", "ppo-1", "random-0", "random-1", "static-0"]
     for name, seed in (("ppo", 0), ("ppo", 1), ("static", 0)):
         run = load(router_folder(folder, name, seed))
-        assert (run.agent, run.setting.seed, run.setting.steps) == (name, seed, 1024)
+        assert (run.agent, run.fit_config.seed, run.fit_config.steps) == (name, seed, 1024)
 
 
 def test_only_what_is_missing_is_fitted_and_learners_come_first(folder):
     before = snapshot(folder)
-    fit_routers(["static", "confidence", "random", "ppo"], setting(), 2, folder, 1)
+    fit_routers(["static", "confidence", "random", "ppo"], fit_config(), 2, folder, 1)
     assert Inline.submitted == []
-    fit_routers(["full", "static", "ppo", "a2c", "cheapest"], setting(), 1, folder, 1)
+    fit_routers(["full", "static", "ppo", "a2c", "cheapest"], fit_config(), 1, folder, 1)
     assert Inline.submitted == ["a2c", "full", "cheapest"]
     after = snapshot(folder)
     assert {file: after[file] for file in before} == before
@@ -227,8 +227,8 @@ def test_only_what_is_missing_is_fitted_and_learners_come_first(folder):
 
 
 def test_a_router_that_was_begun_is_taken_up(tmp_path):
-    claim(router_folder(tmp_path, "full", 0), identity("full", setting()), ROUTER)
-    fit_routers(["full"], setting(), 1, tmp_path, 1)
+    claim(router_folder(tmp_path, "full", 0), identity("full", fit_config()), ROUTER)
+    fit_routers(["full"], fit_config(), 1, tmp_path, 1)
     assert (router_folder(tmp_path, "full", 0) / ROUTER).exists()
 
 
@@ -237,22 +237,22 @@ def test_what_goes_wrong_in_a_fit_is_told(tmp_path):
     foreign.mkdir(parents=True)
     (foreign / CONFIG).write_text("{}")
     with pytest.raises(ValueError, match="must be taken up as it was begun"):
-        fit_routers(["full"], setting(), 1, tmp_path, 1)
+        fit_routers(["full"], fit_config(), 1, tmp_path, 1)
 
 
 def test_every_router_is_evaluated_at_every_tradeoff_and_the_oracle_is_added(folder):
-    source = setting().source("test")
-    judge = Bench(data.load("digits", "test"), source, source)
-    found = list(records(["static", "ppo"], 2, folder, judge))
+    source = fit_config().source("test")
+    testbed = Testbed(data.load("digits", "test"), source, source)
+    found = list(records(["static", "ppo"], 2, folder, testbed))
     static, ppo = (load(router_folder(folder, name, 0)).router for name in ("static", "ppo"))
     assert isinstance(static, StaticRouter)
     wanted = [("static", 0, tradeoff) for tradeoff in sweep(static)]
-    wanted += [("ppo", seed, tradeoff) for seed in (0, 1) for tradeoff in SWEEP] + [(ORACLE, 0, tradeoff) for tradeoff in SWEEP]
+    wanted += [("ppo", seed, tradeoff) for seed in (0, 1) for tradeoff in EVAL_TRADEOFFS] + [(ORACLE, 0, tradeoff) for tradeoff in EVAL_TRADEOFFS]
     assert [(one.router, one.seed, one.tradeoff) for one in found] == wanted
     for one in found:
         assert one.static is (one.router == "static")
         assert one.decision_macs == (decision_macs(ppo, source.spec) if one.router == "ppo" else 0)
-        assert len(one.evaluation.path) == len(judge.images)
+        assert len(one.evaluation.path) == len(testbed.images)
         if one.router == ORACLE:
             assert source.regret(one.evaluation.path, one.tradeoff) == 0.0
     first = next(one for one in found if one.router == "ppo")
@@ -263,9 +263,9 @@ def test_every_router_is_evaluated_at_every_tradeoff_and_the_oracle_is_added(fol
 
 
 def test_without_a_table_the_live_network_is_asked_and_there_is_no_oracle(folder):
-    live = Setting(ENV, {"backend": "live"}).source("test")
-    judge = Bench(data.load("digits", "test"), live, None)
-    found, table = list(records(["static"], 1, folder, judge)), setting().table("test")
+    live = FitConfig(ENV, {"backend": "live"}).source("test")
+    testbed = Testbed(data.load("digits", "test"), live, None)
+    found, table = list(records(["static"], 1, folder, testbed)), fit_config().table("test")
     assert {one.router for one in found} == {"static"}
     for one in found:
         wanted = evaluate_paths(table, one.evaluation.path, static=True)

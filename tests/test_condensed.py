@@ -23,7 +23,7 @@ HALF = STEP / 2 + 1e-4
 @KINDS
 @pytest.mark.parametrize("exits", small.EXITS)
 def test_every_value_is_a_whole_number_of_steps_within_bounds(kind, exits):
-    backbone = small.backbone(kind, exits, condensed=8)
+    backbone = small.backbone(kind, exits, summary_groups=8)
     ways = small.paths(backbone.spec(), 12)
     walk = Traversal.start(backbone, small.pixels(12))
     for layer in range(3):
@@ -41,7 +41,7 @@ def test_every_value_is_a_whole_number_of_steps_within_bounds(kind, exits):
 @KINDS
 @pytest.mark.parametrize("sub_path", [1, 2])
 def test_pooled_values_are_averages_of_neighbouring_channels_z_scored(kind, sub_path):
-    backbone = small.backbone(kind, condensed=8)
+    backbone = small.backbone(kind, summary_groups=8)
     walk = Traversal.start(backbone, small.pixels(5)).step(np.array([sub_path] * 4 + [0]))
     (group,) = walk.groups
     channels = group.features.mean((2, 3)).detach().numpy()
@@ -56,7 +56,7 @@ def test_pooled_values_are_averages_of_neighbouring_channels_z_scored(kind, sub_
 
 @KINDS
 def test_the_rest_is_the_last_answer_and_its_confidence(kind):
-    backbone = small.backbone(kind, condensed=8)
+    backbone = small.backbone(kind, summary_groups=8)
     where = backbone.spec().layout.summary
     walk = Traversal.start(backbone, small.pixels(5))
     for sub_path, answer in ((2, backbone.glance(backbone.prepare(small.pixels(5)))[1]), (1, None)):
@@ -71,7 +71,7 @@ def test_the_rest_is_the_last_answer_and_its_confidence(kind):
 
 
 def test_extreme_values_are_the_outermost_steps():
-    backbone = small.backbone("multipath", condensed=8)
+    backbone = small.backbone("multipath", summary_groups=8)
     backbone.summary_std.fill_(1e-4)
     pooled = Traversal.start(backbone, small.pixels(4), ()).summary()[:, :8]
     assert set(np.abs(pooled).ravel().tolist()) == {CLIP}
@@ -79,39 +79,39 @@ def test_extreme_values_are_the_outermost_steps():
 
 @KINDS
 def test_the_config_names_the_groups_only_where_there_are_some(kind):
-    plain, condensed = small.backbone(kind), small.backbone(kind, condensed=8)
-    assert "condensed" not in plain.config
-    assert condensed.config == {**plain.config, "condensed": 8}
-    assert condensed.summary_mean.shape == condensed.summary_std.shape == (3, 8)
-    assert (condensed.pooled_width, condensed.glance_width) == (8, 0)
+    plain, summary_groups = small.backbone(kind), small.backbone(kind, summary_groups=8)
+    assert "summary_groups" not in plain.config
+    assert summary_groups.config == {**plain.config, "summary_groups": 8}
+    assert summary_groups.summary_mean.shape == summary_groups.summary_std.shape == (3, 8)
+    assert (summary_groups.pooled_width, summary_groups.glance_width) == (8, 0)
 
 
 @KINDS
-@pytest.mark.parametrize("condensed", [-1, -8, 5, 7, 48])
-def test_groups_that_do_not_divide_the_channels_are_refused(kind, condensed):
-    with pytest.raises(ValueError, match=f"`condensed` must be 0 or divide every .*, got {condensed}"):
-        zoo.from_config({**small.config(kind), "condensed": condensed})
+@pytest.mark.parametrize("summary_groups", [-1, -8, 5, 7, 48])
+def test_groups_that_do_not_divide_the_channels_are_refused(kind, summary_groups):
+    with pytest.raises(ValueError, match=f"`summary_groups` must be 0 or divide every .*, got {summary_groups}"):
+        zoo.from_config({**small.config(kind), "summary_groups": summary_groups})
 
 
-@pytest.mark.parametrize("condensed", [12, 24])
-def test_groups_that_do_not_divide_what_is_left_of_pruned_channels_are_refused(condensed):
+@pytest.mark.parametrize("summary_groups", [12, 24])
+def test_groups_that_do_not_divide_what_is_left_of_pruned_channels_are_refused(summary_groups):
     """24 divides both stages' widths, but of the first 8 or 16 channels may come."""
-    with pytest.raises(ValueError, match=f"`condensed` must be 0 or divide every .*, got {condensed}"):
-        zoo.from_config({**small.config("vgg"), "condensed": condensed})
+    with pytest.raises(ValueError, match=f"`summary_groups` must be 0 or divide every .*, got {summary_groups}"):
+        zoo.from_config({**small.config("vgg"), "summary_groups": summary_groups})
 
 
 @KINDS
-@pytest.mark.parametrize("condensed", [1, 2, 4])
-def test_fewer_groups_give_shorter_summaries(kind, condensed):
-    backbone = small.backbone(kind, condensed=condensed)
+@pytest.mark.parametrize("summary_groups", [1, 2, 4])
+def test_fewer_groups_give_shorter_summaries(kind, summary_groups):
+    backbone = small.backbone(kind, summary_groups=summary_groups)
     walk = Traversal.start(backbone, small.pixels(3)).step(np.array([1, 2, 1]))
-    assert walk.summary().shape == (3, condensed + 6)
-    assert backbone.spec().layout.summary.size == condensed + 6
+    assert walk.summary().shape == (3, summary_groups + 6)
+    assert backbone.spec().layout.summary.size == summary_groups + 6
 
 
 @KINDS
 def test_a_saved_backbone_sums_up_the_same(tmp_path, kind):
-    ours = small.backbone(kind, condensed=8)
+    ours = small.backbone(kind, summary_groups=8)
     zoo.save(ours, tmp_path / "file")
     again = zoo.load(tmp_path / "file", ours.config)
     assert again.config == ours.config
@@ -119,13 +119,13 @@ def test_a_saved_backbone_sums_up_the_same(tmp_path, kind):
     assert again.spec().facts == ours.spec().facts
     one, other = (Traversal.start(network, small.pixels(6)).step(np.array([1, 2, 1, 2, 1, 2])) for network in (ours, again))
     np.testing.assert_array_equal(one.summary(), other.summary())
-    with pytest.raises(ValueError, match=r"condensed: needs None, has 8"):
+    with pytest.raises(ValueError, match=r"summary_groups: needs None, has 8"):
         zoo.load(tmp_path / "file", small.backbone(kind).config)
 
 
 @torch.no_grad()
 def test_statistics_are_measured_on_the_groups():
-    backbone, images = small.backbone("multipath", condensed=8), small.images(40)
+    backbone, images = small.backbone("multipath", summary_groups=8), small.images(40)
     calibration.measure_summaries(backbone, images, torch.Generator().manual_seed(0), batch_size=16)
     pooled = backbone.pool(backbone.stem(backbone.prepare(torch.from_numpy(np.array(images.images)))))
     torch.testing.assert_close(backbone.summary_mean[0], pooled.mean(0), rtol=1e-4, atol=1e-5)
@@ -136,7 +136,7 @@ def test_statistics_are_measured_on_the_groups():
 @pytest.mark.parametrize("on", [True, False])
 def test_a_table_says_what_the_live_network_says(kind, on):
     """But for values halfway between two steps, which may be rounded either way."""
-    backbone, images = small.backbone(kind, condensed=8), small.images(12)
+    backbone, images = small.backbone(kind, summary_groups=8), small.images(12)
     spec = backbone.spec(on)
     table = route_table.build(backbone, images, spec, batch_size=5, progress=False)
     assert table.summary.shape[1:] == (12, SIZE)
@@ -153,7 +153,7 @@ def test_a_table_says_what_the_live_network_says(kind, on):
 @pytest.mark.parametrize("backend", ["live", "table"])
 @pytest.mark.parametrize("exits", [True, False])
 def test_observations_lie_in_their_space(backend, exits, images):
-    env = gym.make("RNR-v0", dataset=images, backbone=small.backbone("multipath", condensed=8), backend=backend, exits=exits, tradeoff=(0.1, 2.0))
+    env = gym.make("RNR-v0", dataset=images, backbone=small.backbone("multipath", summary_groups=8), backend=backend, exits=exits, tradeoff=(0.1, 2.0))
     where, rng = env.unwrapped.routing.layout, np.random.default_rng(0)
     assert env.observation_space.shape == (where.size,)
     for seed in range(5):

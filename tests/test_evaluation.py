@@ -9,7 +9,7 @@ from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.experiments import evaluation
-from rnr_gym.experiments.evaluation import SWEEP, evaluate, evaluate_paths, measure_curve, static_macs, sweep
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate, evaluate_paths, measure_curve, static_macs, sweep
 from rnr_gym.routing import route_table
 from rnr_gym.routing.sources import open_source
 from tests import small
@@ -164,19 +164,19 @@ def test_a_static_router_takes_the_path_of_the_tradeoff():
 
 
 def test_the_sweep_holds_its_own_tradeoffs_and_the_routers():
-    assert sweep(wary(spec())) == SWEEP
-    assert SWEEP[0] == pytest.approx(0.003)
-    assert SWEEP[-1] == pytest.approx(2.0)
-    assert np.diff(np.log(SWEEP)) == pytest.approx(np.log(2 / 0.003) / 15)
+    assert sweep(wary(spec())) == EVAL_TRADEOFFS
+    assert EVAL_TRADEOFFS[0] == pytest.approx(0.003)
+    assert EVAL_TRADEOFFS[-1] == pytest.approx(2.0)
+    assert np.diff(np.log(EVAL_TRADEOFFS)) == pytest.approx(np.log(2 / 0.003) / 15)
     static = StaticRouter(spec(), np.array([[2, 1], [0, -1]], np.int8), np.array([0.5]))
-    assert sweep(static) == tuple(sorted([*SWEEP, 0.25, 1.0]))
+    assert sweep(static) == tuple(sorted([*EVAL_TRADEOFFS, 0.25, 1.0]))
 
 
 def test_the_curve_is_the_mean_compute_at_each_tradeoff():
     table = drawn(2)
     router = Thinker(table.spec)
     curve = measure_curve(table, router)
-    assert tuple(curve.tradeoff) == SWEEP
+    assert tuple(curve.tradeoff) == EVAL_TRADEOFFS
     for tradeoff, compute in zip(*curve, strict=True):
         found = evaluate(table, router, tradeoff)
         assert compute == found.macs.mean() / 100

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from rnr_gym.experiments import statistics
-from rnr_gym.experiments.comparison import ORACLE, Bench, results
-from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.comparison import ORACLE, Testbed, results
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
 from rnr_gym.experiments.statistics import BUDGETS
 from tests.agents import DEALT, KINDS, paper
-from tests.test_comparison import CHEAP, DEAR, MIDDLE, bench, record, several
+from tests.test_comparison import CHEAP, DEAR, MIDDLE, testbed, record, several
 
-LOW, HIGH = SWEEP[0], SWEEP[-1]
+LOW, HIGH = EVAL_TRADEOFFS[0], EVAL_TRADEOFFS[-1]
 HARD = [[[0, -1], [1, 0], [2, 1], [2, 2]][kind] for kind in DEALT]
 """Each kind of image its own path, the dearer the harder; .02, .25, .75 and 1.05 for the hopeless one."""
 
@@ -23,7 +23,7 @@ def _quick(monkeypatch):
 
 
 def without_images():
-    return bench()._replace(images=None)
+    return testbed()._replace(images=None)
 
 
 def found_by(name, part, content):
@@ -32,16 +32,16 @@ def found_by(name, part, content):
 
 
 def test_the_full_paths_accuracy_is_stated():
-    assert bench().plain().correct.tolist() == [True] * 7 + [False]
-    assert bench().plain().macs.tolist() == [100] * 8  # as a static network: no glance, no exit
-    assert results([record("static", MIDDLE, static=True)], bench())["full_accuracy"] == 7 / 8
+    assert testbed().plain().correct.tolist() == [True] * 7 + [False]
+    assert testbed().plain().macs.tolist() == [100] * 8  # as a static network: no glance, no exit
+    assert results([record("static", MIDDLE, static=True)], testbed())["full_accuracy"] == 7 / 8
     table = paper()
     table.prediction[:] = 0
-    assert results([record("static", MIDDLE, static=True)], Bench(None, table, table))["full_accuracy"] == 1.0
+    assert results([record("static", MIDDLE, static=True)], Testbed(None, table, table))["full_accuracy"] == 1.0
 
 
 def test_what_is_lost_against_the_full_path_is_counted_for_learners():
-    content = results(several(), bench())
+    content = results(several(), testbed())
     assert content["full_accuracy"] == 7 / 8
     assert [(part["router"], part["against"]) for part in content["lost"]] == [("ppo", "full")]
     part = content["lost"][0]
@@ -54,7 +54,7 @@ def test_what_is_lost_against_the_full_path_is_counted_for_learners():
 
 
 def test_savings_are_shares_of_what_a_rival_spends():
-    content = results(several(), bench())
+    content = results(several(), testbed())
     assert [(part["router"], part["against"]) for part in content["savings"]] == [("ppo", "static")]
     part = content["savings"][0]
     assert part["budgets"] == [0.3, 0.45, 0.6]
@@ -66,7 +66,7 @@ def test_savings_are_shares_of_what_a_rival_spends():
 
 def test_every_learner_is_measured_against_each_rival_that_it_meets():
     others = [record(name, MIDDLE, LOW) for name in ("random", "cheapest", "blind", "confidence", "dqn")]
-    content = results([*others, *several()], bench())
+    content = results([*others, *several()], testbed())
     pairs = [(part["router"], part["against"]) for part in content["differences"] if part["router"] != ORACLE]
     assert [(part["router"], part["against"]) for part in content["savings"]] == pairs
     assert [part["router"] for part in content["lost"]] == [part["router"] for part in content["by_outcome"]] == ["confidence", "dqn", "ppo"]
@@ -74,7 +74,7 @@ def test_every_learner_is_measured_against_each_rival_that_it_meets():
 
 def test_compute_is_told_apart_by_what_the_full_path_makes_of_an_image():
     ways = [[2, 2] if KINDS[kind] == "hopeless" else [1, 0] for kind in DEALT]
-    content = results([record("ppo", ways, HIGH), record("ppo", DEAR, LOW)], bench())
+    content = results([record("ppo", ways, HIGH), record("ppo", DEAR, LOW)], testbed())
     part = dict(content["by_outcome"][0])
     assert part.pop("router") == "ppo"
     # of the two trade-offs the one whose compute, 7 x .25 + 1.05 over 8, is nearest .3; only the hopeless one is wrong
@@ -82,7 +82,7 @@ def test_compute_is_told_apart_by_what_the_full_path_makes_of_an_image():
 
 
 def test_the_difference_between_outcomes_has_an_interval():
-    part = results([record("ppo", HARD, HIGH)], bench())["by_outcome"][0]
+    part = results([record("ppo", HARD, HIGH)], testbed())["by_outcome"][0]
     right = (2 * 0.02 + 3 * 0.25 + 2 * 0.75) / 7
     assert (part["right"], part["wrong"]) == pytest.approx((right, 1.05))
     assert part["low"] < 1.05 - right < part["high"]
@@ -93,13 +93,13 @@ def test_the_difference_between_outcomes_has_an_interval():
 def test_without_right_or_without_wrong_answers_there_is_nothing_to_tell_apart(shift):
     table = paper()
     table.prediction[:] = shift
-    assert results([record("ppo", MIDDLE)], Bench(None, table, table))["by_outcome"] == []
+    assert results([record("ppo", MIDDLE)], Testbed(None, table, table))["by_outcome"] == []
 
 
 def test_what_is_never_reached_is_none_and_the_figures_are_strict_json():
     ppo = [record("ppo", CHEAP, HIGH), record("ppo", MIDDLE, LOW)]
     static = [record("static", MIDDLE, HIGH, static=True), record("static", DEAR, LOW, static=True)]
-    content = results([*ppo, *static], bench())
+    content = results([*ppo, *static], testbed())
     part = found_by("ppo", "savings", content)
     assert part["budgets"][-1] == 0.6
     assert part["at"][-1][0] is part["at"][-1][2] is None  # the static paths go on to 7/8, ppo stops at 5/8
@@ -108,15 +108,15 @@ def test_what_is_never_reached_is_none_and_the_figures_are_strict_json():
 
 
 def test_without_images_every_image_is_its_own_original_of_no_severity():
-    judge = without_images()
-    assert judge.originals.tolist() == list(range(8))
-    assert judge.severity.tolist() == [0] * 8
-    assert bench().originals.tolist() == [0, 1, 2, 3, 4, 5, 5, 6]
-    assert bench().severity.tolist() == [0, 0, 0, 0, 0, 3, 3, 3]
+    testbed = without_images()
+    assert testbed.originals.tolist() == list(range(8))
+    assert testbed.severity.tolist() == [0] * 8
+    assert testbed().originals.tolist() == [0, 1, 2, 3, 4, 5, 5, 6]
+    assert testbed().severity.tolist() == [0, 0, 0, 0, 0, 3, 3, 3]
 
 
 def test_without_images_all_figures_are_there_and_but_for_intervals_and_severities_the_same():
-    with_images, without = results(several(), bench()), results(several(), without_images())
+    with_images, without = results(several(), testbed()), results(several(), without_images())
     assert without.keys() == with_images.keys()
     for name in ("budgets", "full_accuracy", "rows", "routers"):
         assert without[name] == with_images[name]
@@ -131,7 +131,7 @@ def test_without_images_all_figures_are_there_and_but_for_intervals_and_severiti
 
 
 def test_a_router_dearer_than_every_budget_costs_no_report():
-    content = results([record("ppo", DEAR), record("static", MIDDLE, static=True), record("confidence", MIDDLE)], bench())
+    content = results([record("ppo", DEAR), record("static", MIDDLE, static=True), record("confidence", MIDDLE)], testbed())
     assert [part["router"] for part in content["lost"]] == ["confidence"]
     assert [part["router"] for part in content["savings"]] == ["confidence"]
     assert [part["router"] for part in content["by_outcome"]] == ["ppo", "confidence"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rnr_gym.agents import Setting
+from rnr_gym.agents import FitConfig
 from rnr_gym.experiments import animation, runs
 from tests.test_runs import ENV, few_digits, snapshot
 
@@ -23,7 +23,7 @@ def cheapest(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         few_digits(patch)
         folder = tmp_path_factory.mktemp("run")
-        runs.fit("cheapest", Setting(ENV), folder)
+        runs.fit("cheapest", FitConfig(ENV), folder)
     return folder
 
 
@@ -76,7 +76,7 @@ def test_images_are_of_test_and_the_tradeoff_is_the_one_asked_for(tmp_path, made
 
 
 def test_a_runs_own_arguments_hold(tmp_path, made):
-    runs.fit("full", Setting(ENV, {"exits": False}), tmp_path / "run")
+    runs.fit("full", FitConfig(ENV, {"exits": False}), tmp_path / "run")
     assert animation.record(ENV, tmp_path / "film.gif", tmp_path / "run", 0.1, 1, 0) == 5
     assert all(arguments["exits"] is False for _, arguments, _ in made)
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from rnr_gym import cli
-from rnr_gym.agents import Setting
+from rnr_gym.agents import FitConfig
 from rnr_gym.experiments import comparison, report, runs, statistics
 from rnr_gym.experiments.comparison import ORACLE, Record
-from rnr_gym.experiments.evaluation import SWEEP, evaluate, evaluate_paths
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate, evaluate_paths
 from rnr_gym.experiments.report import percent, validate
 from tests.test_comparison import Inline
 from tests.test_runs import ENV, few_digits, snapshot
@@ -75,14 +75,14 @@ def test_the_folder_holds_figures_paths_page_and_pictures(folder):
 def test_each_router_seed_and_tradeoff_has_a_row_with_every_field(folder):
     rows, static = results(folder)["rows"], runs.load(folder / "routers" / "static-0").router
     assert all(row.keys() == FIELDS for row in rows)
-    wanted = [("static", 0, tradeoff) for tradeoff in sorted({*SWEEP, *static.tradeoffs})]
-    wanted += [("confidence", 0, tradeoff) for tradeoff in SWEEP]
-    wanted += [("ppo", seed, tradeoff) for seed in (0, 1) for tradeoff in SWEEP] + [(ORACLE, 0, tradeoff) for tradeoff in SWEEP]
+    wanted = [("static", 0, tradeoff) for tradeoff in sorted({*EVAL_TRADEOFFS, *static.tradeoffs})]
+    wanted += [("confidence", 0, tradeoff) for tradeoff in EVAL_TRADEOFFS]
+    wanted += [("ppo", seed, tradeoff) for seed in (0, 1) for tradeoff in EVAL_TRADEOFFS] + [(ORACLE, 0, tradeoff) for tradeoff in EVAL_TRADEOFFS]
     assert [(row["router"], row["seed"], row["tradeoff"]) for row in rows] == wanted
 
 
 def test_a_rows_figures_are_those_of_the_router_in_the_folder(folder):
-    source, found = Setting(ENV).source("test"), results(folder)
+    source, found = FitConfig(ENV).source("test"), results(folder)
     for row in found["rows"]:
         if row["router"] != ORACLE:
             again = evaluate(source, runs.load(folder / "routers" / f"{row['router']}-{row['seed']}").router, row["tradeoff"])
@@ -97,7 +97,7 @@ def test_a_rows_figures_are_those_of_the_router_in_the_folder(folder):
 
 
 def test_paths_and_predictions_are_kept_for_each_row_and_image(folder):
-    source, found = Setting(ENV).source("test"), results(folder)
+    source, found = FitConfig(ENV).source("test"), results(folder)
     with np.load(folder / "paths.npz", allow_pickle=False) as stored:
         assert set(stored.files) == {f"{part}_{place}" for part in ("path", "prediction") for place in range(len(found["rows"]))}
         for place, row in enumerate(found["rows"]):
@@ -267,13 +267,13 @@ def test_a_changed_figure_is_refused_even_if_the_page_was_changed_with_it(copy, 
 
 def test_a_router_that_is_charged_as_a_static_one_is_refused_even_if_all_figures_follow(copy):
     content = results(copy)
-    judge, found = report.bench(Setting(content["env"], content["arguments"])), []
+    testbed, found = report.testbed(FitConfig(content["env"], content["arguments"])), []
     with np.load(copy / "paths.npz") as stored:
         for place, row in enumerate(content["rows"]):
             static, own = row["static"] or row["router"] == "confidence", row["decision_macs"]
-            outcome = evaluate_paths(judge.source, stored[f"path_{place}"], static, own)
+            outcome = evaluate_paths(testbed.source, stored[f"path_{place}"], static, own)
             found.append(Record(row["router"], row["seed"], row["tradeoff"], static, own, row["seconds"], outcome))
-    forged = content | json.loads(json.dumps(comparison.results(found, judge)))
+    forged = content | json.loads(json.dumps(comparison.results(found, testbed)))
     assert row_of(forged, "confidence")["compute"] < row_of(content, "confidence")["compute"]
     (copy / "results.json").write_text(json.dumps(forged))
     (copy / "report.html").write_text(report.page(forged))
@@ -303,7 +303,7 @@ def test_a_changed_path_of_one_image_is_refused(copy, router):
 
 
 def test_changed_answers_are_refused_even_if_they_are_right(copy):
-    labels = Setting(ENV).source("test").labels
+    labels = FitConfig(ENV).source("test").labels
     place = [row["router"] for row in results(copy)["rows"]].index("confidence")
     change_arrays(copy, lambda arrays: arrays.update({f"prediction_{place}": labels.astype(np.int16)}))
     with pytest.raises(ValueError, match=r"row \d+ \(confidence, seed 0\): \d+ answers differ when run again"):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rnr_gym.experiments import report
-from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
 from rnr_gym.experiments.report import interval, number, percent, share
 from tests.test_report import finished, results
 
@@ -126,7 +126,7 @@ def test_it_shows_how_the_shown_router_goes_at_each_tradeoff(content):
     name = content["shown"]["router"]
     rows = [row for row in section(content, "How they route") if len(row) == 6][1:]
     ours = [row for row in content["rows"] if row["router"] == name and row["seed"] == 0]
-    assert len(ours) == len(SWEEP)
+    assert len(ours) == len(EVAL_TRADEOFFS)
     for found, row in zip(ours, rows, strict=True):
         assert row[:3] == [name, f"{found['tradeoff']:.3f}", f"{found['compute']:.3f}"]
         assert row[3:] == [f"{found['path_entropy']:.2f}", str(found["distinct_paths"]), f"{100 * found['exits']:.0f} %"]

@@ -7,10 +7,10 @@ from functools import lru_cache
 import pytest
 
 from rnr_gym import data
-from rnr_gym.agents import Setting
+from rnr_gym.agents import FitConfig
 from rnr_gym.backbones import zoo
 from rnr_gym.experiments import comparison, report, runs, statistics
-from rnr_gym.experiments.evaluation import SWEEP
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
 from rnr_gym.experiments.report import validate
 from rnr_gym.routing import route_table
 from rnr_gym.routing.route_table import RouteTable
@@ -31,17 +31,17 @@ def quick(patch, base):
 @lru_cache(maxsize=1)
 def written(base):
     """The folder of a comparison, as `rnr-gym compare` writes it; once a process."""
-    folder, backbone = base / "report", small.backbone("multipath", condensed=8)
-    setting = Setting(ENV, {"data_root": str(base / "nowhere")}, progress=False)
+    folder, backbone = base / "report", small.backbone("multipath", summary_groups=8)
+    fit_config = FitConfig(ENV, {"data_root": str(base / "nowhere")}, progress=False)
     with pytest.MonkeyPatch.context() as patch:
         quick(patch, base)
         for split, seed in (("route", 0), ("test", 1)):
             table = route_table.build(backbone, small.images(60, seed=seed), backbone.spec(), progress=False)
             table.save(zoo.bundled("rnr-cifar10-small", f"frozen.{split}"))
-        runs.claim(folder, {**runs.identity("compare", setting), "agents": list(AGENTS), "seeds": 1}, report.RESULTS)
-        judge = report.bench(setting)
-        comparison.fit_routers(AGENTS, setting, 1, folder, 1)
-        report.write(folder, setting, 1, list(comparison.records(AGENTS, 1, folder, judge)), judge)
+        runs.claim(folder, {**runs.identity("compare", fit_config), "agents": list(AGENTS), "seeds": 1}, report.RESULTS)
+        testbed = report.testbed(fit_config)
+        comparison.fit_routers(AGENTS, fit_config, 1, folder, 1)
+        report.write(folder, fit_config, 1, list(comparison.records(AGENTS, 1, folder, testbed)), testbed)
     return folder
 
 
@@ -66,26 +66,26 @@ def results(folder):
 
 def test_the_bench_is_the_table_alone(folder):
     found = results(folder)
-    judge = report.bench(Setting(ENV, found["arguments"]))
-    assert judge.images is None
-    assert isinstance(judge.source, RouteTable)
-    assert judge.table is judge.source
-    assert len(judge.source.labels) == found["images"] == 60
+    testbed = report.testbed(FitConfig(ENV, found["arguments"]))
+    assert testbed.images is None
+    assert isinstance(testbed.source, RouteTable)
+    assert testbed.table is testbed.source
+    assert len(testbed.source.labels) == found["images"] == 60
 
 
 def test_images_that_are_not_there_are_not_fetched_for_it(folder, monkeypatch):
     asked, load = [], data.load
     monkeypatch.setattr(data, "load", lambda *parts: asked.append(parts) or load(*parts))
     arguments = results(folder)["arguments"]
-    assert report.bench(Setting(ENV, arguments)).images is None
+    assert report.testbed(FitConfig(ENV, arguments)).images is None
     assert asked == [("cifar10", "test", arguments["data_root"], False)]
 
 
 def test_images_that_are_not_those_of_the_table_are_none(folder, small_cifar):
     """Ten pictures, where the table knows sixty."""
-    judge = report.bench(Setting(ENV, {"data_root": str(small_cifar)}))
-    assert judge.images is None
-    assert judge.originals.tolist() == list(range(60))
+    testbed = report.testbed(FitConfig(ENV, {"data_root": str(small_cifar)}))
+    assert testbed.images is None
+    assert testbed.originals.tolist() == list(range(60))
 
 
 def test_there_is_no_gallery_and_everything_else(folder):
@@ -105,7 +105,7 @@ def test_all_parts_have_figures(folder):
     assert [(part["router"], part["against"]) for part in found["lost"]] == [("confidence", "full")]
     assert [part["router"] for part in found["by_outcome"]] == ["confidence"]
     assert all(part["severity"] == [0] for part in found["by_severity"])
-    assert len([row for row in found["rows"] if row["router"] == "confidence"]) == len(SWEEP)
+    assert len([row for row in found["rows"] if row["router"] == "confidence"]) == len(EVAL_TRADEOFFS)
     assert 0 < found["full_accuracy"] < 1
 
 

@@ -35,9 +35,9 @@ def whole_paths(spec):
 @EVERY
 def test_paths_are_all_whole_paths_each_once(kind, exits, on):
     spec = small.backbone(kind, exits).spec(on)
-    tree = route_table.places(spec)
+    tree = route_table.tree(spec)
     inner = len(tree.child)
-    assert inner == route_table.prefixes(spec)
+    assert inner == route_table.num_prefixes(spec)
     answered = [tuple(path) for path in tree.path[inner:].tolist()]
     assert len(answered) == len(set(answered))
     assert set(answered) == whole_paths(spec)
@@ -47,7 +47,7 @@ def test_paths_are_all_whole_paths_each_once(kind, exits, on):
 @EVERY
 def test_children_continue_their_prefix(kind, exits, on):
     spec = small.backbone(kind, exits).spec(on)
-    tree = route_table.places(spec)
+    tree = route_table.tree(spec)
     np.testing.assert_array_equal(tree.child[0] >= 0, spec.valid[0])
     assert sorted(tree.child[tree.child >= 0]) == list(range(1, len(tree.layer)))  # each but the root has one parent
     for place, row in enumerate(tree.child):
@@ -57,7 +57,7 @@ def test_children_continue_their_prefix(kind, exits, on):
             child, wanted = row[sub_path], tree.path[place].copy()
             wanted[layer] = sub_path
             assert tree.path[child].tolist() == wanted.tolist()
-            assert tree.came_by[child] == sub_path
+            assert tree.prev_sub_path[child] == sub_path
             assert (child >= len(tree.child)) == (layer + 1 == spec.num_layers or (spec.has_exits and sub_path == 0))
 
 
@@ -71,7 +71,7 @@ def test_a_table_says_what_the_live_network_does_on_every_path(kind, exits, on):
         live = Traversal.start(backbone, batch, None if on else ())
         walk = table.start(np.arange(10))
         for sub_path in path:
-            for name in ("layer", "came_by", "macs", "path", "done"):
+            for name in ("layer", "prev_sub_path", "macs", "path", "done"):
                 np.testing.assert_array_equal(getattr(walk, name), getattr(live, name))
             np.testing.assert_allclose(walk.summary(), live.summary(), rtol=1e-4, atol=1e-4)
             live, walk = live.step(np.full(10, sub_path)), walk.step(np.full(10, sub_path))
@@ -93,7 +93,7 @@ def test_outcomes_have_the_types_that_live_ones_have(backbone, images):
         outcome = source.outcome(walk, np.array([5]), np.array([1]))
         assert (outcome.prediction.dtype, outcome.loss.dtype) == (np.int64, np.float64)
         assert outcome.prediction.shape == outcome.loss.shape == (1,)
-        assert (walk.macs.dtype, walk.layer.dtype, walk.came_by.dtype, walk.path.dtype) == (np.int64, np.int64, np.int64, np.int8)
+        assert (walk.macs.dtype, walk.layer.dtype, walk.prev_sub_path.dtype, walk.path.dtype) == (np.int64, np.int64, np.int64, np.int8)
         assert walk.summary().dtype == np.float32
 
 
@@ -235,10 +235,10 @@ def test_table_walks_are_replaced_image_by_image():
 
 def test_a_table_that_would_be_too_large_is_refused_before_it_is_built(monkeypatch, backbone, images):
     spec = backbone.spec()
-    monkeypatch.setattr(route_table, "LIMIT", route_table.prefixes(spec) * len(images) - 1)
+    monkeypatch.setattr(route_table, "LIMIT", route_table.num_prefixes(spec) * len(images) - 1)
     with pytest.raises(ValueError, match='`backend="table"` holds at most'):
         route_table.build(backbone, images, spec, progress=False)
-    monkeypatch.setattr(route_table, "LIMIT", route_table.prefixes(spec) * len(images))
+    monkeypatch.setattr(route_table, "LIMIT", route_table.num_prefixes(spec) * len(images))
     assert len(route_table.build(backbone, images, spec, progress=False).labels) == len(images)
 
 
@@ -253,7 +253,7 @@ def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path, kind, on):
         ours, theirs = getattr(table, name), getattr(again, name)
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip((*table.places, *table.spec.mac_table), (*again.places, *again.spec.mac_table), strict=True):
+    for ours, theirs in zip((*table.tree, *table.spec.mac_table), (*again.tree, *again.spec.mac_table), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert again.spec.facts == table.spec.facts
     assert again.spec.digest == table.spec.digest
@@ -263,7 +263,7 @@ def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path, kind, on):
 @pytest.mark.parametrize("on", [True, False])
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_quantised_summaries_take_a_byte_a_value_and_come_back_the_same(tmp_path, kind, on):
-    backbone = small.backbone(kind, condensed=8)
+    backbone = small.backbone(kind, summary_groups=8)
     table = route_table.build(backbone, small.images(6), backbone.spec(on), progress=False)
     table.save(tmp_path / "file")
     stored, again = storage.load_tensors(tmp_path / "file")[0]["summary"], RouteTable.load(tmp_path / "file")
@@ -278,7 +278,7 @@ def test_quantised_summaries_take_a_byte_a_value_and_come_back_the_same(tmp_path
 
 
 def test_quantised_summaries_come_back_bit_for_bit(tmp_path):
-    backbone = small.backbone("multipath", condensed=8)
+    backbone = small.backbone("multipath", summary_groups=8)
     table = route_table.build(backbone, small.images(6), backbone.spec(), progress=False)
     table.save(tmp_path / "file")
     assert RouteTable.load(tmp_path / "file").summary.tobytes() == table.summary.tobytes()

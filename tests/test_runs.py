@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rnr_gym import agents, data, storage
-from rnr_gym.agents import Setting, sb3_router
-from rnr_gym.agents.sb3_router import CHECKPOINT, Keeper
+from rnr_gym.agents import FitConfig, sb3_router
+from rnr_gym.agents.sb3_router import CHECKPOINT, CheckpointCallback
 from rnr_gym.classifier import ROUTER
 from rnr_gym.experiments import runs
 from rnr_gym.experiments.evaluation import evaluate, measure_curve
@@ -44,8 +44,8 @@ def _few(monkeypatch):
     few_digits(monkeypatch)
 
 
-def setting(**more):
-    return Setting(ENV, steps=1024, progress=False, **more)
+def fit_config(**more):
+    return FitConfig(ENV, steps=1024, progress=False, **more)
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -108,54 +108,54 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 def test_whatever_changes_a_run_changes_its_identity(tmp_path):
-    one = identity("ppo", setting())
+    one = identity("ppo", fit_config())
     others = [
-        identity("dqn", setting()),
-        identity("ppo", setting(seed=1)),
-        identity("ppo", setting(arguments={"exits": False})),
-        identity("ppo", setting(tradeoffs=(0.1, 1.0))),
-        identity("ppo", Setting(ENV, steps=2048)),
-        identity("ppo", Setting("RNR-Digits-Channels-v0", steps=1024)),
+        identity("dqn", fit_config()),
+        identity("ppo", fit_config(seed=1)),
+        identity("ppo", fit_config(arguments={"exits": False})),
+        identity("ppo", fit_config(tradeoffs=(0.1, 1.0))),
+        identity("ppo", FitConfig(ENV, steps=2048)),
+        identity("ppo", FitConfig("RNR-Digits-Channels-v0", steps=1024)),
     ]
     assert all(json.dumps(one) != json.dumps(other) for other in others)
     assert json.loads(json.dumps(one)) == one
-    assert identity("ppo", setting(folder=tmp_path)) == one  # where it lies does not
+    assert identity("ppo", fit_config(folder=tmp_path)) == one  # where it lies does not
 
 
 @pytest.mark.parametrize("agent", ["static", "confidence", "random", "ppo"])
 def test_a_run_is_fitted_kept_and_loaded(tmp_path, agent):
-    path = runs.fit(agent, setting(), tmp_path / "run")
+    path = runs.fit(agent, fit_config(), tmp_path / "run")
     assert path == tmp_path / "run" / ROUTER
-    assert json.loads((tmp_path / "run" / CONFIG).read_text()) == identity(agent, setting())
-    run, source = runs.load(tmp_path / "run"), setting().source("route")
-    assert (run.agent, run.setting.env, run.setting.steps, run.setting.seed) == (agent, ENV, 1024, 0)
-    assert run.setting.tradeoffs == setting().tradeoffs
+    assert json.loads((tmp_path / "run" / CONFIG).read_text()) == identity(agent, fit_config())
+    run, source = runs.load(tmp_path / "run"), fit_config().source("route")
+    assert (run.agent, run.fit_config.env, run.fit_config.steps, run.fit_config.seed) == (agent, ENV, 1024, 0)
+    assert run.fit_config.tradeoffs == fit_config().tradeoffs
     facts = storage.load_tensors(path)[1]
     assert (facts["problem"], facts["source"]) == (source.spec.digest, digest_of(source))
-    wanted = agents.AGENTS[agent].fit(setting())
+    wanted = agents.AGENTS[agent].fit(fit_config())
     for tradeoff in (0.02, 0.5):
         assert evaluate(source, run.router, tradeoff).path.tolist() == evaluate(source, wanted, tradeoff).path.tolist()
 
 
 def test_the_curve_is_measured_on_route_for_routers_that_adapt(tmp_path):
-    runs.fit("confidence", setting(), tmp_path / "confidence")
-    runs.fit("static", setting(), tmp_path / "static")
+    runs.fit("confidence", fit_config(), tmp_path / "confidence")
+    runs.fit("static", fit_config(), tmp_path / "static")
     run = runs.load(tmp_path / "confidence")
-    assert run.curve == measure_curve(setting().source("route"), run.router)
+    assert run.curve == measure_curve(fit_config().source("route"), run.router)
     assert runs.load(tmp_path / "static").curve is None
 
 
 def test_a_finished_run_is_not_fitted_again(tmp_path):
-    runs.fit("static", setting(), tmp_path)
+    runs.fit("static", fit_config(), tmp_path)
     before = snapshot(tmp_path)
     with pytest.raises(FileExistsError, match="which is finished"):
-        runs.fit("static", setting(), tmp_path)
+        runs.fit("static", fit_config(), tmp_path)
     assert snapshot(tmp_path) == before
 
 
 def test_a_killed_run_goes_on_where_it_was_and_leaves_no_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(sb3_router, "Keeper", partial(Keeper, every=1024))
-    longer, begun = Setting(ENV, steps=4096, progress=False), []
+    monkeypatch.setattr(sb3_router, "CheckpointCallback", partial(CheckpointCallback, every=1024))
+    longer, begun = FitConfig(ENV, steps=4096, progress=False), []
 
     class Killing(sb3_router.Bar):
         killed = False
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_where_it_was_and_leaves_no_checkpoint(tmp_path, mo
     with pytest.raises(FileNotFoundError, match="which is unfinished; give the same command again"):
         runs.load(tmp_path)
     with pytest.raises(ValueError, match="where seed differ"):
-        runs.fit("ppo", Setting(ENV, seed=1, steps=4096, progress=False), tmp_path)
+        runs.fit("ppo", FitConfig(ENV, seed=1, steps=4096, progress=False), tmp_path)
     runs.fit("ppo", longer, tmp_path)
     assert begun == [0, 2048]
     assert not (tmp_path / CHECKPOINT).exists()
@@ -192,7 +192,7 @@ def test_a_folder_without_a_run_says_how_to_make_one(tmp_path):
 
 
 def test_a_run_of_other_images_is_refused(tmp_path, monkeypatch):
-    runs.fit("full", setting(), tmp_path)
+    runs.fit("full", fit_config(), tmp_path)
     monkeypatch.setattr(data, "load", lambda *parts: other(*parts))
     with pytest.raises(ValueError, match="`run` must be fitted to these weights and images"):
         runs.load(tmp_path)
@@ -207,7 +207,7 @@ def other(name, split, *more):
 
 @pytest.mark.parametrize("exits", [True, False])
 def test_a_run_becomes_a_classifier(tmp_path, exits):
-    own = setting(arguments={} if exits else {"exits": False})
+    own = fit_config(arguments={} if exits else {"exits": False})
     runs.fit("ppo", own, tmp_path)
     routed, images = runs.classifier(tmp_path), data.load("digits", "test").take(np.arange(60))
     assert (routed.exits, routed.agent) == (exits, "ppo")

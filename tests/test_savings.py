@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rnr_gym.experiments import statistics
-from rnr_gym.experiments.statistics import BUDGETS, Curve, Sweep, lost, mean_difference_interval, paired_bootstrap, paired_saving
+from rnr_gym.experiments.statistics import BUDGETS, AccuracyCurve, RouterOutcomes, lost, mean_difference_interval, paired_bootstrap, paired_saving
 from tests.test_analysis import flat
 
 TEN = np.arange(10)
@@ -29,13 +29,13 @@ def quick(monkeypatch):
     ],
 )
 def test_a_curve_knows_where_it_first_reaches_an_accuracy(accuracy, compute, needed):
-    curve = Curve(np.array(accuracy), np.array(compute))
+    curve = AccuracyCurve(np.array(accuracy), np.array(compute))
     assert {wanted: curve.needed(wanted) for wanted in needed} == pytest.approx(needed)
 
 
 def test_behind_a_dip_an_accuracy_is_reached_where_the_curve_reaches_it():
     # from .6 at .3 to .9 at .4: .85 is five sixths of the way
-    assert Curve(np.array([0.5, 0.8, 0.6, 0.9]), np.array([0.1, 0.2, 0.3, 0.4])).needed(0.85) == pytest.approx(0.3 + 0.1 * 5 / 6)
+    assert AccuracyCurve(np.array([0.5, 0.8, 0.6, 0.9]), np.array([0.1, 0.2, 0.3, 0.4])).needed(0.85) == pytest.approx(0.3 + 0.1 * 5 / 6)
 
 
 def test_a_router_that_needs_half_the_compute_has_a_saving_of_a_half_at_every_budget():
@@ -65,7 +65,7 @@ def test_a_rival_that_gains_nothing_further_is_met_where_it_stopped_gaining():
 
 def test_a_router_needs_as_much_as_itself_whatever_is_resampled(quick):
     rng = np.random.default_rng(0)
-    sweep = Sweep((rng.random((3, 4, 50)) < 0.7).astype(np.float64), np.sort(rng.random((3, 4, 50)), axis=1))
+    sweep = RouterOutcomes((rng.random((3, 4, 50)) < 0.7).astype(np.float64), np.sort(rng.random((3, 4, 50)), axis=1))
     found = paired_saving(sweep, sweep, np.arange(50) // 2, [0.5, 0.6])
     assert found.at == [(1.0, 1.0, 1.0)] * 2
 
@@ -82,7 +82,7 @@ def test_an_accuracy_that_some_resamples_do_not_reach_is_unbounded_above(quick):
     """Half the images are right for one, the other half for the other, so each is ahead in half of the resamples."""
     right = np.repeat([[1.0, 0.0], [0.0, 1.0]], 10, 1)
     compute = np.full((1, 1, 20), 0.3)
-    found = paired_saving(Sweep(right[:1][None], compute), Sweep(right[1:][None], compute), np.arange(20), [0.3])
+    found = paired_saving(RouterOutcomes(right[:1][None], compute), RouterOutcomes(right[1:][None], compute), np.arange(20), [0.3])
     assert (found.mean, found.low, found.high) == (1.0, 1.0, np.inf)
 
 
@@ -106,7 +106,7 @@ def growing(rng, images=250):
     other = np.where(rng.random(images) < 0.5, one, rng.random(images))
     levels = np.array([0.2, 0.4, 0.6, 0.8])[:, None]
     computes = [np.tile(levels * scale, (1, 1, images)) for scale in (0.5, 1.0)]
-    return [Sweep((draw < levels)[None].astype(np.float64), compute) for draw, compute in zip((one, other), computes, strict=True)]
+    return [RouterOutcomes((draw < levels)[None].astype(np.float64), compute) for draw, compute in zip((one, other), computes, strict=True)]
 
 
 def test_the_interval_covers_a_known_saving(quick):

@@ -10,12 +10,12 @@ from rnr_gym.agents import RECIPES
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.sb3_router import Sb3Router, learner
 from rnr_gym.backbones import zoo
-from rnr_gym.classifier import Curve, RoutedClassifier
+from rnr_gym.classifier import BudgetCurve, RoutedClassifier
 from rnr_gym.sb3 import vec_env
 from tests import small
 
 NAME, OTHER = "rnr-cifar10", "rnr-cifar100"
-CURVE = Curve([0.01, 0.1, 1.0], [0.9, 0.5, 0.1])
+CURVE = BudgetCurve([0.01, 0.1, 1.0], [0.9, 0.5, 0.1])
 
 
 def untrained(backbone, name):
@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def shipped(folder):
     """A backbone with two routers, and one with none."""
-    backbone = small.backbone("multipath", condensed=8)
+    backbone = small.backbone("multipath", summary_groups=8)
     routers = {name: untrained(backbone, name) for name in ("ppo", "dqn")}
     for name in (NAME, OTHER):
         zoo.save(backbone, zoo.bundled(name))
@@ -132,7 +132,7 @@ def test_a_device_that_is_not_there_is_refused(shipped, tmp_path, device):
 
 
 def test_a_router_of_another_problem_is_refused(shipped):
-    zoo.save(small.backbone("residual", condensed=8), zoo.bundled(NAME))
+    zoo.save(small.backbone("residual", summary_groups=8), zoo.bundled(NAME))
     with pytest.raises(ValueError, match="must be a router for this backbone"):
         RoutedClassifier.from_pretrained(NAME)
 

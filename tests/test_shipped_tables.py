@@ -22,7 +22,7 @@ def shipped(tmp_path, monkeypatch):
     """A folder of weights with the tables of one backbone, `tiny`."""
     monkeypatch.setattr(zoo, "FOLDER", tmp_path / "weights")
     monkeypatch.setattr(zoo, "_shared", zoo._shared.__wrapped__)
-    backbone, tables = small.backbone("multipath", condensed=8), {}
+    backbone, tables = small.backbone("multipath", summary_groups=8), {}
     zoo.save(backbone, zoo.bundled("tiny"))
     for split, count in IMAGES.items():
         tables[split] = route_table.build(backbone, small.images(count), backbone.spec(), progress=False)
@@ -42,7 +42,7 @@ def test_a_shipped_table_is_routed_without_images(shipped, nowhere, split):
     assert isinstance(source, RouteTable)
     for name in ("labels", "summary", "prediction", "loss"):
         np.testing.assert_array_equal(getattr(source, name), getattr(shipped[split], name))
-    assert source.spec.digest == small.backbone("multipath", condensed=8).spec().digest
+    assert source.spec.digest == small.backbone("multipath", summary_groups=8).spec().digest
 
 
 def test_the_same_table_is_read_once(shipped):
@@ -87,7 +87,7 @@ def test_an_environment_runs_on_it(shipped, nowhere, vector):
         ({"exits": False}, "tiny.frozen.route without exits"),
         ({"weights": None}, "tiny.None.route"),
         ({"weights": "my/file"}, "tiny.my/file.route"),
-        ({"backbone": small.backbone("multipath", condensed=8)}, "MultiPathResNet.frozen.route"),
+        ({"backbone": small.backbone("multipath", summary_groups=8)}, "MultiPathResNet.frozen.route"),
     ],
     ids=["backbone", "split", "exits", "random weights", "own weights", "own backbone"],
 )

@@ -75,7 +75,7 @@ def test_the_digest_is_that_of_the_problem_not_of_the_weights():
 @pytest.mark.parametrize("kind", small.KINDS)
 @pytest.mark.parametrize("exits", small.EXITS)
 def test_a_condensed_backbone_says_so_and_its_summary_has_no_glance(kind, exits):
-    spec, plain = small.backbone(kind, exits, condensed=8).spec(), small.backbone(kind, exits).spec()
+    spec, plain = small.backbone(kind, exits, summary_groups=8).spec(), small.backbone(kind, exits).spec()
     assert spec.facts == {**plain.facts, "pooled": 8, "glance": 0, "quantised": True}
     assert (spec.quantised, plain.quantised) == (True, False)
     assert spec.layout.summary.size == 8 + 3 + 3

@@ -13,7 +13,7 @@ SUMMARY = 4 + 2 + 3 + 3 + 3
 
 
 def test_the_parts_of_an_observation_follow_one_another_without_gaps():
-    parts = [*WHERE.summary, WHERE.layer, WHERE.compute, WHERE.came_by, WHERE.tradeoff]
+    parts = [*WHERE.summary, WHERE.layer, WHERE.compute, WHERE.prev_sub_path, WHERE.tradeoff]
     assert [part.stop - part.start for part in parts] == [4, 2, 3, 3, 3, 2, 1, 5, 1]
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert WHERE.summary.size == SUMMARY
@@ -29,12 +29,12 @@ def test_confidence_of_certainty_of_doubt_and_of_something_between():
 
 def test_observe_puts_each_part_in_its_place():
     summary = np.arange(3 * SUMMARY, dtype=np.float32).reshape(3, SUMMARY)
-    layer, came_by = np.array([0, 1, 2]), np.array([4, 2, 0])
-    seen = observe(WHERE, summary, layer, came_by, np.array([0.1, 0.2, 0.3]), np.array([1.0, 2.0, 4.0]))
+    layer, prev_sub_path = np.array([0, 1, 2]), np.array([4, 2, 0])
+    seen = observe(WHERE, summary, layer, prev_sub_path, np.array([0.1, 0.2, 0.3]), np.array([1.0, 2.0, 4.0]))
     assert seen.dtype == np.float32
     np.testing.assert_array_equal(seen[:, : WHERE.summary.size], summary)
     assert seen[:, WHERE.layer].tolist() == [[1, 0], [0, 1], [0, 0]]
-    assert seen[:, WHERE.came_by].tolist() == [[0] * 5, [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert seen[:, WHERE.prev_sub_path].tolist() == [[0] * 5, [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
     assert seen[:, WHERE.compute].ravel().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert seen[:, WHERE.tradeoff].ravel().tolist() == [1.0, 2.0, 4.0]
 
@@ -45,7 +45,7 @@ def test_bounds_are_finite_and_those_of_each_part():
     for part in (WHERE.summary.pooled, WHERE.summary.glance):
         assert (low[part] == -5).all()
         assert (high[part] == 5).all()
-    for part in (WHERE.summary.glance_probabilities, WHERE.summary.exit_probabilities, WHERE.summary.confidence, WHERE.layer, WHERE.came_by):
+    for part in (WHERE.summary.glance_probabilities, WHERE.summary.exit_probabilities, WHERE.summary.confidence, WHERE.layer, WHERE.prev_sub_path):
         assert (low[part] == 0).all()
         assert (high[part] == 1).all()
     assert (low[WHERE.compute], high[WHERE.compute]) == (0, 1.25)

@@ -14,7 +14,7 @@ from tests import small
 
 EVERY = pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS])
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
-BOOKKEEPING = ("layer", "came_by", "macs", "path", "done")
+BOOKKEEPING = ("layer", "prev_sub_path", "macs", "path", "done")
 TENSORS = ("logits", "exit_logits", "glance_pooled", "glance_logits")
 
 
@@ -58,7 +58,7 @@ def test_what_a_batch_says_of_its_images(kind, exits):
         np.testing.assert_array_equal(walk.done, exited | (layer == backbone.num_layers))
         np.testing.assert_array_equal(walk.layer, np.where(exited, backbone.num_layers, layer))
         last = [[*path[path >= 0], backbone.full_path][len(path[path >= 0]) - 1] for path in taken]
-        np.testing.assert_array_equal(walk.came_by, last)
+        np.testing.assert_array_equal(walk.prev_sub_path, last)
 
 
 @KINDS
@@ -70,7 +70,7 @@ def test_exits_and_head_answer_with_what_arrives(kind):
     torch.testing.assert_close(walk.glance_pooled, pooled)
     torch.testing.assert_close(walk.exit_logits, glanced)
     torch.testing.assert_close(walk.glance_logits, glanced)
-    y, came_by = backbone.stem(x), None
+    y, prev_sub_path = backbone.stem(x), None
     for layer, sub_path in enumerate([2, 1, 2]):
         if layer:
             context = torch.cat([pooled, glanced.softmax(1)], 1) if backbone.exits_read_glance else None
@@ -78,7 +78,7 @@ def test_exits_and_head_answer_with_what_arrives(kind):
             torch.testing.assert_close(walk.step(np.array([0, 0])).logits, backbone.layers[layer].exit(y, context))
         assert (walk.logits == 0).all()
         walk = walk.step(np.full(2, sub_path))
-        y, came_by = backbone.layers[layer](y, sub_path, came_by), sub_path if backbone.reads_came_by else None
+        y, prev_sub_path = backbone.layers[layer](y, sub_path, prev_sub_path), sub_path if backbone.reads_prev_sub_path else None
     torch.testing.assert_close(walk.logits, backbone.head(y))
     torch.testing.assert_close(walk.glance_logits, glanced)
 
@@ -201,8 +201,8 @@ def test_only_chosen_branches_run_and_only_for_those_who_chose_them():
     small.travel(backbone, small.pixels(20), ways)
     chosen = Counter((layer, int(sub_path)) for way in ways for layer, sub_path in enumerate(way) if sub_path >= 2)
     assert seen == chosen
-    came_by = {(layer, int(way[layer - 1]) if layer else 3, int(way[layer])) for way in ways for layer in range(3) if way[layer] >= 2}
-    assert calls == Counter((layer, sub_path) for layer, _, sub_path in came_by)
+    prev_sub_path = {(layer, int(way[layer - 1]) if layer else 3, int(way[layer])) for way in ways for layer in range(3) if way[layer] >= 2}
+    assert calls == Counter((layer, sub_path) for layer, _, sub_path in prev_sub_path)
 
 
 @KINDS
@@ -214,8 +214,8 @@ def test_a_layer_runs_once_for_each_sub_path_and_came_by(kind):
     ways = small.paths(backbone.spec(), 30)
     small.travel(backbone, small.pixels(30), ways)
     for layer, found in enumerate(calls):
-        came_by = ways[:, layer - 1].tolist() if layer else [backbone.full_path] * 30
-        wanted = Counter((way if backbone.reads_came_by else None, sub_path) for way, sub_path in zip(came_by, ways[:, layer].tolist(), strict=True))
+        prev_sub_path = ways[:, layer - 1].tolist() if layer else [backbone.full_path] * 30
+        wanted = Counter((way if backbone.reads_prev_sub_path else None, sub_path) for way, sub_path in zip(prev_sub_path, ways[:, layer].tolist(), strict=True))
         assert {(args[1], args[0]): count for args, count in found} == wanted
         assert len(found) == len(wanted)
 
@@ -251,16 +251,16 @@ def test_only_the_exits_asked_for_run(kind):
 def test_images_are_grouped_by_layer_and_where_it_matters_by_came_by(kind, sizes):
     backbone = small.backbone(kind)
     highest = backbone.full_path
-    came_by = np.array([highest, 1, 2, highest, 2, highest]) if kind != "residual" else np.array([1, 2, 1, 2, 2, 1])
-    walk = Traversal.start(backbone, small.pixels(6)).step(came_by)
+    prev_sub_path = np.array([highest, 1, 2, highest, 2, highest]) if kind != "residual" else np.array([1, 2, 1, 2, 2, 1])
+    walk = Traversal.start(backbone, small.pixels(6)).step(prev_sub_path)
     assert sorted(len(group.rows) for group in walk.groups) == sizes
     for group in walk.groups:
         assert group.layer == 1
         assert len(group.features) == len(group.rows)
-        if backbone.reads_came_by:
-            assert set(came_by[group.rows]) == {group.came_by}
+        if backbone.reads_prev_sub_path:
+            assert set(prev_sub_path[group.rows]) == {group.prev_sub_path}
         if kind == "vgg":
-            assert group.features.shape[1] == 8 * group.came_by
+            assert group.features.shape[1] == 8 * group.prev_sub_path
     assert sorted(row for group in walk.groups for row in group.rows) == list(range(6))
 
 

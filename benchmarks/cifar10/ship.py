@@ -12,7 +12,7 @@ from rnr_gym import agents
 from rnr_gym.backbones import zoo
 from rnr_gym.experiments import comparison, runs
 from rnr_gym.experiments.report import RESULTS
-from rnr_gym.registration import arguments_of
+from rnr_gym.registration import registered_kwargs
 
 
 def main(report: Annotated[Path, tyro.conf.Positional], names: Annotated[tuple[str, ...], tyro.conf.Positional], seed: int = 0) -> None:
@@ -22,8 +22,8 @@ def main(report: Annotated[Path, tyro.conf.Positional], names: Annotated[tuple[s
         run = runs.load(comparison.router_folder(report, name, seed))
         if run.curve is None:
             raise ValueError(f"`names` must be of routers whose compute follows the trade-off smoothly, got {name!r}")
-        facts = {"agent": name, "problem": run.setting.source("route").spec.digest, "exits": True, "curve": run.curve._asdict(), "seed": seed}
-        path = zoo.bundled(arguments_of(content["env"])["backbone"], f"frozen.{name}")
+        facts = {"agent": name, "problem": run.fit_config.source("route").spec.digest, "exits": True, "curve": run.curve._asdict(), "seed": seed}
+        path = zoo.bundled(registered_kwargs(content["env"])["backbone"], f"frozen.{name}")
         agents.save(run.router, path, {**facts, "weights and images": content["provenance"]["weights and images"]})
         print(f"wrote {path}, {path.stat().st_size / 1e3:.0f} kB")
 

@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 from rnr_gym import storage
 from rnr_gym.agents import confidence, fqi, sb3_router, static, thresholds, uniform
 from rnr_gym.agents.recipes import RECIPES
-from rnr_gym.agents.setting import Setting
-from rnr_gym.routing.protocols import Fitted
+from rnr_gym.agents.base import FitConfig
+from rnr_gym.routing.protocols import FittedRouter
 from rnr_gym.routing.spec import RoutingSpec
 
-__all__ = ["AGENTS", "DEFAULT_AGENTS", "Agent", "Setting", "agent", "load", "save"]
+__all__ = ["AGENTS", "DEFAULT_AGENTS", "Agent", "FitConfig", "agent", "load", "save"]
 
 
 class Agent(NamedTuple):
     """How a router is fitted and restored.
 
     Attributes:
-        fit: from a setting to a router.
+        fit: from a fit_config to a router.
         restore: from the routing problem and what the router's `state()` said.
         seeded: whether another seed gives another router.
         needs_table: whether it can only be fitted where there is a route table.
     """
 
-    fit: Callable[[Setting], Fitted]
-    restore: Callable[[RoutingSpec, dict[str, Any], dict[str, Any]], Fitted]
+    fit: Callable[[FitConfig], FittedRouter]
+    restore: Callable[[RoutingSpec, dict[str, Any], dict[str, Any]], FittedRouter]
     seeded: bool
     needs_table: bool = False
 
@@ -69,19 +69,19 @@ def agent(name: str) -> Agent:
     return AGENTS[name]
 
 
-def check(name: str, setting: Setting) -> None:
-    """A `ValueError` if there is no agent of that name, or it cannot be fitted to that setting."""
-    if agent(name).needs_table and not setting.has_table("route"):
-        raise ValueError(fqi.needs_table(name, setting.env))
+def check(name: str, fit_config: FitConfig) -> None:
+    """A `ValueError` if there is no agent of that name, or it cannot be fitted to that fit_config."""
+    if agent(name).needs_table and not fit_config.has_table("route"):
+        raise ValueError(fqi.needs_table(name, fit_config.env))
 
 
-def save(router: Fitted, path: Path, facts: dict[str, Any]) -> None:
+def save(router: FittedRouter, path: Path, facts: dict[str, Any]) -> None:
     """Write a router as safetensors; `facts` must hold `agent`, its name, and may hold anything JSON can."""
     tensors, own = router.state()
     storage.save_tensors(path, tensors, {**facts, "router": own})
 
 
-def load(path: Path, spec: RoutingSpec) -> tuple[Fitted, dict[str, Any]]:
+def load(path: Path, spec: RoutingSpec) -> tuple[FittedRouter, dict[str, Any]]:
     """The router that `save` wrote, and its facts; a `ValueError` if the file is damaged or for another routing problem."""
     tensors, facts = storage.load_tensors(path)
     if "agent" not in facts or "router" not in facts:

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor
 
 from rnr_gym.routing.observations import ObservationLayout
-from rnr_gym.routing.protocols import Fitted
+from rnr_gym.routing.protocols import FittedRouter
 from rnr_gym.routing.spec import RoutingSpec
 
 
@@ -43,7 +43,7 @@ class BlindVecEnv(VecEnvWrapper):
 class BlindRouter:
     """A router that is shown blinded observations."""
 
-    def __init__(self, spec: RoutingSpec, router: Fitted) -> None:
+    def __init__(self, spec: RoutingSpec, router: FittedRouter) -> None:
         self.spec, self.router = spec, router
 
     def predict(

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.setting import TRADEOFFS, Setting
+from rnr_gym.agents.base import TRADEOFF_RANGE, FitConfig
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import Source
 from rnr_gym.routing.spec import RoutingSpec
 
-GRID = tuple(np.geomspace(*TRADEOFFS, 28).tolist())
+GRID = tuple(np.geomspace(*TRADEOFF_RANGE, 28).tolist())
 """Trade-offs that thresholds are solved for."""
 NEVER = 1.1
 """A threshold above every probability: no image leaves at that exit."""
@@ -50,9 +50,9 @@ class ConfidenceRouter:
         return cls(spec, np.array(facts["tradeoffs"]), np.array(facts["thresholds"]))
 
 
-def fit(setting: Setting) -> ConfidenceRouter:
+def fit(fit_config: FitConfig) -> ConfidenceRouter:
     """For each trade-off the threshold with the best mean return on `route`."""
-    source = setting.source("route")
+    source = fit_config.source("route")
     trail = along_uniform_path(source, source.spec.full_path)
     return ConfidenceRouter(source.spec, np.array(GRID), best_thresholds(trail, np.array(GRID)))
 

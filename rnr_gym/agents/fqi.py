@@ -1,4 +1,4 @@
-"""Fitted Q iteration with full information: what can be learned from these observations at all.
+"""FittedRouter Q iteration with full information: what can be learned from these observations at all.
 
 A route table holds the outcome of every path for every image, so nothing has to be explored. From
 the last layer to the first, a small network is fitted to what each sub-path is worth at every
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from rnr_gym.agents import thresholds
 from rnr_gym.agents.features import features, summary_part
-from rnr_gym.agents.setting import TRADEOFFS, Setting
+from rnr_gym.agents.base import TRADEOFF_RANGE, FitConfig
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.routing.observations import ObservationLayout, layers_of, observe
 from rnr_gym.routing.route_table import LIMIT, RouteTable
@@ -58,7 +58,7 @@ class Config:
         target_margin: of the policy whose returns are targets for earlier layers.
     """
 
-    tradeoffs: tuple[float, ...] = tuple(np.geomspace(*TRADEOFFS, 14).tolist())
+    tradeoffs: tuple[float, ...] = tuple(np.geomspace(*TRADEOFF_RANGE, 14).tolist())
     folds: int = 3
     hidden: int = 32
     steps: int = 1500
@@ -210,15 +210,15 @@ def depart(
     return np.where(gain > margin, best, usual)
 
 
-def fit(setting: Setting) -> FqiRouter:
+def fit(fit_config: FitConfig) -> FqiRouter:
     """Fit to the route table of `route`; a `ValueError` where there is none.
 
-    `setting.steps` is not used: nothing steps through the environment.
+    `fit_config.steps` is not used: nothing steps through the environment.
     """
-    table = setting.table("route")
+    table = fit_config.table("route")
     if table is None:
-        raise ValueError(needs_table("fqi", setting.env))
-    return fit_table(table, originals(setting, table), CONFIG, setting.seed, setting.progress)
+        raise ValueError(needs_table("fqi", fit_config.env))
+    return fit_table(table, originals(fit_config, table), CONFIG, fit_config.seed, fit_config.progress)
 
 
 def needs_table(agent: str, env: str) -> str:
@@ -229,11 +229,11 @@ def needs_table(agent: str, env: str) -> str:
     )
 
 
-def originals(setting: Setting, table: RouteTable) -> Ints:
+def originals(fit_config: FitConfig, table: RouteTable) -> Ints:
     """int64 `(N,)`: which original each image is a version of; all differ where that is unknown."""
     alone = np.arange(len(table.labels))
     try:
-        images = open_images(**{**setting.make_arguments("route"), "download": False})
+        images = open_images(**{**fit_config.env_kwargs("route"), "download": False})
     except FileNotFoundError:
         return alone
     return images.source if np.array_equal(images.labels, table.labels) else alone
@@ -309,10 +309,10 @@ class Induction:
 
     def fit_layer(self, layer: int) -> Networks:
         """Fit the networks of a layer, one for each fold and one to all images, and follow them."""
-        tree = self.table.places
-        places = np.flatnonzero(tree.layer[: len(self.table.summary)] == layer)
-        networks = self.trained(layer, places)
-        for place in places.tolist():
+        tree = self.table.tree
+        tree = np.flatnonzero(tree.layer[: len(self.table.summary)] == layer)
+        networks = self.trained(layer, tree)
+        for place in tree.tolist():
             self.follow(place, networks)
         return networks
 
@@ -322,9 +322,9 @@ class Induction:
         return observe(
             table.spec.layout,
             summary=table.summary[place, image],
-            layer=table.places.layer[place],
-            came_by=table.places.came_by[place],
-            compute=table.places.macs[place] / table.spec.plain_macs,
+            layer=table.tree.layer[place],
+            prev_sub_path=table.tree.prev_sub_path[place],
+            compute=table.tree.macs[place] / table.spec.plain_macs,
             tradeoff=np.zeros(len(place)),
         )
 
@@ -332,7 +332,7 @@ class Induction:
         """float32 `(n, K, G)`: return of each sub-path and the fitted policy; 0 if not valid."""
         table = self.table
         prefixes = len(table.summary)
-        child = table.places.child[place]  # (n, K)
+        child = table.tree.child[place]  # (n, K)
         images = np.broadcast_to(image[:, None], child.shape)
         returns = np.zeros((*child.shape, len(self.tradeoffs)), np.float32)
 
@@ -343,26 +343,26 @@ class Induction:
         going = (child >= 0) & ~answered
         returns[going] = self.returns[child[going], images[going]]
 
-        macs = table.places.macs[child] - table.places.macs[place][:, None]
+        macs = table.tree.macs[child] - table.tree.macs[place][:, None]
         returns -= (macs / table.spec.plain_macs).astype(np.float32)[..., None] * self.tradeoffs
         returns[child < 0] = 0.0
         return returns
 
-    def trained(self, layer: int, places: Ints) -> Networks:
+    def trained(self, layer: int, tree: Ints) -> Networks:
         """Networks that are each fitted to the images outside their fold; the last to all."""
         config = self.config
         layout = self.table.spec.layout
         valid = np.repeat(self.table.spec.valid[layer], len(self.tradeoffs)).astype(np.float32)
         members = [np.flatnonzero(self.fold != fold) for fold in range(config.folds)]
         members.append(np.arange(len(self.fold)))
-        seen, wanted = self.drawn(layer, places, members[-1:], 8192)
+        seen, wanted = self.drawn(layer, tree, members[-1:], 8192)
         scaling = Scaling.of(seen[0], layout, config.observation_scale)
         center = wanted[0].mean(0)
         spread = np.float32(wanted[0].std(0)[valid > 0].mean() + 1e-6)
 
         def batch(images: list[Ints], size: int) -> tuple[Tensor, Tensor]:
             """Standardised inputs (F, size, D) and targets (F, size, K * G)."""
-            seen, wanted = self.drawn(layer, places, images, size)
+            seen, wanted = self.drawn(layer, tree, images, size)
             return scaling.applied(seen), torch.from_numpy((wanted - center) / spread)
 
         networks = _initial(len(members), seen.shape[-1], config.hidden, len(valid), self.generator)
@@ -390,7 +390,7 @@ class Induction:
     def drawn(
         self,
         layer: int,
-        places: Ints,
+        tree: Ints,
         images: list[Ints],
         size: int,
     ) -> tuple[Floats, Floats]:
@@ -401,12 +401,12 @@ class Induction:
         row of targets is centred.
         """
         spec = self.table.spec
-        paths = self.table.places.path[places, :layer]
+        paths = self.table.tree.path[tree, :layer]
         uniform = (paths[:, None] == spec.onward[:layer].T).all(2).any(1)
         count = (len(images), size)
-        place = self.random.choice(places, count)
+        place = self.random.choice(tree, count)
         picked = self.random.random(count) < 0.5
-        place[picked] = self.random.choice(places[uniform], int(picked.sum()))
+        place[picked] = self.random.choice(tree[uniform], int(picked.sum()))
         place = place.ravel()
         image = np.concatenate([part[self.random.integers(0, len(part), size)] for part in images])
 
@@ -433,7 +433,7 @@ class Induction:
         rows = np.arange(len(table.labels))
         observation = self.observed(np.full(len(rows), place), rows)
         values = self.out_of_fold(networks, inputs(table.spec.layout, observation))
-        valid = table.spec.valid[table.places.layer[place]]
+        valid = table.spec.valid[table.tree.layer[place]]
         usual = _usual(self.fallback, observation, self.tradeoffs)
         for number, margin in enumerate(self.config.margins):
             self.actions[number, place] = depart(values, usual, margin, valid)
@@ -458,7 +458,7 @@ class Induction:
         for _ in range(table.spec.num_layers):
             going = np.flatnonzero(place < prefixes)
             taken = actions[place[going], image[going], grid[going]]
-            place[going] = table.places.child[place[going], taken]
+            place[going] = table.tree.child[place[going], taken]
 
         answers = place - prefixes
         right = table.prediction[answers, image] == table.labels[image]

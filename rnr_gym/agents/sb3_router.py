@@ -26,7 +26,7 @@ from rnr_gym import storage
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv
 from rnr_gym.agents.features import features, summary_part
 from rnr_gym.agents.recipes import RECIPES, Recipe, recipe_for
-from rnr_gym.agents.setting import Setting
+from rnr_gym.agents.base import FitConfig
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.routing.observations import ObservationLayout, layers_of
 from rnr_gym.routing.spec import RoutingSpec
@@ -95,14 +95,14 @@ def restore_blind(spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str
     return BlindRouter(spec, restore(spec, tensors, facts))
 
 
-def fit(setting: Setting, recipe: str) -> Sb3Router:
+def fit(fit_config: FitConfig, recipe: str) -> Sb3Router:
     """Learn to route, the trade-off drawn anew each episode and shown in the observation."""
-    return _fit(setting, recipe, lambda env, _: env)
+    return _fit(fit_config, recipe, lambda env, _: env)
 
 
-def fit_blind(setting: Setting, recipe: str) -> BlindRouter:
+def fit_blind(fit_config: FitConfig, recipe: str) -> BlindRouter:
     """The same without ever seeing an image."""
-    inner = _fit(setting, recipe, lambda env, spec: BlindVecEnv(env, spec.layout), blind=True)
+    inner = _fit(fit_config, recipe, lambda env, spec: BlindVecEnv(env, spec.layout), blind=True)
     return BlindRouter(inner.spec, inner)
 
 
@@ -118,18 +118,18 @@ def learner(recipe: Recipe, env: VecEnv, layout: ObservationLayout, seed: int) -
     return model
 
 
-def _fit(setting: Setting, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv], blind: bool = False) -> Sb3Router:
-    recipe = recipe_for(name, setting.make_arguments("route").get("dataset"))
-    steps = setting.steps or recipe.steps
-    spec = setting.source("route").spec
-    arguments = {**setting.make_arguments("route"), "tradeoff": setting.tradeoffs}
-    env = wrap(vec_env(setting.env, recipe.num_envs, setting.seed, **arguments), spec)
-    model = learner(recipe, env, spec.layout, setting.seed)
-    keeper = Keeper(setting.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name, "blind": blind}) if setting.folder else None
-    if setting.folder and keeper:
-        model.set_logger(configure(str(setting.folder / "tensorboard"), ["tensorboard"]))
-        keeper.take_up(model)
-    bar = Bar(steps, f"{name} seed {setting.seed}", setting.progress)
+def _fit(fit_config: FitConfig, name: str, wrap: Callable[[VecEnv, RoutingSpec], VecEnv], blind: bool = False) -> Sb3Router:
+    recipe = recipe_for(name, fit_config.env_kwargs("route").get("dataset"))
+    steps = fit_config.steps or recipe.steps
+    spec = fit_config.source("route").spec
+    arguments = {**fit_config.env_kwargs("route"), "tradeoff": fit_config.tradeoffs}
+    env = wrap(vec_env(fit_config.env, recipe.num_envs, fit_config.seed, **arguments), spec)
+    model = learner(recipe, env, spec.layout, fit_config.seed)
+    keeper = CheckpointCallback(fit_config.folder, {"recipe": asdict(replace(recipe, steps=steps)), "name": name, "blind": blind}) if fit_config.folder else None
+    if fit_config.folder and keeper:
+        model.set_logger(configure(str(fit_config.folder / "tensorboard"), ["tensorboard"]))
+        keeper.resume(model)
+    bar = Bar(steps, f"{name} seed {fit_config.seed}", fit_config.progress)
     if model.num_timesteps < steps:
         model.learn(steps - model.num_timesteps, CallbackList([bar, *([keeper] if keeper else [])]), reset_num_timesteps=not model.num_timesteps)
     env.close()
@@ -177,7 +177,7 @@ class Bar(BaseCallback):
         self.bar.close()
 
 
-class Keeper(BaseCallback):
+class CheckpointCallback(BaseCallback):
     """Writes what has been learnt, every so many steps, so that a killed run goes on.
 
     Weights, optimiser and step count are kept; an off-policy learner fills its replay buffer anew.
@@ -187,7 +187,7 @@ class Keeper(BaseCallback):
         super().__init__()
         self.path, self.identity, self.every = folder / CHECKPOINT, identity, every
 
-    def take_up(self, model: BaseAlgorithm) -> None:
+    def resume(self, model: BaseAlgorithm) -> None:
         """Load the checkpoint into the model, if there is one; `ValueError` if it belongs to other settings."""
         if not self.path.exists():
             return

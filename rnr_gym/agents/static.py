@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.setting import TRADEOFFS, Setting
+from rnr_gym.agents.base import TRADEOFF_RANGE, FitConfig
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import Source
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
 Path = tuple[int, ...]
-SEARCH_TRADEOFFS = tuple(np.geomspace(*TRADEOFFS, 14).tolist())
+SEARCH_GRID = tuple(np.geomspace(*TRADEOFF_RANGE, 14).tolist())
 
 
 class StaticRouter:
@@ -62,25 +62,25 @@ class StaticRouter:
         return cls(spec, np.array(facts["paths"], np.int8), np.array(facts["edges"], np.float64))
 
 
-def fit_full(setting: Setting) -> StaticRouter:
+def fit_full(fit_config: FitConfig) -> StaticRouter:
     """The plain network."""
-    spec = setting.source("route").spec
+    spec = fit_config.source("route").spec
     return StaticRouter(spec, np.full((1, spec.num_layers), spec.full_path, np.int8), np.zeros(0))
 
 
-def fit_cheapest(setting: Setting) -> StaticRouter:
+def fit_cheapest(fit_config: FitConfig) -> StaticRouter:
     """The path that costs least: the first valid sub-path at every layer, or the first exit."""
-    spec = setting.source("route").spec
+    spec = fit_config.source("route").spec
     going = tuple(int(np.flatnonzero(row[int(spec.has_exits) :])[0]) + int(spec.has_exits) for row in spec.valid)
     exits = np.flatnonzero(spec.valid[:, 0]).tolist() if spec.has_exits else []
     ways = [going, *(_whole(spec, (*going[:layer], 0, *going[layer + 1 :])) for layer in exits)]
     return StaticRouter(spec, np.array([min(ways, key=partial(_compute, spec))], np.int8), np.zeros(0))
 
 
-def fit(setting: Setting) -> StaticRouter:
+def fit(fit_config: FitConfig) -> StaticRouter:
     """The best static path at every trade-off, by accuracy on `route`: all of them in a table, else by local search."""
-    source = setting.source("route")
-    found = all_paths(source) if isinstance(source, RouteTable) else searched_paths(source, np.random.default_rng(setting.seed))
+    source = fit_config.source("route")
+    found = all_paths(source) if isinstance(source, RouteTable) else searched_paths(source, np.random.default_rng(fit_config.seed))
     return of_hull(source.spec, found)
 
 
@@ -103,7 +103,7 @@ def searched_paths(source: Source, random: np.random.Generator, starts: int = 2,
 
     # From a mixed path a uniform one may be several steps away, each of them for the worse.
     uniform = [tuple([sub_path] * spec.num_layers) for sub_path in range(int(spec.has_exits), spec.num_paths)]
-    for tradeoff in SEARCH_TRADEOFFS:
+    for tradeoff in SEARCH_GRID:
         drawn = [tuple(int(random.choice(np.flatnonzero(row))) for row in spec.valid) for _ in range(starts)]
         for start in [*uniform, *drawn]:
             _climb(spec, _whole(spec, start), partial(_value, spec, accuracy, tradeoff))

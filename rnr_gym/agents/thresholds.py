@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path, best_thresholds
-from rnr_gym.agents.setting import Setting
+from rnr_gym.agents.base import FitConfig
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import Source
 from rnr_gym.routing.spec import RoutingSpec
@@ -94,9 +94,9 @@ class ThresholdsRouter:
         )
 
 
-def fit(setting: Setting) -> ThresholdsRouter:
+def fit(fit_config: FitConfig) -> ThresholdsRouter:
     """For each trade-off the sub-path and thresholds with the best mean return found on `route`."""
-    return solve(setting.source("route"))
+    return solve(fit_config.source("route"))
 
 
 def solve(source: Source) -> ThresholdsRouter:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.setting import Setting
+from rnr_gym.agents.base import FitConfig
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.spec import RoutingSpec
 
@@ -36,6 +36,6 @@ class UniformRouter:
         return cls(spec, facts["seed"])
 
 
-def fit(setting: Setting) -> UniformRouter:
+def fit(fit_config: FitConfig) -> UniformRouter:
     """Nothing to learn but the seed."""
-    return UniformRouter(setting.source("route").spec, setting.seed)
+    return UniformRouter(fit_config.source("route").spec, fit_config.seed)

@@ -15,7 +15,7 @@ from rnr_gym.backbones.macs import MacTable, conv_macs
 from rnr_gym.routing.spec import RoutingSpec
 
 
-class Place(NamedTuple):
+class LayerSpec(NamedTuple):
     """Where a layer stands.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 class Layer(nn.Module):
     """One routing decision.
 
-    `layer(features, sub_path, came_by)` moves a batch that shares its sub-path; `layer.exit(features)` answers at once.
+    `layer(features, sub_path, prev_sub_path)` moves a batch that shares its sub-path; `layer.exit(features)` answers at once.
 
     Attributes:
         num_paths: how many sub-path numbers there are, the exit included where the backbone has exits.
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone without exits.
         glance_widths: output channels of the glance's convolutions; empty for none. The glance is layer 0's exit.
         glance_strides: their strides; empty where the stem is whitened.
-        condensed: 0 for a summary of all pooled features in full precision; else they are averaged over so many groups of
+        summary_groups: 0 for a summary of all pooled features in full precision; else they are averaged over so many groups of
             channels, the glance's are left out, and every value is quantised to 8 bits: what a route table can be shipped with.
         whitened: False for a convolutional stem at full resolution and a glance of plain convolutions. True for a whitened stem at
             half the resolution (`WhitenedStem`), a `ResidualGlance`, and exit heads that read the glance's pooled features and
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
         image_shape: `(C, H, W)`.
         num_classes: how many classes `head` answers with.
         num_layers, num_paths, full_path: T, K and K - 1.
-        reads_came_by: whether what a layer does depends on the previous sub-path: its norms and, where the stream is pruned, its cost.
+        reads_prev_sub_path: whether what a layer does depends on the previous sub-path: its norms and, where the stream is pruned, its cost.
         has_exits: whether number 0 is the exit.
         exits_read_glance: whether exit heads read the glance, which then has to run for them.
         has_identity: whether the cheapest sub-path beside the exit computes nothing.
@@ -106,8 +106,8 @@ class Backbone(nn.Module):
     has_exits: bool
     exits_read_glance: bool
     has_identity: bool = False
-    condensed: int
-    reads_came_by: bool = False
+    summary_groups: int
+    reads_prev_sub_path: bool = False
     stem_width: int
     mac_table: MacTable
     valid: NDArray[np.bool_]
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
         exits: Sequence[int],
         glance_widths: Sequence[int],
         glance_strides: Sequence[int],
-        condensed: int,
+        summary_groups: int,
         whitened: bool,
         own: dict[str, Any],
     ) -> None:
@@ -142,10 +142,10 @@ class Backbone(nn.Module):
             raise ValueError(f"`classes` must be at least 2, got {classes}")
         shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
         answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
-        self.condensed = condensed
+        self.summary_groups = summary_groups
         self.config = {"kind": self.kind, **shape, **answers, **own}
-        if condensed:
-            self.config["condensed"] = condensed
+        if summary_groups:
+            self.config["summary_groups"] = summary_groups
         if whitened:
             self.config["whitened"] = True
 
@@ -158,8 +158,8 @@ class Backbone(nn.Module):
         self.head = PooledHead(widths[-1], classes)
         self.num_layers, self.num_paths = len(self.layers), self.layers[0].num_paths
         arriving = sorted({widths[0], *(width for layer in self.layers for width in layer.widths if width)})
-        if condensed < 0 or (condensed and any(width % condensed for width in arriving)):
-            raise ValueError(f"`condensed` must be 0 or divide every width at which features come, {arriving}, got {condensed}")
+        if summary_groups < 0 or (summary_groups and any(width % summary_groups for width in arriving)):
+            raise ValueError(f"`summary_groups` must be 0 or divide every width at which features come, {arriving}, got {summary_groups}")
         self.full_path = self.num_paths - 1
         self.valid = self._valid()
         self.mac_table = self._count(stem_macs)
@@ -196,7 +196,7 @@ class Backbone(nn.Module):
                 halve = stage > 0 and block == 0
                 side = (-(-side[0] // 2), -(-side[1] // 2)) if halve else side
                 head = self._exit_head(in_width) if len(layers) in exits else None
-                layers.append(self._layer(Place(in_width, width, halve, side, int(self.has_exits)), head))
+                layers.append(self._layer(LayerSpec(in_width, width, halve, side, int(self.has_exits)), head))
                 in_width = width
         return layers
 
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
             context = self.glance.width + self.num_classes
         return PooledHead(in_width, self.num_classes, context)
 
-    def _layer(self, place: Place, head: PooledHead | None) -> Layer:
+    def _layer(self, place: LayerSpec, head: PooledHead | None) -> Layer:
         """The layer that belongs in a place."""
         raise NotImplementedError
 
@@ -224,12 +224,12 @@ class Backbone(nn.Module):
     @property
     def pooled_width(self) -> int:
         """Pooled features in a summary: channels of the widest feature map that arrives at a layer, or groups of them."""
-        return self.condensed or max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
+        return self.summary_groups or max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
 
     @property
     def glance_width(self) -> int:
         """Pooled features that the glance adds to the summary; 0 without one."""
-        return self.glance.width if self.glance is not None and not self.condensed else 0
+        return self.glance.width if self.glance is not None and not self.summary_groups else 0
 
     @property
     def narrowest(self) -> int:
@@ -247,13 +247,13 @@ class Backbone(nn.Module):
         return (scaled - self.image_mean) / self.image_std
 
     def pool(self, features: Tensor) -> Tensor:
-        """Features `(N, C, H, W)` -> what a summary holds of them, before it is z-scored: float32 `(N, C)`, or `(N, condensed)`."""
+        """Features `(N, C, H, W)` -> what a summary holds of them, before it is z-scored: float32 `(N, C)`, or `(N, summary_groups)`."""
         pooled = features.float().mean((2, 3))
-        return pooled.unflatten(1, (self.condensed, -1)).mean(2) if self.condensed else pooled
+        return pooled.unflatten(1, (self.summary_groups, -1)).mean(2) if self.summary_groups else pooled
 
-    def in_width(self, layer: int, came_by: int) -> int:
+    def in_width(self, layer: int, prev_sub_path: int) -> int:
         """Channels that arrive at `layer`, or at the head for `layer = T`."""
-        return int(self.stem_width if layer == 0 else self.layers[layer - 1].widths[came_by])
+        return int(self.stem_width if layer == 0 else self.layers[layer - 1].widths[prev_sub_path])
 
     def plain(self) -> nn.Sequential:
         """The full path as an ordinary network without routing, sharing this backbone's weights; prepared images -> logits."""
@@ -271,12 +271,12 @@ class Backbone(nn.Module):
         layers, exits = np.zeros((*size, self.num_paths), np.int64), np.zeros(size, np.int64)
         head = np.zeros(self.num_paths, np.int64)
         first = int(self.has_exits)
-        for came_by in range(first, self.num_paths):
+        for prev_sub_path in range(first, self.num_paths):
             for t, layer in enumerate(self.layers):
-                width = self.in_width(t, came_by)
-                layers[t, came_by, first:] = [layer.macs(sub_path, width) for sub_path in range(first, self.num_paths)]
-                exits[t, came_by] = layer.head.macs(width) if layer.head is not None else 0
-            head[came_by] = self.head.macs(self.in_width(self.num_layers, came_by))
+                width = self.in_width(t, prev_sub_path)
+                layers[t, prev_sub_path, first:] = [layer.macs(sub_path, width) for sub_path in range(first, self.num_paths)]
+                exits[t, prev_sub_path] = layer.head.macs(width) if layer.head is not None else 0
+            head[prev_sub_path] = self.head.macs(self.in_width(self.num_layers, prev_sub_path))
         exits[0] = self.glance.macs if self.glance is not None else 0
         return MacTable(stem_macs, layers, exits, head)
 
@@ -287,7 +287,7 @@ class Backbone(nn.Module):
             valid[:, 0] = False
             table = table._replace(exits=np.zeros_like(table.exits))
         facts: dict[str, Any] = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
-        facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale), **({"quantised": True} if self.condensed else {})}
+        facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale), **({"quantised": True} if self.summary_groups else {})}
         if self.exits_read_glance and exits:
             facts["exits_read_glance"] = True
         return RoutingSpec(facts, valid, table)

@@ -1,7 +1,7 @@
 """Incremental channel pruning: output channels in ordered groups, sub-path i computes groups 1 to i.
 
 Two forms. *Residual*: the channels inside each block are pruned, so the stream between blocks keeps its width.
-*VGG-like*: the stream itself is pruned, and what a layer costs depends on how the image came (`came_by`).
+*VGG-like*: the stream itself is pruned, and what a layer costs depends on how the image came (`prev_sub_path`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, Layer, Place
+from rnr_gym.backbones.base import Backbone, Layer, LayerSpec
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch
 from rnr_gym.backbones.macs import conv_macs
 
@@ -58,7 +58,7 @@ class PrunedResidualLayer(Layer):
     The first norm is shared (its input has its full width always), the second has a set for each sub-path.
     """
 
-    def __init__(self, place: Place, groups: int, head: PooledHead | None) -> None:
+    def __init__(self, place: LayerSpec, groups: int, head: PooledHead | None) -> None:
         super().__init__()
         in_width, width = place.in_width, place.width
         self.first, self.side, self.stride, self.head = place.first, place.side, 1 + place.halve, head
@@ -70,7 +70,7 @@ class PrunedResidualLayer(Layer):
         self.num_paths = place.first + groups
         self.widths = [width] * self.num_paths
 
-    def forward(self, x: Tensor, sub_path: int, came_by: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
         inner = self.inner[sub_path - self.first]
         y = F.conv2d(x, self.conv1.weight[:inner], stride=self.stride, padding=1)
         y = F.conv2d(F.relu(self.norm1(y)), self.conv2.weight[:, :inner], padding=1)
@@ -89,9 +89,9 @@ class PrunedResidualLayer(Layer):
 
 
 class PrunedConvLayer(Layer):
-    """A convolution that reads the channels that came and computes its own up to group i; one norm set for each `came_by`."""
+    """A convolution that reads the channels that came and computes its own up to group i; one norm set for each `prev_sub_path`."""
 
-    def __init__(self, place: Place, groups: int, head: PooledHead | None) -> None:
+    def __init__(self, place: LayerSpec, groups: int, head: PooledHead | None) -> None:
         super().__init__()
         self.first, self.side, self.pool, self.head = place.first, place.side, place.halve, head
         steps = [place.width * group // groups for group in range(1, groups + 1)]
@@ -100,10 +100,10 @@ class PrunedConvLayer(Layer):
         self.num_paths = place.first + groups
         self.widths = [0] * place.first + steps
 
-    def forward(self, x: Tensor, sub_path: int, came_by: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
         x = F.max_pool2d(x, 2, ceil_mode=True) if self.pool else x
         y = F.conv2d(x, self.conv.weight[: self.widths[sub_path], : x.shape[1]], padding=1)
-        key = -1 if came_by is None else came_by - self.first
+        key = -1 if prev_sub_path is None else prev_sub_path - self.first
         return F.relu(self.norms[key](y))
 
     def macs(self, sub_path: int, in_width: int) -> int:
@@ -124,7 +124,7 @@ class ChannelPrunedNet(Backbone):
     Args:
         style: `"residual"` (blocks of two convolutions, inner channels pruned) or `"vgg"` (single convolutions, stream pruned).
         groups: k, the channel groups of a layer; widths must be multiples of 8 * k.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
     """
 
     kind = "channels"
@@ -140,15 +140,15 @@ class ChannelPrunedNet(Backbone):
         exits: Sequence[int] = (),
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
-        condensed: int = 0,
+        summary_groups: int = 0,
         whitened: bool = False,
     ) -> None:
         check_groups(style, groups, widths)
-        self.style, self.groups, self.reads_came_by = style, groups, style == "vgg"
+        self.style, self.groups, self.reads_prev_sub_path = style, groups, style == "vgg"
         own = {"style": style, "groups": groups}
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened, own)
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups, whitened, own)
 
-    def _layer(self, place: Place, head: PooledHead | None) -> Layer:
+    def _layer(self, place: LayerSpec, head: PooledHead | None) -> Layer:
         return (PrunedConvLayer if self.style == "vgg" else PrunedResidualLayer)(place, self.groups, head)
 
     @torch.no_grad()

@@ -25,14 +25,14 @@ def linear_macs(in_features: int, out_features: int) -> int:
 class MacTable(NamedTuple):
     """MACs of one image, for T layers and K sub-paths.
 
-    `came_by` is the sub-path executed one layer earlier; at layer 0, which nothing pruned precedes, it is the full
+    `prev_sub_path` is the sub-path executed one layer earlier; at layer 0, which nothing pruned precedes, it is the full
     path's number, K - 1. Entries for sub-paths or exits that a layer lacks are zero.
 
     Attributes:
         stem: the stem.
-        layers: int64 `(T, K, K)`, indexed `[layer, came_by, sub_path]`.
-        exits: int64 `(T, K)`, indexed `[layer, came_by]`; row 0 is the glance.
-        head: int64 `(K,)`, indexed `[came_by]`.
+        layers: int64 `(T, K, K)`, indexed `[layer, prev_sub_path, sub_path]`.
+        exits: int64 `(T, K)`, indexed `[layer, prev_sub_path]`; row 0 is the glance.
+        head: int64 `(K,)`, indexed `[prev_sub_path]`.
     """
 
     stem: int

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, Layer, Place
+from rnr_gym.backbones.base import Backbone, Layer, LayerSpec
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, round_to_eight
 from rnr_gym.backbones.macs import conv_macs
 
@@ -55,7 +55,7 @@ def shared_norms(channels: int, count: int) -> nn.ModuleList:
 class MultiPathLayer(Layer):
     """Sub-paths, after the exit where there is one: identity, then one residual branch of each inner width."""
 
-    def __init__(self, place: Place, inner: Sequence[int], head: PooledHead | None) -> None:
+    def __init__(self, place: LayerSpec, inner: Sequence[int], head: PooledHead | None) -> None:
         super().__init__()
         self.first, self.side, self.inner, self.head = place.first, place.side, list(inner), head
         stride = 1 + place.halve
@@ -65,12 +65,12 @@ class MultiPathLayer(Layer):
         self.num_paths = place.first + ways
         self.widths = [place.width] * self.num_paths
 
-    def forward(self, x: Tensor, sub_path: int, came_by: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
         kept: Tensor = self.shortcut(x)
         if sub_path == self.first:
             return kept  # already rectified by the layer before
 
-        way = -1 if came_by is None else came_by - self.first
+        way = -1 if prev_sub_path is None else prev_sub_path - self.first
         branch = self.branches[sub_path - self.first - 1]
         return F.relu(kept + branch(x, way))
 
@@ -88,12 +88,12 @@ class MultiPathResNet(Backbone):
 
     Args:
         inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a multiple of 8.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
     """
 
     kind = "multipath"
     has_identity = True
-    reads_came_by = True
+    reads_prev_sub_path = True
 
     def __init__(
         self,
@@ -105,14 +105,14 @@ class MultiPathResNet(Backbone):
         exits: Sequence[int] = (),
         glance_widths: Sequence[int] = (),
         glance_strides: Sequence[int] = (),
-        condensed: int = 0,
+        summary_groups: int = 0,
         whitened: bool = False,
     ) -> None:
         check_fractions(inner)
         self.inner = tuple(inner)
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, condensed, whitened, {"inner": list(inner)})
+        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups, whitened, {"inner": list(inner)})
 
-    def _layer(self, place: Place, head: PooledHead | None) -> Layer:
+    def _layer(self, place: LayerSpec, head: PooledHead | None) -> Layer:
         return MultiPathLayer(place, branch_widths(place.width, self.inner), head)
 
     def plain(self) -> nn.Sequential:

@@ -65,7 +65,7 @@ _CIFAR_SMALL = {
     "inner": [0.25, 1.0],
     "exits": [1, 2],
     "glance_widths": [16, 32, 64],
-    "condensed": 8,
+    "summary_groups": 8,
 }
 # A narrow branch shares no filters with the wide one, so it has to see every image by itself.
 _SMALL_SCHEDULE = {"epochs": 32, "path_share": 1.0}

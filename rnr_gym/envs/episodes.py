@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from rnr_gym.data import ImageSet
 from rnr_gym.envs.rendering import Scene
 from rnr_gym.routing.observations import observe
-from rnr_gym.routing.protocols import Rows, Source, Walk
+from rnr_gym.routing.protocols import Rows, Source, RoutingState
 from rnr_gym.routing.rewards import check_reward, check_tradeoff, task_term
 from rnr_gym.routing.spec import RoutingSpec
 
 
-class Moved(NamedTuple):
+class Transition(NamedTuple):
     """What one step brought; arrays `(N,)`, zero for episodes that had ended before.
 
     Attributes:
@@ -31,7 +31,7 @@ class Moved(NamedTuple):
     executed: NDArray[np.int64]
 
 
-class Deck:
+class ImageSampler:
     """One sub-environment's images, dealt without replacement, and its trade-offs; all from its own generator."""
 
     def __init__(self, size: int, tradeoff: tuple[float, float], random: np.random.Generator) -> None:
@@ -62,7 +62,7 @@ class Dealing:
     """
 
     source: Source
-    decks: list[Deck]
+    decks: list[ImageSampler]
 
     @property
     def tradeoff(self) -> tuple[float, float]:
@@ -87,7 +87,7 @@ class Episodes:
     def __init__(self, source: Source, reward: str, num: int) -> None:
         check_reward(reward)
         self.source, self.spec, self.reward, self.num = source, source.spec, reward, num
-        self.walk: Walk | None = None
+        self.walk: RoutingState | None = None
         self.index, self.tradeoff = np.zeros(num, np.int64), np.zeros(num)
         self.paid = np.zeros(num, np.int64)
 
@@ -97,7 +97,7 @@ class Episodes:
         started = self.source.start(indices)
         self.walk = started if self.walk is None else self.walk.replaced(rows, started)
 
-    def step(self, actions: Rows) -> Moved:
+    def step(self, actions: Rows) -> Transition:
         """Execute each action `(N,)`, or the nearest valid one, in every episode that is going on."""
         assert self.walk is not None
         layer, going = self.walk.layer, ~self.walk.done
@@ -111,20 +111,20 @@ class Episodes:
         if len(rows):
             self._judge(rows)
             task[rows] = task_term(self.reward, self.correct, self.loss, self.spec.loss_scale)
-        return Moved(task, spent, ended, executed)
+        return Transition(task, spent, ended, executed)
 
     def observation(self) -> NDArray[np.float32]:
         """float32 `(N, D)`, a fresh array."""
         assert self.walk is not None
         walk = self.walk
-        return observe(self.spec.layout, walk.summary(), walk.layer, walk.came_by, self.compute, self.tradeoff)
+        return observe(self.spec.layout, walk.summary(), walk.layer, walk.prev_sub_path, self.compute, self.tradeoff)
 
     def last_observation(self, rows: Rows) -> NDArray[np.float32]:
         """float32 `(n, D)`: the observations of ended episodes, whose summary is zero."""
         assert self.walk is not None
         nothing = np.zeros((len(rows), self.spec.layout.summary.size), np.float32)
-        layer, came_by = self.walk.layer[rows], self.walk.came_by[rows]
-        return observe(self.spec.layout, nothing, layer, came_by, self.compute[rows], self.tradeoff[rows])
+        layer, prev_sub_path = self.walk.layer[rows], self.walk.prev_sub_path[rows]
+        return observe(self.spec.layout, nothing, layer, prev_sub_path, self.compute[rows], self.tradeoff[rows])
 
     def scene(self, images: ImageSet, row: int) -> Scene:
         """What there is to show of one episode; belief and answer are worked out anew.

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rnr_gym.envs.episodes import Dealing, Deck, Episodes
+from rnr_gym.envs.episodes import Dealing, ImageSampler, Episodes
 from rnr_gym.envs.rendering import RENDER_MODES, Scene, Window, frame, text
 from rnr_gym.routing.observations import CLIP, bounds
 from rnr_gym.routing.rewards import check_one_tradeoff
@@ -85,7 +85,7 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
     | `summary.confidence` | 0..1 | largest exit probability, its lead over the second, entropy / log(classes) |
     | `layer` | 0 or 1 | one-hot over the T layers |
     | `compute` | 0..ceiling | compute so far; the ceiling, about 1.03, is the full path with glance and all exits |
-    | `came_by` | 0 or 1 | one-hot over the K sub-paths, the one executed last; zero at layer 0 |
+    | `prev_sub_path` | 0 or 1 | one-hot over the K sub-paths, the one executed last; zero at layer 0 |
     | `tradeoff` | 0..4 | λ |
 
     On `RNR-CIFAR10-Table-v0` the pooled features are averaged over 8 groups of channels, the two glance slices are empty,
@@ -170,7 +170,7 @@ class RoutingEnv(Dealing, gym.Env[NDArray[np.float32], np.int64]):
         index = check_index(chosen["index"], len(self.source.labels)) if "index" in chosen else None
         fixed = check_one_tradeoff(chosen["tradeoff"]) if "tradeoff" in chosen else None
         if seed is not None or not self.decks:
-            self.decks = [Deck(len(self.source.labels), self.tradeoff, self.np_random)]
+            self.decks = [ImageSampler(len(self.source.labels), self.tradeoff, self.np_random)]
         dealt, tradeoff = self.decks[0].deal(index, fixed)
         self.episodes.begin(ONE, np.array([dealt]), np.array([tradeoff]))
         self._show()

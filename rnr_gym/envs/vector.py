@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rnr_gym.envs.episodes import Dealing, Deck, Episodes
+from rnr_gym.envs.episodes import Dealing, ImageSampler, Episodes
 from rnr_gym.envs.rendering import frame
 from rnr_gym.envs.routing import RoutingEnv, check_arguments, check_index, check_options, observation_space, reward_space
 from rnr_gym.routing.protocols import Rows
@@ -164,7 +164,7 @@ class RoutingVectorEnv(Dealing, gym.vector.VectorEnv[NDArray[np.float32], NDArra
         decks: list[Any] = self.decks or [None] * self.num_envs
         for row in range(self.num_envs) if fresh else rows:
             if fresh or seeds[row] is not None:
-                decks[row] = Deck(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])
+                decks[row] = ImageSampler(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])
         self.decks = decks
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:

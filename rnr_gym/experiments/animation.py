@@ -12,7 +12,7 @@ from PIL import Image
 from rnr_gym import storage
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.experiments import runs
-from rnr_gym.registration import arguments_of
+from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing.rewards import check_tradeoff
 
 
@@ -21,15 +21,15 @@ def record(env: str, out: Path, run: Path | None, tradeoff: float, episodes: int
     if out.exists():
         raise FileExistsError(f"`out` must be a new file, got {str(out)!r}, which exists; choose another")
     check_tradeoff(tradeoff)
-    arguments_of(env)
+    registered_kwargs(env)
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}")
     loaded = runs.load(run) if run else None
-    if loaded and loaded.setting.env != env:
-        raise ValueError(f"`run` must be a router for {env}, got {str(run)!r}, one for {loaded.setting.env}")
+    if loaded and loaded.fit_config.env != env:
+        raise ValueError(f"`run` must be a router for {env}, got {str(run)!r}, one for {loaded.fit_config.env}")
     if out.suffix.lower() != ".gif":
         raise ValueError(f"`out` must end in .gif, got {str(out)!r}")
-    arguments = dict(loaded.setting.arguments) if loaded else {}
+    arguments = dict(loaded.fit_config.arguments) if loaded else {}
     game = gym.make(env, split="test", tradeoff=tradeoff, render_mode="rgb_array", **arguments)
     router = loaded.router if loaded else UniformRouter(game.unwrapped.routing, seed)  # type: ignore[attr-defined]
     frames: list[NDArray[np.uint8]] = []

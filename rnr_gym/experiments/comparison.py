@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rnr_gym import agents
-from rnr_gym.agents import Setting
+from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import ROUTER
 from rnr_gym.data import ImageSet
 from rnr_gym.experiments import runs, statistics
-from rnr_gym.experiments.evaluation import SWEEP, Evaluation, evaluate, evaluate_paths, sweep
-from rnr_gym.experiments.statistics import BUDGETS, Difference, Sweep
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, Evaluation, evaluate, evaluate_paths, sweep
+from rnr_gym.experiments.statistics import BUDGETS, Difference, RouterOutcomes
 from rnr_gym.routing.protocols import Router, Source
 from rnr_gym.routing.rollout import decision_macs
 from rnr_gym.routing.route_table import RouteTable
@@ -57,7 +57,7 @@ class Record(NamedTuple):
     evaluation: Evaluation
 
 
-class Bench(NamedTuple):
+class Testbed(NamedTuple):
     """What records are judged against.
 
     Attributes:
@@ -92,15 +92,15 @@ def router_folder(folder: Path, name: str, seed: int) -> Path:
     return folder / "routers" / f"{name}-{seed}"
 
 
-def fit_routers(names: Sequence[str], setting: Setting, seeds: int, folder: Path, jobs: int) -> None:
+def fit_routers(names: Sequence[str], fit_config: FitConfig, seeds: int, folder: Path, jobs: int) -> None:
     """Fit every router that is not there yet, `jobs` at a time; the quick ones last."""
     tasks = [(name, seed) for seed in range(seeds) for name in names if agents.agent(name).seeded or seed == 0]
     tasks = [task for task in tasks if not (router_folder(folder, *task) / ROUTER).exists()]
     tasks.sort(key=lambda task: task[0] in QUICK)
-    setting.source("route")  # so that its table is built once, here
+    fit_config.source("route")  # so that its table is built once, here
     workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
     with workers as pool, tqdm(total=len(tasks), desc="fit", unit="router") as bar:
-        waiting = {pool.submit(_fit, name, replace(setting, seed=seed, progress=False), folder): (name, seed) for name, seed in tasks}
+        waiting = {pool.submit(_fit, name, replace(fit_config, seed=seed, progress=False), folder): (name, seed) for name, seed in tasks}
         try:
             for finished in as_completed(waiting):
                 finished.result()
@@ -123,64 +123,64 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _fit(name: str, setting: Setting, folder: Path) -> None:
-    runs.fit(name, setting, router_folder(folder, name, setting.seed))
+def _fit(name: str, fit_config: FitConfig, folder: Path) -> None:
+    runs.fit(name, fit_config, router_folder(folder, name, fit_config.seed))
 
 
-def records(names: Sequence[str], seeds: int, folder: Path, bench: Bench) -> Iterator[Record]:
+def records(names: Sequence[str], seeds: int, folder: Path, testbed: Testbed) -> Iterator[Record]:
     """Evaluate every fitted router at every trade-off, and the oracle's paths where there is a table."""
     tasks = [(name, seed) for name in names for seed in range(seeds) if agents.agent(name).seeded or seed == 0]
-    judge = bench.table or bench.source
+    testbed = testbed.table or testbed.source
     for name, seed in tqdm(tasks, desc="evaluate", unit="router"):
-        yield from _swept(name, seed, runs.load(router_folder(folder, name, seed)).router, judge)
-    if bench.table is not None:
-        for tradeoff in SWEEP:
-            found = evaluate_paths(bench.table, bench.table.oracle(tradeoff))
+        yield from _swept(name, seed, runs.load(router_folder(folder, name, seed)).router, testbed)
+    if testbed.table is not None:
+        for tradeoff in EVAL_TRADEOFFS:
+            found = evaluate_paths(testbed.table, testbed.table.oracle(tradeoff))
             yield Record(ORACLE, 0, tradeoff, False, 0, 0.0, found)
 
 
-def _swept(name: str, seed: int, router: Router, judge: Source) -> Iterator[Record]:
+def _swept(name: str, seed: int, router: Router, testbed: Source) -> Iterator[Record]:
     """One router at every trade-off; a static router's paths are each run once."""
     static, met = isinstance(router, StaticRouter), dict[bytes, Evaluation]()
-    spent = 0 if static else decision_macs(router, judge.spec)
+    spent = 0 if static else decision_macs(router, testbed.spec)
     for tradeoff in sweep(router):
         begun = time.perf_counter()
         key = router.path(tradeoff).tobytes() if isinstance(router, StaticRouter) else str(tradeoff).encode()
         if key not in met:
-            met[key] = evaluate(judge, router, tradeoff)
+            met[key] = evaluate(testbed, router, tradeoff)
         yield Record(name, seed, tradeoff, static, spent, time.perf_counter() - begun, met[key])
 
 
-def sweeps(found: Sequence[Record], plain_macs: int) -> dict[str, Sweep]:
+def sweeps(found: Sequence[Record], plain_macs: int) -> dict[str, RouterOutcomes]:
     """Records by router, as arrays over seeds and trade-offs."""
     result = {}
     for name in dict.fromkeys(record.router for record in found):
         ours = [record for record in found if record.router == name]
         by_seed = [[record.evaluation for record in ours if record.seed == seed] for seed in sorted({record.seed for record in ours})]
-        result[name] = Sweep.of(by_seed, plain_macs)
+        result[name] = RouterOutcomes.of(by_seed, plain_macs)
     return result
 
 
-def results(found: Sequence[Record], bench: Bench) -> dict[str, Any]:
+def results(found: Sequence[Record], testbed: Testbed) -> dict[str, Any]:
     """All figures of a comparison: a row a record, a summary a router, paired differences, means by severity."""
-    plain, full = bench.source.spec.plain_macs, bench.plain()
-    rows = [row(record, bench) for record in found]
+    plain, full = testbed.source.spec.plain_macs, testbed.plain()
+    rows = [row(record, testbed) for record in found]
     by_router = sweeps(found, plain)
     learnt = [name for name in by_router if name not in (*FIXED, ORACLE)]
     against = [(name, rival) for name in learnt for rival in rivals_of(name) if rival in by_router]
     against = [pair for pair in against if _meet(pair, by_router)]
     bounds = [(ORACLE, name) for name in by_router if ORACLE in by_router and name not in (*POINTS, ORACLE)]
-    whole = Sweep.of([[full]], plain)
+    whole = RouterOutcomes.of([[full]], plain)
     return {
         "budgets": list(BUDGETS),
         "full_accuracy": float(full.correct.mean()),
         "rows": rows,
         "routers": [summary(name, by_router[name], rows) for name in by_router],
-        "differences": [_paired(statistics.paired_difference, pair, by_router, bench) for pair in against + bounds if _meet(pair, by_router)],
-        "savings": [_paired(statistics.paired_saving, pair, by_router, bench) for pair in against],
-        "lost": [_paired(statistics.lost, (name, "full"), {**by_router, "full": whole}, bench) for name in learnt if _meet((name, name), by_router)],
-        "by_severity": [_by_severity(name, by_router[name], bench.severity) for name in by_router],
-        "by_outcome": [_by_outcome(name, by_router[name], full.correct, bench) for name in learnt if 0 < full.correct.mean() < 1],
+        "differences": [_paired(statistics.paired_difference, pair, by_router, testbed) for pair in against + bounds if _meet(pair, by_router)],
+        "savings": [_paired(statistics.paired_saving, pair, by_router, testbed) for pair in against],
+        "lost": [_paired(statistics.lost, (name, "full"), {**by_router, "full": whole}, testbed) for name in learnt if _meet((name, name), by_router)],
+        "by_severity": [_by_severity(name, by_router[name], testbed.severity) for name in by_router],
+        "by_outcome": [_by_outcome(name, by_router[name], full.correct, testbed) for name in learnt if 0 < full.correct.mean() < 1],
     }
 
 
@@ -189,11 +189,11 @@ def rivals_of(name: str) -> tuple[str, ...]:
     return RIVALS[: RIVALS.index(name)] if name in RIVALS else RIVALS
 
 
-def row(record: Record, bench: Bench) -> dict[str, Any]:
+def row(record: Record, testbed: Testbed) -> dict[str, Any]:
     """One line of `results.json`."""
-    found, plain = record.evaluation, bench.source.spec.plain_macs
-    regret = None if bench.table is None else float(_regret(record, bench.table))
-    exits = (found.path == 0).any(1).mean() if bench.source.spec.has_exits else 0.0
+    found, plain = record.evaluation, testbed.source.spec.plain_macs
+    regret = None if testbed.table is None else float(_regret(record, testbed.table))
+    exits = (found.path == 0).any(1).mean() if testbed.source.spec.has_exits else 0.0
     return {
         "router": record.router,
         "seed": record.seed,
@@ -218,10 +218,10 @@ def _regret(record: Record, table: RouteTable) -> float:
     return table.regret(record.evaluation.path, record.tradeoff)
 
 
-def summary(name: str, found: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(name: str, found: RouterOutcomes, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A router's means and spreads over its seeds: accuracy at each budget, regret over the trade-offs, range of compute."""
     accuracy, ours = statistics.accuracy_at(found), [row for row in rows if row["router"] == name]
-    swept = [row for row in ours if row["tradeoff"] in SWEEP and row["regret"] is not None]
+    swept = [row for row in ours if row["tradeoff"] in EVAL_TRADEOFFS and row["regret"] is not None]
     regrets = [np.mean([row["regret"] for row in swept if row["seed"] == seed]) for seed in sorted({row["seed"] for row in swept})]
     computes = found.compute.mean((0, 2))
     return {
@@ -242,28 +242,28 @@ def _mean_and_spread(values: NDArray[np.float64]) -> list[float | None]:
     return [float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None]
 
 
-def _meet(pair: tuple[str, str], by_router: dict[str, Sweep]) -> bool:
+def _meet(pair: tuple[str, str], by_router: dict[str, RouterOutcomes]) -> bool:
     return bool(statistics.shared_budgets(by_router[pair[0]], by_router[pair[1]]))
 
 
-def _paired(statistic: Callable[..., Difference], pair: tuple[str, str], by_router: dict[str, Sweep], bench: Bench) -> dict[str, Any]:
+def _paired(statistic: Callable[..., Difference], pair: tuple[str, str], by_router: dict[str, RouterOutcomes], testbed: Testbed) -> dict[str, Any]:
     """A statistic of two routers with its intervals; infinity, which JSON lacks, becomes None."""
-    found = statistic(by_router[pair[0]], by_router[pair[1]], bench.originals)
+    found = statistic(by_router[pair[0]], by_router[pair[1]], testbed.originals)
     head = {"mean": found.mean, "low": found.low, "high": found.high}
     finite = {name: value if np.isfinite(value) else None for name, value in head.items()}
     at = [[value if np.isfinite(value) else None for value in row] for row in found.at]
     return {"router": pair[0], "against": pair[1], **finite, "budgets": found.budgets, "at": at}
 
 
-def _nearest(found: Sweep, compute: float) -> int:
+def _nearest(found: RouterOutcomes, compute: float) -> int:
     """The trade-off whose mean compute comes nearest."""
     return int(np.abs(found.compute.mean((0, 2)) - compute).argmin())
 
 
-def _by_outcome(name: str, found: Sweep, right: NDArray[np.bool_], bench: Bench, near: float = 0.3) -> dict[str, Any]:
+def _by_outcome(name: str, found: RouterOutcomes, right: NDArray[np.bool_], testbed: Testbed, near: float = 0.3) -> dict[str, Any]:
     """Mean compute on images that the full path gets right and wrong, and the difference with its interval, at a compute near `near`."""
     spent = found.compute[:, _nearest(found, near)].mean(0)
-    low, high = statistics.mean_difference_interval(spent, ~right, bench.originals)
+    low, high = statistics.mean_difference_interval(spent, ~right, testbed.originals)
     return {
         "router": name,
         "mean_compute": float(spent.mean()),
@@ -274,7 +274,7 @@ def _by_outcome(name: str, found: Sweep, right: NDArray[np.bool_], bench: Bench,
     }
 
 
-def _by_severity(name: str, found: Sweep, severity: NDArray[np.int64], near: float = 0.2) -> dict[str, Any]:
+def _by_severity(name: str, found: RouterOutcomes, severity: NDArray[np.int64], near: float = 0.2) -> dict[str, Any]:
     """Compute and accuracy at each severity, a mean over the seeds, at the trade-off whose mean compute is nearest to `near`."""
     chosen = _nearest(found, near)
     compute, accuracy = found.compute[:, chosen].mean(0), found.correct[:, chosen].mean(0)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnr_gym.agents.setting import TRADEOFFS
+from rnr_gym.agents.base import TRADEOFF_RANGE
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.classifier import Curve
+from rnr_gym.classifier import BudgetCurve
 from rnr_gym.routing.protocols import Router, Source
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.spec import RoutingSpec
 
-SWEEP = tuple(np.geomspace(*TRADEOFFS, 16).tolist())
+EVAL_TRADEOFFS = tuple(np.geomspace(*TRADEOFF_RANGE, 16).tolist())
 """Trade-offs at which routers are evaluated."""
 BATCH = 512
 
@@ -76,13 +76,13 @@ def evaluate_paths(
 
 
 def sweep(router: Router) -> tuple[float, ...]:
-    """The trade-offs at which a router is to be evaluated: `SWEEP`, and one for each path of a static one."""
-    return tuple(sorted({*SWEEP, *router.tradeoffs})) if isinstance(router, StaticRouter) else SWEEP
+    """The trade-offs at which a router is to be evaluated: `EVAL_TRADEOFFS`, and one for each path of a static one."""
+    return tuple(sorted({*EVAL_TRADEOFFS, *router.tradeoffs})) if isinstance(router, StaticRouter) else EVAL_TRADEOFFS
 
 
-def measure_curve(source: Source, router: Router) -> Curve:
+def measure_curve(source: Source, router: Router) -> BudgetCurve:
     """Mean compute at every trade-off of the sweep, on the source's images (use `route`)."""
-    return Curve(list(SWEEP), [float(evaluate(source, router, tradeoff).macs.mean() / source.spec.plain_macs) for tradeoff in SWEEP])
+    return BudgetCurve(list(EVAL_TRADEOFFS), [float(evaluate(source, router, tradeoff).macs.mean() / source.spec.plain_macs) for tradeoff in EVAL_TRADEOFFS])
 
 
 def static_macs(spec: RoutingSpec, paths: NDArray[np.int8]) -> NDArray[np.int64]:

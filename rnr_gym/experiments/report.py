@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 import rnr_gym
 from rnr_gym import storage
-from rnr_gym.agents import Setting
+from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.data import ImageSet
 from rnr_gym.experiments import comparison, plots, runs
-from rnr_gym.experiments.comparison import FIXED, ORACLE, Bench, Record
+from rnr_gym.experiments.comparison import FIXED, ORACLE, Testbed, Record
 from rnr_gym.experiments.evaluation import Evaluation, evaluate_paths, static_macs
-from rnr_gym.registration import arguments_of
+from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing.protocols import Source
 from rnr_gym.routing.rollout import decision_macs
 from rnr_gym.routing.sources import digest_of, open_images, open_source
@@ -34,12 +34,12 @@ MEASURED = ("seconds",)
 """What is measured by the clock and cannot be worked out again."""
 
 
-def bench(setting: Setting) -> Bench:
+def testbed(fit_config: FitConfig) -> Testbed:
     """The test images, live and as a table; a shipped table does without the images where they, or all of them, are not there."""
-    arguments = {**arguments_of(setting.env), **setting.arguments, "split": "test"}
+    arguments = {**registered_kwargs(fit_config.env), **fit_config.arguments, "split": "test"}
     images, source = _images(arguments), open_source(**arguments)
     whole = images is not None and np.array_equal(images.labels, source.labels)
-    return Bench(images if whole else None, source, setting.table("test"))
+    return Testbed(images if whole else None, source, fit_config.table("test"))
 
 
 def _images(arguments: dict[str, Any]) -> ImageSet | None:
@@ -51,36 +51,36 @@ def _images(arguments: dict[str, Any]) -> ImageSet | None:
         return None
 
 
-def provenance(setting: Setting, judge: Bench) -> dict[str, Any]:
+def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
     """What the figures were measured on."""
     code = hashlib.sha256()
     for file in sorted(Path(rnr_gym.__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    facts = {"environment": setting.env, "arguments": json.dumps(dict(setting.arguments)), "split": "test", "rnr_gym": rnr_gym.__version__}
-    facts |= {"weights and images": digest_of(judge.source), "code": code.hexdigest()[:12], "torch": torch.__version__}
+    facts = {"environment": fit_config.env, "arguments": json.dumps(dict(fit_config.arguments)), "split": "test", "rnr_gym": rnr_gym.__version__}
+    facts |= {"weights and images": digest_of(testbed.source), "code": code.hexdigest()[:12], "torch": torch.__version__}
     return facts | {"threads": torch.get_num_threads(), "machine": f"{platform.system()} {platform.machine()}"}
 
 
-def write(folder: Path, setting: Setting, seeds: int, found: Sequence[Record], judge: Bench) -> dict[str, Any]:
+def write(folder: Path, fit_config: FitConfig, seeds: int, found: Sequence[Record], testbed: Testbed) -> dict[str, Any]:
     """Write the whole report; `results.json` comes last, so that a folder that has it is complete."""
     shown = _to_show(found)
     picked = {"router": shown.router, "seed": shown.seed, "tradeoff": shown.tradeoff}
     head = {
-        "env": setting.env,
-        "arguments": dict(setting.arguments),
+        "env": fit_config.env,
+        "arguments": dict(fit_config.arguments),
         "seeds": seeds,
-        "images": len(judge.source.labels),
-        "gallery": judge.images is not None,
+        "images": len(testbed.source.labels),
+        "gallery": testbed.images is not None,
         "shown": picked,
     }
-    content = {**head, "provenance": provenance(setting, judge), **comparison.results(found, judge)}
+    content = {**head, "provenance": provenance(fit_config, testbed), **comparison.results(found, testbed)}
     arrays = {name: part for number, record in enumerate(found) for name, part in _arrays(number, record.evaluation).items()}
     with storage.replacing(folder / PATHS) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     plots.pareto(content, folder / PICTURE)
-    compute = shown.evaluation.macs / judge.source.spec.plain_macs
-    if judge.images is not None:
-        plots.gallery(judge.images, compute, shown.evaluation.correct, folder / GALLERY)
+    compute = shown.evaluation.macs / testbed.source.spec.plain_macs
+    if testbed.images is not None:
+        plots.gallery(testbed.images, compute, shown.evaluation.correct, folder / GALLERY)
     with storage.replacing(folder / PAGE) as partial:
         partial.write_text(page(content))
     storage.save_json(folder / RESULTS, content)
@@ -128,34 +128,34 @@ def validate(folder: Path) -> int:
     if not (folder / RESULTS).exists():
         raise FileNotFoundError(f"`report` must be the folder of a finished comparison, got {str(folder)!r}, which has no {RESULTS}")
     content = json.loads((folder / RESULTS).read_text())
-    setting = Setting(content["env"], content["arguments"])
-    judge = bench(setting)
-    _agree("provenance", content["provenance"]["weights and images"], digest_of(judge.source))
-    found = _replayed(folder, content["rows"], judge)
-    _agree("images", content["images"], len(judge.source.labels))
+    fit_config = FitConfig(content["env"], content["arguments"])
+    testbed = testbed(fit_config)
+    _agree("provenance", content["provenance"]["weights and images"], digest_of(testbed.source))
+    found = _replayed(folder, content["rows"], testbed)
+    _agree("images", content["images"], len(testbed.source.labels))
     _agree("seeds", content["seeds"], json.loads((folder / runs.CONFIG).read_text())["seeds"])
-    for name, figures in comparison.results(found, judge).items():
+    for name, figures in comparison.results(found, testbed).items():
         _agree(name, content[name], figures)
     if (folder / PAGE).read_text() != page(content):
         raise ValueError(f"`{PAGE}` does not follow from {RESULTS}; write the report again")
     return len(found)
 
 
-def _replayed(folder: Path, rows: list[dict[str, Any]], judge: Bench) -> list[Record]:
+def _replayed(folder: Path, rows: list[dict[str, Any]], testbed: Testbed) -> list[Record]:
     """The records of a report, from its paths, with outcomes and costs worked out anew on the live network."""
     with np.load(folder / PATHS, allow_pickle=False) as stored:
         paths = [stored[f"path_{number}"] for number in range(len(rows))]
         predictions = [stored[f"prediction_{number}"].astype(np.int64) for number in range(len(rows))]
-    outcomes, records = _run_once(judge.source, paths), []
+    outcomes, records = _run_once(testbed.source, paths), []
     for number, (row, path, stated) in enumerate(zip(rows, paths, predictions, strict=True)):
         live = outcomes[number]
         if (live.prediction != stated).mean() > TIES:
             raise ValueError(f"row {number} ({row['router']}, seed {row['seed']}): {(live.prediction != stated).sum()} answers differ when run again")
         _agree(f"rows[{number}].static", row["static"], _is_static(folder, row))
-        spent = _decision_macs(folder, row, judge.source)
+        spent = _decision_macs(folder, row, testbed.source)
         own = spent * (path >= 0).sum(1)
-        macs = static_macs(judge.source.spec, path) if row["static"] else live.macs + own
-        found = Evaluation(path, stated, stated == judge.source.labels, live.loss, macs, own)
+        macs = static_macs(testbed.source.spec, path) if row["static"] else live.macs + own
+        found = Evaluation(path, stated, stated == testbed.source.labels, live.loss, macs, own)
         records.append(Record(row["router"], row["seed"], row["tradeoff"], row["static"], spent, row["seconds"], found))
     return records
 

@@ -17,7 +17,7 @@ BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
 RESAMPLES = 2000
 
 
-class Sweep(NamedTuple):
+class RouterOutcomes(NamedTuple):
     """One router at every trade-off and seed, image by image.
 
     Attributes:
@@ -29,7 +29,7 @@ class Sweep(NamedTuple):
     compute: NDArray[np.float64]
 
     @classmethod
-    def of(cls, evaluations: Sequence[Sequence[Evaluation]], plain_macs: int) -> Sweep:
+    def of(cls, evaluations: Sequence[Sequence[Evaluation]], plain_macs: int) -> RouterOutcomes:
         """From evaluations by seed and trade-off."""
         correct = np.array([[found.correct for found in seed] for seed in evaluations], np.float64)
         return cls(correct, np.array([[found.macs for found in seed] for seed in evaluations]) / plain_macs)
@@ -45,18 +45,18 @@ def at_budgets(accuracy: NDArray[np.float64], compute: NDArray[np.float64], budg
     return found
 
 
-def accuracy_at(sweep: Sweep, budgets: Sequence[float] = BUDGETS) -> NDArray[np.float64]:
+def accuracy_at(sweep: RouterOutcomes, budgets: Sequence[float] = BUDGETS) -> NDArray[np.float64]:
     """float64 `(S, B)`: each seed's accuracy at each budget."""
     return np.array([at_budgets(right.mean(1), spent.mean(1), budgets) for right, spent in zip(*sweep, strict=True)])
 
 
-def shared_budgets(first: Sweep, second: Sweep, budgets: Sequence[float] = BUDGETS) -> list[float]:
+def shared_budgets(first: RouterOutcomes, second: RouterOutcomes, budgets: Sequence[float] = BUDGETS) -> list[float]:
     """The budgets that some seed of each can be as cheap as."""
     cheapest = max(float(found.compute.mean(2).min(1).max()) for found in (first, second))
     return [float(budget) for budget in budgets if budget >= cheapest]
 
 
-def _reached(first: Sweep, second: Sweep, budgets: Sequence[float]) -> list[float]:
+def _reached(first: RouterOutcomes, second: RouterOutcomes, budgets: Sequence[float]) -> list[float]:
     """The shared budgets; a `ValueError` if there is none."""
     shared = shared_budgets(first, second, budgets)
     if not shared:
@@ -80,20 +80,20 @@ class Difference(NamedTuple):
     at: list[tuple[float, float, float]]
 
 
-def paired_difference(first: Sweep, second: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
+def paired_difference(first: RouterOutcomes, second: RouterOutcomes, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
     """Accuracy gained at interpolated equal compute, with intervals by `paired_bootstrap`.
 
     Raises `ValueError` if no budget is within reach of both.
     """
     shared = _reached(first, second, budgets)
 
-    def gain(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
+    def gain(ours: AccuracyCurve, theirs: AccuracyCurve) -> NDArray[np.float64]:
         return np.interp(shared, ours.compute, ours.accuracy) - np.interp(shared, theirs.compute, theirs.accuracy)
 
     return _difference(paired_bootstrap(first, second, source, gain, seed), shared)
 
 
-def paired_saving(first: Sweep, second: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
+def paired_saving(first: RouterOutcomes, second: RouterOutcomes, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
     """Compute spent for equal accuracy, as a share: what the first needs to be as accurate as the second is at each budget.
 
     Both are taken where their curves first reach that accuracy; infinite where the first never does.
@@ -101,24 +101,24 @@ def paired_saving(first: Sweep, second: Sweep, source: NDArray[np.int64], budget
     """
     shared = _reached(first, second, budgets)
 
-    def share(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
+    def share(ours: AccuracyCurve, theirs: AccuracyCurve) -> NDArray[np.float64]:
         wanted = np.interp(shared, theirs.compute, theirs.accuracy)
         return np.array([ours.needed(accuracy) / theirs.needed(accuracy) for accuracy in wanted])
 
     return _difference(paired_bootstrap(first, second, source, share, seed), shared)
 
 
-def lost(first: Sweep, full: Sweep, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
+def lost(first: RouterOutcomes, full: RouterOutcomes, source: NDArray[np.int64], budgets: Sequence[float] = BUDGETS, seed: int = 0) -> Difference:
     """Accuracy lost against the full path, at each budget that the router can be as cheap as; `ValueError` if there is none."""
     reached = _reached(first, first, budgets)
 
-    def short(ours: Curve, theirs: Curve) -> NDArray[np.float64]:
+    def short(ours: AccuracyCurve, theirs: AccuracyCurve) -> NDArray[np.float64]:
         return theirs.accuracy[-1] - np.interp(reached, ours.compute, ours.accuracy)
 
     return _difference(paired_bootstrap(first, full, source, short, seed), reached)
 
 
-class Curve(NamedTuple):
+class AccuracyCurve(NamedTuple):
     """One seed's accuracy and compute, float64 `(L,)` each, by ascending compute."""
 
     accuracy: NDArray[np.float64]
@@ -137,7 +137,7 @@ class Curve(NamedTuple):
 
 
 def paired_bootstrap(
-    first: Sweep, second: Sweep, source: NDArray[np.int64], statistic: Callable[[Curve, Curve], NDArray[np.float64]], seed: int = 0
+    first: RouterOutcomes, second: RouterOutcomes, source: NDArray[np.int64], statistic: Callable[[AccuracyCurve, AccuracyCurve], NDArray[np.float64]], seed: int = 0
 ) -> list[tuple[float, float, float]]:
     """Value and 95 % percentile interval of each entry of a statistic of two curves, a mean over seeds.
 
@@ -171,19 +171,19 @@ class _Sums(NamedTuple):
     images: NDArray[np.int64]
 
 
-def _by_original(sweep: Sweep, source: NDArray[np.int64]) -> _Sums:
+def _by_original(sweep: RouterOutcomes, source: NDArray[np.int64]) -> _Sums:
     _, which = np.unique(source, return_inverse=True)
     member = sparse.csr_array((np.ones(len(source)), (np.arange(len(source)), which)))
     added = [np.stack([part @ member for part in values]) for values in sweep]
     return _Sums(added[0], added[1], np.bincount(which))
 
 
-def _curves(sums: _Sums, weights: NDArray[np.int64], seeds: NDArray[np.int64]) -> list[Curve]:
+def _curves(sums: _Sums, weights: NDArray[np.int64], seeds: NDArray[np.int64]) -> list[AccuracyCurve]:
     """The curves of resampled originals and seeds."""
     total, taken = float(weights @ sums.images), seeds % len(sums.correct)
     accuracy, compute = sums.correct @ weights / total, sums.compute @ weights / total
     order = np.argsort(compute, axis=1, kind="stable")
-    return [Curve(accuracy[seed, order[seed]], compute[seed, order[seed]]) for seed in taken]
+    return [AccuracyCurve(accuracy[seed, order[seed]], compute[seed, order[seed]]) for seed in taken]
 
 
 def mean_difference_interval(values: NDArray[np.float64], marked: NDArray[np.bool_], source: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:

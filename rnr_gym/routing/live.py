@@ -50,7 +50,7 @@ class Live:
 
 @dataclass(frozen=True, eq=False)
 class LiveWalk:
-    """A `Traversal` without gradients, as `rnr_gym.routing.protocols.Walk`."""
+    """A `Traversal` without gradients, as `rnr_gym.routing.protocols.RoutingState`."""
 
     traversal: Traversal
 
@@ -59,8 +59,8 @@ class LiveWalk:
         return self.traversal.layer
 
     @property
-    def came_by(self) -> Rows:
-        return self.traversal.came_by
+    def prev_sub_path(self) -> Rows:
+        return self.traversal.prev_sub_path
 
     @property
     def macs(self) -> Rows:

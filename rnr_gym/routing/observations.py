@@ -54,14 +54,14 @@ class ObservationLayout(NamedTuple):
         summary: see `SummaryLayout`; all that depends on the image.
         layer: one-hot over the T layers; zero once the episode has ended.
         compute: compute so far.
-        came_by: one-hot over the K sub-paths, the one executed last; zero at layer 0.
+        prev_sub_path: one-hot over the K sub-paths, the one executed last; zero at layer 0.
         tradeoff: λ, 0..4.
     """
 
     summary: SummaryLayout
     layer: slice
     compute: slice
-    came_by: slice
+    prev_sub_path: slice
     tradeoff: slice
 
     @property
@@ -105,7 +105,7 @@ def observe(
     where: ObservationLayout,
     summary: NDArray[np.float32],
     layer: NDArray[np.int64],
-    came_by: NDArray[np.int64],
+    prev_sub_path: NDArray[np.int64],
     compute: NDArray[np.float64],
     tradeoff: NDArray[np.float64],
 ) -> NDArray[np.float32]:
@@ -115,7 +115,7 @@ def observe(
     going = np.flatnonzero(layer < where.layer.stop - where.layer.start)
     observation[going, where.layer.start + layer[going]] = 1.0
     moved = np.flatnonzero(layer > 0)
-    observation[moved, where.came_by.start + came_by[moved]] = 1.0
+    observation[moved, where.prev_sub_path.start + prev_sub_path[moved]] = 1.0
     observation[:, where.compute.start] = compute
     observation[:, where.tradeoff.start] = tradeoff
     return observation

@@ -11,18 +11,18 @@ from rnr_gym.routing.protocols import Rows
 from rnr_gym.routing.spec import RoutingSpec
 
 
-class Places(NamedTuple):
-    """The tree of paths. Places 0..M-1 are prefixes that wait for a decision, M.. are answers; `(P, ...)` arrays.
+class PathTree(NamedTuple):
+    """The tree of paths. PathTree 0..M-1 are prefixes that wait for a decision, M.. are answers; `(P, ...)` arrays.
 
     Attributes:
         child: int64 `(M, K)`, the place a sub-path leads to, -1 where it is not valid.
-        layer, came_by, macs: int64 `(P,)`, what a walk in that place would say.
+        layer, prev_sub_path, macs: int64 `(P,)`, what a walk in that place would say.
         path: int8 `(P, T)`.
     """
 
     child: NDArray[np.int64]
     layer: NDArray[np.int64]
-    came_by: NDArray[np.int64]
+    prev_sub_path: NDArray[np.int64]
     macs: NDArray[np.int64]
     path: NDArray[np.int8]
 
@@ -32,13 +32,13 @@ class Places(NamedTuple):
         return np.where(known, self.child[place, np.where(known, sub_paths, 0)], -1)
 
 
-def prefixes(spec: RoutingSpec) -> int:
+def num_prefixes(spec: RoutingSpec) -> int:
     """How many prefixes wait for a decision, the empty one included."""
     going = spec.valid[:, int(spec.has_exits) :].sum(1)
     return int(1 + np.cumprod(going[:-1]).sum())
 
 
-def places(spec: RoutingSpec) -> Places:
+def places(spec: RoutingSpec) -> PathTree:
     """Enumerate the tree, layer by layer, cheaper sub-paths first."""
     table, first = spec.mac_table, int(spec.has_exits)
     start = np.full(spec.num_layers, -1, np.int8)
@@ -47,8 +47,8 @@ def places(spec: RoutingSpec) -> Places:
     inner: list[tuple[int, int, int, NDArray[np.int8]]] = []
     answered: list[tuple[int, int, int, NDArray[np.int8]]] = []
     links: list[tuple[int, int, bool, int]] = []
-    for number, (layer, came_by, macs, path) in enumerate(waiting):  # grows as it is read
-        inner.append((layer, came_by, macs, path))
+    for number, (layer, prev_sub_path, macs, path) in enumerate(waiting):  # grows as it is read
+        inner.append((layer, prev_sub_path, macs, path))
         for sub_path in np.flatnonzero(spec.valid[layer]).tolist():
             further = path.copy()
             further[layer] = sub_path
@@ -56,7 +56,7 @@ def places(spec: RoutingSpec) -> Places:
                 links.append((number, sub_path, True, len(answered)))
                 answered.append((spec.num_layers, sub_path, macs, further))
                 continue
-            spent, last = macs + int(table.layers[layer, came_by, sub_path]), layer + 1 == spec.num_layers
+            spent, last = macs + int(table.layers[layer, prev_sub_path, sub_path]), layer + 1 == spec.num_layers
             if layer == 0 and spec.stem_waits:
                 spent += table.stem
             spent += int(table.head[sub_path] if last else table.exits[layer + 1, sub_path])
@@ -66,4 +66,4 @@ def places(spec: RoutingSpec) -> Places:
     for number, sub_path, last, target in links:
         child[number, sub_path] = target + last * len(inner)
     layers, came, macs_, paths_ = zip(*inner, *answered, strict=True)
-    return Places(child, np.array(layers), np.array(came), np.array(macs_), np.array(paths_))
+    return PathTree(child, np.array(layers), np.array(came), np.array(macs_), np.array(paths_))

@@ -22,13 +22,13 @@ class Outcome(NamedTuple):
     loss: NDArray[np.float64]
 
 
-class Walk(Protocol):
+class RoutingState(Protocol):
     """N images under way, whether through a live network or through a table. Immutable; every array is `(N, ...)`."""
 
     @property
     def layer(self) -> Rows: ...
     @property
-    def came_by(self) -> Rows: ...
+    def prev_sub_path(self) -> Rows: ...
     @property
     def macs(self) -> Rows: ...
     @property
@@ -67,7 +67,7 @@ class Router(Protocol):
         ...
 
 
-class Fitted(Router, Protocol):
+class FittedRouter(Router, Protocol):
     """A router that can be kept: `state()` gives tensors and JSON-able facts, from which its agent restores it."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...

@@ -8,18 +8,18 @@ import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym.routing.observations import observe
-from rnr_gym.routing.protocols import Router, Walk
+from rnr_gym.routing.protocols import Router, RoutingState
 from rnr_gym.routing.spec import RoutingSpec
 
-AnyWalk = TypeVar("AnyWalk", bound=Walk)
+AnyState = TypeVar("AnyState", bound=RoutingState)
 
 
-def route(walk: AnyWalk, spec: RoutingSpec, router: Router, tradeoff: float) -> AnyWalk:
+def route(walk: AnyState, spec: RoutingSpec, router: Router, tradeoff: float) -> AnyState:
     """Let a router decide until every image of a walk has been answered."""
     count, state = len(walk.layer), None
     start, weights = np.ones(count, np.bool_), np.full(count, tradeoff)
     while not walk.done.all():
-        seen = observe(spec.layout, walk.summary(), walk.layer, walk.came_by, walk.macs / spec.plain_macs, weights)
+        seen = observe(spec.layout, walk.summary(), walk.layer, walk.prev_sub_path, walk.macs / spec.plain_macs, weights)
         actions, state = router.predict(seen, state, start, deterministic=True)
         start = np.zeros(count, np.bool_)
         walk = walk.step(spec.nearest[np.minimum(walk.layer, spec.num_layers - 1), actions])

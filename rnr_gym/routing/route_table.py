@@ -17,7 +17,7 @@ from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.data import ImageSet
 from rnr_gym.routing.observations import steps
-from rnr_gym.routing.path_tree import Places, places, prefixes
+from rnr_gym.routing.path_tree import PathTree, num_prefixes
 from rnr_gym.routing.protocols import Outcome, Rows
 from rnr_gym.routing.rewards import task_term
 from rnr_gym.routing.spec import RoutingSpec
@@ -47,28 +47,28 @@ class RouteTable:
     prediction: NDArray[np.int16]
     loss: NDArray[np.float32]
     origin: str = ""
-    places: Places = field(init=False)
+    places: PathTree = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", places(self.spec))
 
-    def start(self, indices: Rows) -> TableWalk:
+    def start(self, indices: Rows) -> TableState:
         """Images by number `(N,)`, each waiting at layer 0."""
-        return TableWalk(self, np.asarray(indices), np.zeros(len(indices), np.int64))
+        return TableState(self, np.asarray(indices), np.zeros(len(indices), np.int64))
 
-    def outcome(self, walk: TableWalk, indices: Rows, rows: Rows) -> Outcome:
+    def outcome(self, walk: TableState, indices: Rows, rows: Rows) -> Outcome:
         answer = walk.place[rows] - len(self.summary)
         return Outcome(self.prediction[answer, indices].astype(np.int64), self.loss[answer, indices].astype(np.float64))
 
     @property
     def paths(self) -> NDArray[np.int8]:
         """int8 `(E, T)`: every whole path."""
-        return self.places.path[len(self.summary) :]
+        return self.tree.path[len(self.summary) :]
 
     @property
     def compute(self) -> NDArray[np.float64]:
         """float64 `(E,)`: what the environment charges for each whole path."""
-        return self.places.macs[len(self.summary) :] / self.spec.plain_macs
+        return self.tree.macs[len(self.summary) :] / self.spec.plain_macs
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -98,7 +98,7 @@ class RouteTable:
         place = np.zeros(len(paths), np.int64)
         for layer in range(self.spec.num_layers):
             going = np.flatnonzero(place < len(self.summary))
-            place[going] = self.places.reached(place[going], paths[going, layer])
+            place[going] = self.tree.reached(place[going], paths[going, layer])
             if (place < 0).any():
                 break
         if (place < len(self.summary)).any():
@@ -144,8 +144,8 @@ class RouteTable:
 
 
 @dataclass(frozen=True, eq=False)
-class TableWalk:
-    """N images under way through a table: `rnr_gym.routing.protocols.Walk` without a network."""
+class TableState:
+    """N images under way through a table: `rnr_gym.routing.protocols.RoutingState` without a network."""
 
     table: RouteTable
     index: Rows
@@ -153,37 +153,37 @@ class TableWalk:
 
     @property
     def layer(self) -> Rows:
-        return self.table.places.layer[self.place]
+        return self.table.tree.layer[self.place]
 
     @property
-    def came_by(self) -> Rows:
-        return self.table.places.came_by[self.place]
+    def prev_sub_path(self) -> Rows:
+        return self.table.tree.prev_sub_path[self.place]
 
     @property
     def macs(self) -> Rows:
-        return self.table.places.macs[self.place]
+        return self.table.tree.macs[self.place]
 
     @property
     def path(self) -> NDArray[np.int8]:
-        return self.table.places.path[self.place]
+        return self.table.tree.path[self.place]
 
     @property
     def done(self) -> NDArray[np.bool_]:
         return self.place >= len(self.table.summary)
 
-    def step(self, sub_paths: Rows) -> TableWalk:
+    def step(self, sub_paths: Rows) -> TableState:
         """Move every unanswered image by its own sub-path `(N,)`; entries of answered ones are ignored."""
         going, place = np.flatnonzero(~self.done), self.place.copy()
-        place[going] = self.table.places.reached(self.place[going], sub_paths[going])
+        place[going] = self.table.tree.reached(self.place[going], sub_paths[going])
         if (place < 0).any():
             raise ValueError(f"`sub_paths` must be valid at their layers {self.layer[going].tolist()}, got {sub_paths[going].tolist()}")
-        return TableWalk(self.table, self.index, place)
+        return TableState(self.table, self.index, place)
 
-    def replaced(self, rows: Rows, other: TableWalk) -> TableWalk:
+    def replaced(self, rows: Rows, other: TableState) -> TableState:
         """This batch with `other`'s images, in order, in the places `rows`."""
         index, place = self.index.copy(), self.place.copy()
         index[rows], place[rows] = other.index, other.place
-        return TableWalk(self.table, index, place)
+        return TableState(self.table, index, place)
 
     def summary(self) -> NDArray[np.float32]:
         """float32 `(N, S)`; zeros for answered images."""
@@ -195,9 +195,9 @@ class TableWalk:
 
 def build(backbone: Backbone, images: ImageSet, spec: RoutingSpec, batch_size: int = 512, progress: bool = True) -> RouteTable:
     """Send every image down every path. A `ValueError` where prefixes times images exceed `LIMIT`."""
-    tree, count = places(spec) if prefixes(spec) * len(images) <= LIMIT else None, len(images)
+    tree, count = places(spec) if num_prefixes(spec) * len(images) <= LIMIT else None, len(images)
     if tree is None:
-        raise ValueError(f'`backend="table"` holds at most {LIMIT:,} prefixes x images, got {prefixes(spec):,} x {count:,}; use `backend="live"`')
+        raise ValueError(f'`backend="table"` holds at most {LIMIT:,} prefixes x images, got {num_prefixes(spec):,} x {count:,}; use `backend="live"`')
     inner, answers = len(tree.child), len(tree.layer) - len(tree.child)
     summary = np.zeros((inner, count, spec.layout.summary.size), np.float32)
     prediction, loss = np.zeros((answers, count), np.int16), np.zeros((answers, count), np.float32)

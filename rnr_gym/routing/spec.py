@@ -74,12 +74,12 @@ class RoutingSpec:
         end = int(exits[0]) if len(exits) else self.num_layers
         if end == 0:
             return int(self.mac_table.exits[0, -1])
-        came_by = np.concatenate([[self.full_path], path[:end]])
-        spent = self.mac_table.stem + self.mac_table.layers[np.arange(end), came_by[:end], path[:end]].sum()
+        prev_sub_path = np.concatenate([[self.full_path], path[:end]])
+        spent = self.mac_table.stem + self.mac_table.layers[np.arange(end), prev_sub_path[:end], path[:end]].sum()
         answer = self.mac_table.exits[end] if end < self.num_layers else self.mac_table.head
         if end < self.num_layers and self.facts.get("exits_read_glance"):
             spent += self.mac_table.exits[0, -1]
-        return int(spent + answer[came_by[end]])
+        return int(spent + answer[prev_sub_path[end]])
 
     @cached_property
     def digest(self) -> str:

@@ -25,7 +25,7 @@ class Group(NamedTuple):
     """
 
     layer: int
-    came_by: int | None
+    prev_sub_path: int | None
     rows: Rows  # (n,) places in the batch
     features: Tensor  # (n, C, H, W)
 
@@ -43,7 +43,7 @@ class Traversal:
         exits: layers whose exit head runs on arrival; 0 stands for the glance.
         groups: the feature maps under way.
         layer: int64 `(N,)`, the decision an image waits for; T once it has been answered.
-        came_by: int64 `(N,)`, the sub-path executed last; K - 1 at layer 0.
+        prev_sub_path: int64 `(N,)`, the sub-path executed last; K - 1 at layer 0.
         macs: int64 `(N,)`, charged so far.
         path: int8 `(N, T)`, executed sub-paths, -1 where none was.
         logits: float `(N, classes)`, the answers; zero until answered.
@@ -55,7 +55,7 @@ class Traversal:
     exits: frozenset[int]
     groups: tuple[Group, ...]
     layer: Rows
-    came_by: Rows
+    prev_sub_path: Rows
     macs: Rows
     path: NDArray[np.int8]
     logits: Tensor
@@ -92,7 +92,7 @@ class Traversal:
             exits=on,
             groups=(),
             layer=np.zeros(count, np.int64),
-            came_by=np.full(count, backbone.full_path),
+            prev_sub_path=np.full(count, backbone.full_path),
             macs=np.full(count, spent),
             path=np.full((count, backbone.num_layers), -1, np.int8),
             logits=blank,
@@ -100,8 +100,8 @@ class Traversal:
             glance_pooled=pooled,
             glance_logits=glanced,
         )
-        came_by = backbone.full_path if backbone.reads_came_by else None
-        return start._arrive([Group(0, came_by, np.arange(count), features)])
+        prev_sub_path = backbone.full_path if backbone.reads_prev_sub_path else None
+        return start._arrive([Group(0, prev_sub_path, np.arange(count), features)])
 
     @property
     def stem_waits(self) -> bool:
@@ -118,23 +118,23 @@ class Traversal:
         going = np.flatnonzero(~self.done)
         self._check(sub_paths, going)
         layer, chosen = self.layer[going], sub_paths[going]
-        macs, path, next_layer, came_by = self.macs.copy(), self.path.copy(), self.layer.copy(), self.came_by.copy()
-        macs[going] += self.backbone.mac_table.layers[layer, came_by[going], chosen]
+        macs, path, next_layer, prev_sub_path = self.macs.copy(), self.path.copy(), self.layer.copy(), self.prev_sub_path.copy()
+        macs[going] += self.backbone.mac_table.layers[layer, prev_sub_path[going], chosen]
         if self.stem_waits:
             macs[going[(layer == 0) & (chosen > 0)]] += self.backbone.mac_table.stem
         path[going, layer] = chosen
         exiting = going[chosen == 0] if self.backbone.has_exits else going[:0]
-        next_layer[going], came_by[going] = layer + 1, chosen
+        next_layer[going], prev_sub_path[going] = layer + 1, chosen
         next_layer[exiting] = self.backbone.num_layers
         logits = _placed(self.logits, exiting, self.exit_logits[exiting]) if len(exiting) else self.logits
-        moved = replace(self, layer=next_layer, came_by=came_by, macs=macs, path=path, logits=logits)
+        moved = replace(self, layer=next_layer, prev_sub_path=prev_sub_path, macs=macs, path=path, logits=logits)
         return moved._arrive(_merged(self._moved(sub_paths)))
 
     def replaced(self, rows: Rows, other: Traversal) -> Traversal:
         """This batch with `other`'s images, in order, in the places `rows`."""
         kept = [group for group in (_without(group, rows) for group in self.groups) if len(group.rows)]
         incoming = [group._replace(rows=rows[group.rows]) for group in other.groups]
-        state: dict[str, Any] = {name: _put(getattr(self, name), rows, getattr(other, name)) for name in ("layer", "came_by", "macs", "path")}
+        state: dict[str, Any] = {name: _put(getattr(self, name), rows, getattr(other, name)) for name in ("layer", "prev_sub_path", "macs", "path")}
         answers: dict[str, Any] = {
             name: _placed(getattr(self, name), rows, getattr(other, name)) for name in ("logits", "exit_logits", "glance_pooled", "glance_logits")
         }
@@ -152,10 +152,10 @@ class Traversal:
                 mean, std = (part[group.layer, : found.shape[1]] for part in (backbone.summary_mean, backbone.summary_std))
                 pooled[torch.from_numpy(group.rows), : found.shape[1]] = ((found - mean) / std).clamp(-CLIP, CLIP)
             answer = self.exit_logits.float().softmax(1)
-            glanced = [] if backbone.condensed else [self._glanced(), self.glance_logits.float().softmax(1)]
+            glanced = [] if backbone.summary_groups else [self._glanced(), self.glance_logits.float().softmax(1)]
             summary: NDArray[np.float32] = torch.cat([pooled, *glanced, answer, confidence(answer)], 1).float().cpu().numpy()
         summary[self.done] = 0.0
-        return quantised(summary, backbone.pooled_width) if backbone.condensed else summary
+        return quantised(summary, backbone.pooled_width) if backbone.summary_groups else summary
 
     def _glanced(self) -> Tensor:
         """The glance's pooled features `(N, G)`, z-scored; zeros where it did not run."""
@@ -180,9 +180,9 @@ class Traversal:
             chosen = sub_paths[group.rows]
             for sub_path in np.unique(chosen[chosen >= first]).tolist():
                 part = _chosen(group, chosen == sub_path)
-                features = self.backbone.layers[group.layer](part.features, sub_path, group.came_by)
-                came_by = sub_path if self.backbone.reads_came_by else None
-                moved.append(Group(group.layer + 1, came_by, part.rows, features))
+                features = self.backbone.layers[group.layer](part.features, sub_path, group.prev_sub_path)
+                prev_sub_path = sub_path if self.backbone.reads_prev_sub_path else None
+                moved.append(Group(group.layer + 1, prev_sub_path, part.rows, features))
         return moved
 
     def _past_stem(self, group: Group, sub_paths: Rows) -> Group:
@@ -199,12 +199,12 @@ class Traversal:
         for group in groups:
             rows = group.rows
             if group.layer == backbone.num_layers:
-                macs[rows] += table.head[self.came_by[rows]]
+                macs[rows] += table.head[self.prev_sub_path[rows]]
                 logits = _placed(logits, rows, backbone.head(group.features))
                 continue
             waiting.append(group)
             if group.layer in self.exits:
-                macs[rows] += table.exits[group.layer, self.came_by[rows]]
+                macs[rows] += table.exits[group.layer, self.prev_sub_path[rows]]
                 if group.layer:
                     answer = backbone.layers[group.layer].exit(group.features, self._context(rows))
                     exit_logits = _placed(exit_logits, rows, answer)
@@ -233,10 +233,10 @@ def _without(group: Group, rows: Rows) -> Group:
 
 
 def _merged(groups: list[Group]) -> list[Group]:
-    """Groups at the same layer with the same `came_by` become one."""
+    """Groups at the same layer with the same `prev_sub_path` become one."""
     together: dict[tuple[int, int | None], list[Group]] = {}
     for group in groups:
-        together.setdefault((group.layer, group.came_by), []).append(group)
+        together.setdefault((group.layer, group.prev_sub_path), []).append(group)
     return [parts[0] if len(parts) == 1 else _joined(parts) for parts in together.values()]
 
 

@@ -1,4 +1,4 @@
-"""The table of routers: each can be fitted by name, kept and restored; and what a setting opens."""
+"""The table of routers: each can be fitted by name, kept and restored; and what a fit_config opens."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnr_gym import agents
-from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, Setting, fqi
+from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, FitConfig, fqi
 from rnr_gym.backbones import zoo
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
@@ -22,7 +22,7 @@ EVERY = pytest.mark.parametrize("name", [*AGENTS])
 def _light(monkeypatch):
     """DQN and QR-DQN begin to learn after 256 steps, so that short fits learn something, and from small batches.
 
-    Fitted Q iteration takes few steps.
+    FittedRouter Q iteration takes few steps.
     """
     monkeypatch.setattr(fqi, "CONFIG", replace(fqi.CONFIG, steps=50))
     for name in ("dqn", "qr-dqn"):
@@ -33,7 +33,7 @@ def _light(monkeypatch):
 def fitted(name, seed=0, table=None):
     if name in ("maskable-ppo", "qr-dqn"):
         pytest.importorskip("sb3_contrib")
-    return AGENTS[name].fit(Setting("RNR-v0", {"backend": table or drawn(0)}, seed, 1024, progress=False))
+    return AGENTS[name].fit(FitConfig("RNR-v0", {"backend": table or drawn(0)}, seed, 1024, progress=False))
 
 
 def observations(problem, count=200, seed=0):
@@ -108,25 +108,25 @@ def test_a_file_that_is_no_router_is_refused(tmp_path):
 
 def test_a_setting_opens_a_table_where_it_fits_and_else_the_live_network(monkeypatch, images, backbone):
     arguments = {"dataset": images, "backbone": backbone}
-    setting, held = Setting("RNR-v0", arguments), route_table.prefixes(backbone.spec()) * len(images)
+    fit_config, held = FitConfig("RNR-v0", arguments), route_table.num_prefixes(backbone.spec()) * len(images)
     monkeypatch.setattr(route_table, "LIMIT", held)
-    assert isinstance(setting.source("route"), RouteTable)
-    assert setting.table("route") is setting.source("route")
+    assert isinstance(fit_config.source("route"), RouteTable)
+    assert fit_config.table("route") is fit_config.source("route")
     monkeypatch.setattr(route_table, "LIMIT", held - 1)
-    assert isinstance(setting.source("route"), Live)
-    assert setting.table("route") is None
+    assert isinstance(fit_config.source("route"), Live)
+    assert fit_config.table("route") is None
 
 
 def test_a_setting_hands_on_what_it_was_told(images, backbone):
-    setting = Setting("RNR-v0", {"dataset": images, "backbone": backbone, "exits": False, "backend": "live"})
-    assert setting.make_arguments("test") == {"dataset": images, "backbone": backbone, "exits": False, "backend": "live", "split": "test"}
-    assert not setting.source("route").spec.valid[:, 0].any()
+    fit_config = FitConfig("RNR-v0", {"dataset": images, "backbone": backbone, "exits": False, "backend": "live"})
+    assert fit_config.env_kwargs("test") == {"dataset": images, "backbone": backbone, "exits": False, "backend": "live", "split": "test"}
+    assert not fit_config.source("route").spec.valid[:, 0].any()
     table = paper()
-    assert Setting("RNR-v0", {"backend": table}).table("route") is table
+    assert FitConfig("RNR-v0", {"backend": table}).table("route") is table
 
 
 def test_a_setting_is_for_a_registered_id_and_does_not_change():
     with pytest.raises(ValueError, match="`env` must be one of RNR-Digits-v0"):
-        Setting("RNR-v1").source("route")
+        FitConfig("RNR-v1").source("route")
     with pytest.raises(FrozenInstanceError):
-        Setting("RNR-v0").seed = 1
+        FitConfig("RNR-v0").seed = 1

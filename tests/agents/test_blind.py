@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rnr_gym.agents import RECIPES, Setting, sb3_router
+from rnr_gym.agents import RECIPES, FitConfig, sb3_router
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv, blinded
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.experiments.evaluation import evaluate
@@ -37,7 +37,7 @@ class Echo:
 @pytest.fixture(scope="module")
 def router():
     """A blind router that takes many sub-paths."""
-    blind = sb3_router.fit_blind(Setting("RNR-v0", {"backend": paper()}, 0, 1024, progress=False), "ppo")
+    blind = sb3_router.fit_blind(FitConfig("RNR-v0", {"backend": paper()}, 0, 1024, progress=False), "ppo")
     opinionated(blind.router)
     return blind
 
@@ -49,7 +49,7 @@ def test_blinded_is_a_copy_without_the_summary():
     assert (seen == before).all()
     for part in WHERE.summary:
         assert (dark[:, part] == 0).all()
-    for part in (WHERE.layer, WHERE.compute, WHERE.came_by, WHERE.tradeoff):
+    for part in (WHERE.layer, WHERE.compute, WHERE.prev_sub_path, WHERE.tradeoff):
         assert (dark[:, part] == seen[:, part]).all()
     assert WHERE.summary.size + sum(part.stop - part.start for part in WHERE[1:]) == WHERE.size
 
@@ -94,7 +94,7 @@ def test_it_finds_the_best_static_path_and_no_better(monkeypatch):
     arguments = {**RECIPES["ppo"].arguments, "ent_coef": 0.01}
     monkeypatch.setitem(RECIPES, "ppo", replace(RECIPES["ppo"], num_envs=64, learning_rate=3e-3, arguments=arguments))
     table = paper()
-    router = sb3_router.fit_blind(Setting("RNR-v0", {"backend": table}, 0, 70_000, tradeoffs=(0.1, 3.0), progress=False), "ppo")
+    router = sb3_router.fit_blind(FitConfig("RNR-v0", {"backend": table}, 0, 70_000, tradeoffs=(0.1, 3.0), progress=False), "ppo")
     for tradeoff, (value, path) in BEST_STATIC.items():
         found = evaluate(table, router, tradeoff)
         assert found.path.tolist() == [path] * 8

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rnr_gym.agents import Setting, confidence
+from rnr_gym.agents import FitConfig, confidence
 from rnr_gym.agents.confidence import GRID, ConfidenceRouter, along_uniform_path
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.experiments.evaluation import evaluate
@@ -16,7 +16,7 @@ SEEDS = pytest.mark.parametrize("seed", range(4))
 
 
 def fitted(table):
-    return confidence.fit(Setting("RNR-v0", {"backend": table}))
+    return confidence.fit(FitConfig("RNR-v0", {"backend": table}))
 
 
 def mean_return(table, threshold, tradeoff):
@@ -31,7 +31,7 @@ def mean_return(table, threshold, tradeoff):
                 path.append(0)
                 break
             path.append(spec.full_path)
-            place = table.places.child[place, spec.full_path]
+            place = table.tree.child[place, spec.full_path]
         answer = numbers[tuple(path + [-1] * (spec.num_layers - len(path)))]
         total += float(table.prediction[answer, image] == table.labels[image]) - tradeoff * table.compute[answer]
     return total / len(table.labels)
@@ -129,7 +129,7 @@ def test_a_live_network_and_its_table_are_fitted_alike(kind, exits):
 def test_without_exits_every_image_takes_the_full_path(exits):
     backbone, images = small.backbone("multipath", exits), small.images()
     arguments = {"dataset": images, "backbone": backbone, "backend": "live", "exits": False}
-    router = confidence.fit(Setting("RNR-v0", arguments))
+    router = confidence.fit(FitConfig("RNR-v0", arguments))
     for tradeoff in (0.01, 0.5, 4.0):
         found = evaluate(Live(backbone, images, backbone.spec(False)), router, tradeoff)
         assert (found.path == backbone.full_path).all()

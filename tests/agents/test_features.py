@@ -9,12 +9,12 @@ from rnr_gym.routing.traversal import Traversal
 from tests import small
 
 
-def observed(kind="multipath", condensed=0):
+def observed(kind="multipath", summary_groups=0):
     """Observations of 5 images at layer 1, and their layout."""
-    backbone = small.backbone(kind, condensed=condensed)
+    backbone = small.backbone(kind, summary_groups=summary_groups)
     spec = backbone.spec()
     walk = Traversal.start(backbone, small.pixels(5)).step(np.full(5, 2))
-    observation = observe(spec.layout, walk.summary(), walk.layer, walk.came_by, walk.macs / spec.plain_macs, np.full(5, 0.5))
+    observation = observe(spec.layout, walk.summary(), walk.layer, walk.prev_sub_path, walk.macs / spec.plain_macs, np.full(5, 0.5))
     return torch.from_numpy(observation), spec.layout
 
 
@@ -44,6 +44,6 @@ def test_features_end_with_all_but_the_tradeoff():
 
 
 def test_without_glance_probabilities_only_the_exit_counts():
-    observation, layout = observed(condensed=8)
+    observation, layout = observed(summary_groups=8)
     found = features(layout, observation)
     assert torch.equal(found[:, 5:], observation[:, :-1])

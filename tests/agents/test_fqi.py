@@ -1,4 +1,4 @@
-"""Fitted Q iteration: targets counted by hand, folds kept apart, and an optimum known on paper."""
+"""FittedRouter Q iteration: targets counted by hand, folds kept apart, and an optimum known on paper."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym.agents import Setting, fqi, thresholds
+from rnr_gym.agents import FitConfig, fqi, thresholds
 from rnr_gym.agents.fqi import Config, FqiRouter, Induction, Networks, depart, fit_table, inputs
 from rnr_gym.experiments.evaluation import evaluate
 from rnr_gym.routing import route_table
@@ -64,14 +64,14 @@ def test_targets_of_the_last_layer_are_the_outcomes():
     """With full information a target is what the table says, less what was spent before."""
     table = drawn(0)
     steps = induction(table)
-    last = np.flatnonzero(table.places.layer[: len(table.summary)] == 1)
+    last = np.flatnonzero(table.tree.layer[: len(table.summary)] == 1)
     for place in last.tolist():
         image = np.arange(30)
         found = steps.targets(np.full(30, place), image)
-        spent = table.places.macs[place] / table.spec.plain_macs
+        spent = table.tree.macs[place] / table.spec.plain_macs
         for number, tradeoff in enumerate((0.2, 2.0)):
             for sub_path in range(3):
-                answer = table.places.child[place, sub_path] - len(table.summary)
+                answer = table.tree.child[place, sub_path] - len(table.summary)
                 expected = table.returns(tradeoff)[answer] + tradeoff * spent
                 np.testing.assert_allclose(found[:, sub_path, number], expected, atol=1e-6)
 
@@ -83,7 +83,7 @@ def test_returns_are_those_of_the_policy_that_is_followed():
     for layer in (1, 0):
         steps.fit_layer(layer)
     used = QUICK.margins.index(QUICK.target_margin)
-    begun = table.places.macs[0] / table.spec.plain_macs
+    begun = table.tree.macs[0] / table.spec.plain_macs
     expected = steps.returns[0].mean(0) - np.array(QUICK.tradeoffs) * begun
     np.testing.assert_allclose(steps.mean_returns(steps.actions[used]), expected, atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_network_of_a_fold_never_sees_its_images(monkeypatch):
         return targets(self, place, image)
 
     monkeypatch.setattr(Induction, "targets", noted)
-    steps.trained(1, np.flatnonzero(table.places.layer[: len(table.summary)] == 1))
+    steps.trained(1, np.flatnonzero(table.tree.layer[: len(table.summary)] == 1))
     batches = [images.reshape(4, 64) for images in asked if len(images) == 4 * 64]
     assert len(batches) == QUICK.steps + 1
     for fold in range(3):
@@ -194,21 +194,21 @@ def test_decision_is_charged_its_matrix_products():
 def test_without_a_table_there_is_a_clear_error(monkeypatch, images, backbone):
     arguments = {"dataset": images, "backbone": backbone, "backend": "live"}
     with pytest.raises(ValueError, match="`agent` fqi needs a route table, got RNR-v0"):
-        fqi.fit(Setting("RNR-v0", arguments))
+        fqi.fit(FitConfig("RNR-v0", arguments))
     monkeypatch.setattr(route_table, "LIMIT", 1)
-    setting = Setting("RNR-v0", {"dataset": images, "backbone": backbone})
-    assert not setting.has_table("route")
+    fit_config = FitConfig("RNR-v0", {"dataset": images, "backbone": backbone})
+    assert not fit_config.has_table("route")
     with pytest.raises(ValueError, match="choose other agents"):
-        fqi.fit(setting)
+        fqi.fit(fit_config)
 
 
 def test_originals_are_those_of_the_images_if_they_are_the_tables(images, backbone):
     versions = replace(images, source=np.arange(24) // 2)
-    setting = Setting("RNR-v0", {"dataset": versions, "backbone": backbone})
-    table = setting.table("route")
-    assert fqi.originals(setting, table).tolist() == (np.arange(24) // 2).tolist()
+    fit_config = FitConfig("RNR-v0", {"dataset": versions, "backbone": backbone})
+    table = fit_config.table("route")
+    assert fqi.originals(fit_config, table).tolist() == (np.arange(24) // 2).tolist()
     other = drawn(0)
-    assert fqi.originals(setting, other).tolist() == list(range(30))
+    assert fqi.originals(fit_config, other).tolist() == list(range(30))
 
 
 def test_without_exits_it_still_fits():

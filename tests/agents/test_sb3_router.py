@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rnr_gym import agents, storage
-from rnr_gym.agents import AGENTS, RECIPES, Setting, sb3_router
+from rnr_gym.agents import AGENTS, RECIPES, FitConfig, sb3_router
 from rnr_gym.agents.recipes import TUNED, recipe_for
-from rnr_gym.agents.sb3_router import CHECKPOINT, Bar, Keeper, RoutingFeatures, learner
+from rnr_gym.agents.sb3_router import CHECKPOINT, Bar, CheckpointCallback, RoutingFeatures, learner
 from rnr_gym.data import DATASETS
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.experiments.evaluation import evaluate
@@ -46,8 +46,8 @@ def fitted(name, table, steps, seed=0, **more):
     """A recipe's router, fitted to a table."""
     if name in CONTRIB:
         pytest.importorskip("sb3_contrib")
-    setting = Setting("RNR-v0", {"backend": table}, seed, steps, progress=False, **more)
-    return sb3_router.fit(setting, name)
+    fit_config = FitConfig("RNR-v0", {"backend": table}, seed, steps, progress=False, **more)
+    return sb3_router.fit(fit_config, name)
 
 
 def observations(spec, count=200, seed=0):
@@ -149,7 +149,7 @@ class Killed:
 def kill(monkeypatch):
     """A checkpoint every 1,024 steps, and learning that can be killed."""
     killed = Killed(None)
-    monkeypatch.setattr(sb3_router, "Keeper", partial(Keeper, every=1024))
+    monkeypatch.setattr(sb3_router, "CheckpointCallback", partial(CheckpointCallback, every=1024))
     monkeypatch.setattr(sb3_router, "Bar", killed)
     return killed
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_holds_weights_and_optimiser(tmp_path, kill, name):
         fitted(name, table, 4096, folder=tmp_path)
     tensors, facts = storage.load_tensors(tmp_path / CHECKPOINT)
     model = learner(RECIPES[name], vec_env("RNR-v0", RECIPES[name].num_envs, 9, backend=table), table.spec.layout, 9)
-    Keeper(tmp_path, facts["identity"]).take_up(model)
+    CheckpointCallback(tmp_path, facts["identity"]).resume(model)
     found, _ = storage.flattened(model.get_parameters())
     assert model.num_timesteps == 2048
     assert any("optimizer/state" in key for key in tensors)
@@ -221,10 +221,10 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, kill, monkeypatch, 
 
 def test_a_blind_learners_checkpoint_is_not_a_seeing_ones(tmp_path, kill):
     table = paper()
-    setting = Setting("RNR-v0", {"backend": table}, 0, 2048, folder=tmp_path, progress=False)
-    sb3_router.fit_blind(setting, "ppo")
+    fit_config = FitConfig("RNR-v0", {"backend": table}, 0, 2048, folder=tmp_path, progress=False)
+    sb3_router.fit_blind(fit_config, "ppo")
     with pytest.raises(ValueError, match="`folder` must hold a run of the same settings"):
-        sb3_router.fit(setting, "ppo")
+        sb3_router.fit(fit_config, "ppo")
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, kill, monkeypatch):
@@ -273,21 +273,21 @@ def test_a_maskable_learners_router_takes_only_what_a_layer_offers():
     pytest.importorskip("sb3_contrib")
     backbone = small.backbone("multipath", "one exit")
     arguments = {"dataset": small.images(), "backbone": backbone, "backend": "table"}
-    setting = Setting("RNR-v0", arguments, 0, 1024, progress=False)
+    fit_config = FitConfig("RNR-v0", arguments, 0, 1024, progress=False)
     spec = backbone.spec()
     seen = observations(spec, 500)
     layers = seen[:, spec.layout.layer].argmax(1)
-    chosen = {name: sb3_router.fit(setting, name).predict(seen, deterministic=False)[0] for name in ("maskable-ppo", "ppo")}
+    chosen = {name: sb3_router.fit(fit_config, name).predict(seen, deterministic=False)[0] for name in ("maskable-ppo", "ppo")}
     assert spec.valid[layers, chosen["maskable-ppo"]].all()
     assert not spec.valid[layers, chosen["ppo"]].all()
 
 
 def test_without_sb3_contrib_its_learners_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    setting = Setting("RNR-v0", {"backend": paper()}, 0, 1024, progress=False)
+    fit_config = FitConfig("RNR-v0", {"backend": paper()}, 0, 1024, progress=False)
     for name in CONTRIB:
         with pytest.raises(ValueError, match=r"sb3-contrib; install rnr-gym\[contrib\]"):
-            AGENTS[name].fit(setting)
+            AGENTS[name].fit(fit_config)
 
 
 def test_a_router_is_given_one_observation_an_image_and_needs_no_state():

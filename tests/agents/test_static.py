@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rnr_gym import data
-from rnr_gym.agents import Setting, static
-from rnr_gym.agents.static import SEARCH_TRADEOFFS, StaticRouter
+from rnr_gym.agents import FitConfig, static
+from rnr_gym.agents.static import SEARCH_GRID, StaticRouter
 from rnr_gym.routing import route_table
 from rnr_gym.routing.rollout import route
 from rnr_gym.routing.route_table import RouteTable
@@ -19,11 +19,11 @@ EVERY = pytest.mark.parametrize(
     ("kind", "exits", "on"),
     [(kind, exits, on) for kind in small.KINDS for exits in small.EXITS for on in ((True, False) if exits != "bare" else (True,))],
 )
-TRADEOFFS = np.geomspace(1e-3, 4.0, 60).tolist()
+TRADEOFF_RANGE = np.geomspace(1e-3, 4.0, 60).tolist()
 
 
-def setting(table):
-    return Setting("RNR-v0", {"backend": table})
+def fit_config(table):
+    return FitConfig("RNR-v0", {"backend": table})
 
 
 def table_of(kind="multipath", exits="glance and exits", on=True, count=24):
@@ -71,11 +71,11 @@ def test_all_paths_are_weighed_by_what_the_network_answers(kind, exits, on):
 def test_at_every_tradeoff_the_path_is_the_best_of_all(seed):
     table = drawn(seed)
     accuracies = static.all_paths(table)
-    router = static.fit(setting(table))
+    router = static.fit(fit_config(table))
     edges = router.edges.tolist()
     assert len(edges) == len(router.paths) - 1 > 0
     assert edges == sorted(edges)
-    for tradeoff in [*TRADEOFFS, *edges, *(edge * (1 - 1e-9) for edge in edges), *(edge * (1 + 1e-9) for edge in edges)]:
+    for tradeoff in [*TRADEOFF_RANGE, *edges, *(edge * (1 - 1e-9) for edge in edges), *(edge * (1 + 1e-9) for edge in edges)]:
         path = tuple(router.path(tradeoff).tolist())
         assert accuracies[path] - tradeoff * cost(table.spec, path) == pytest.approx(best_value(table.spec, accuracies, tradeoff), abs=1e-12)
 
@@ -83,8 +83,8 @@ def test_at_every_tradeoff_the_path_is_the_best_of_all(seed):
 @EVERY
 def test_so_it_is_on_networks(kind, exits, on):
     table = table_of(kind, exits, on)
-    accuracies, router = static.all_paths(table), static.fit(setting(table))
-    for tradeoff in TRADEOFFS:
+    accuracies, router = static.all_paths(table), static.fit(fit_config(table))
+    for tradeoff in TRADEOFF_RANGE:
         path = tuple(router.path(tradeoff).tolist())
         assert accuracies[path] - tradeoff * cost(table.spec, path) == pytest.approx(best_value(table.spec, accuracies, tradeoff), abs=1e-12)
 
@@ -106,7 +106,7 @@ def test_of_two_paths_with_one_cost_only_the_better_stays_and_dear_ones_that_gai
 
 def test_the_best_static_paths_on_paper_are_found():
     table = paper()
-    router = static.fit(setting(table))
+    router = static.fit(fit_config(table))
     # static compute .02, .23, .70 with 2, 5 and 7 of 8 right: slopes (2/8) / .47 and (3/8) / .21
     assert router.paths.tolist() == [[2, 1], [1, 0], [0, -1]]
     assert router.edges.tolist() == pytest.approx([0.25 / 0.47, 0.375 / 0.21])
@@ -115,22 +115,22 @@ def test_the_best_static_paths_on_paper_are_found():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_its_own_tradeoffs_visit_each_path_once(seed):
-    router = static.fit(setting(drawn(seed)))
+    router = static.fit(fit_config(drawn(seed)))
     visited = [router.path(tradeoff).tolist() for tradeoff in router.tradeoffs]
     assert visited == router.paths.tolist()
 
 
 def test_a_router_of_one_path_has_one_tradeoff():
-    router = static.fit_full(setting(paper()))
+    router = static.fit_full(fit_config(paper()))
     assert router.tradeoffs == [0.0]
-    assert all(router.path(tradeoff).tolist() == [2, 2] for tradeoff in TRADEOFFS)
+    assert all(router.path(tradeoff).tolist() == [2, 2] for tradeoff in TRADEOFF_RANGE)
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_predict_sends_every_image_down_the_path(kind):
     table = table_of(kind)
-    router = static.fit(setting(table))
-    for tradeoff in [*router.tradeoffs, *TRADEOFFS]:
+    router = static.fit(fit_config(table))
+    for tradeoff in [*router.tradeoffs, *TRADEOFF_RANGE]:
         walk = route(table.start(np.arange(24)), table.spec, router, tradeoff)
         assert (walk.path == router.path(tradeoff)).all()
 
@@ -151,7 +151,7 @@ def test_images_at_different_tradeoffs_and_layers_are_each_served():
 def test_full_is_the_plain_network_and_cheapest_costs_least(kind, exits, on):
     table = table_of(kind, exits, on, 4)
     problem = table.spec
-    full, cheapest = static.fit_full(setting(table)).path(0.3), static.fit_cheapest(setting(table)).path(0.3)
+    full, cheapest = static.fit_full(fit_config(table)).path(0.3), static.fit_cheapest(fit_config(table)).path(0.3)
     assert full.tolist() == [problem.full_path] * problem.num_layers
     assert cost(problem, full) == 1.0
     assert tuple(cheapest.tolist()) in whole_paths(problem)
@@ -171,7 +171,7 @@ def test_local_search_comes_close_to_the_best_of_all(digits, seed):
     everything, met = static.all_paths(digits), static.searched_paths(digits, np.random.default_rng(seed))
     assert len(met) < len(everything)
     assert met.items() <= everything.items()
-    for tradeoff in SEARCH_TRADEOFFS:
+    for tradeoff in SEARCH_GRID:
         assert best_value(digits.spec, met, tradeoff) >= best_value(digits.spec, everything, tradeoff) - 0.005
 
 
@@ -183,19 +183,19 @@ def test_local_search_weighs_no_more_images_than_it_is_told_to(digits):
 
 def test_a_router_is_searched_for_where_there_is_no_table(images, backbone):
     arguments = {"dataset": images, "backbone": backbone, "backend": "live"}
-    live = static.fit(Setting("RNR-v0", arguments))
-    table = Setting("RNR-v0", {**arguments, "backend": "table"}).table("route")
+    live = static.fit(FitConfig("RNR-v0", arguments))
+    table = FitConfig("RNR-v0", {**arguments, "backend": "table"}).table("route")
     assert isinstance(table, RouteTable)
     accuracies = static.all_paths(table)
     assert {tuple(path) for path in live.paths.tolist()} <= accuracies.keys()
     full = (backbone.full_path,) * 3
-    for tradeoff in SEARCH_TRADEOFFS:  # it starts from the full path, so it ends no lower
+    for tradeoff in SEARCH_GRID:  # it starts from the full path, so it ends no lower
         path = tuple(live.path(tradeoff).tolist())
         assert accuracies[path] - tradeoff * cost(table.spec, path) >= accuracies[full] - tradeoff
 
 
 def test_a_router_comes_back_from_what_it_says_of_itself():
-    router = static.fit(setting(drawn(1)))
+    router = static.fit(fit_config(drawn(1)))
     again = StaticRouter.restore(router.spec, *router.state())
     assert (again.paths.dtype, again.edges.dtype) == (np.int8, np.float64)
     assert again.paths.tolist() == router.paths.tolist()

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rnr_gym.agents import Setting, confidence, thresholds
+from rnr_gym.agents import FitConfig, confidence, thresholds
 from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path
 from rnr_gym.agents.thresholds import SHARES, ThresholdsRouter, solve_trail
 from rnr_gym.experiments.evaluation import evaluate
@@ -17,7 +17,7 @@ SEEDS = pytest.mark.parametrize("seed", range(4))
 
 
 def fitted(table):
-    return thresholds.fit(Setting("RNR-v0", {"backend": table}))
+    return thresholds.fit(FitConfig("RNR-v0", {"backend": table}))
 
 
 def recount(table, levels, sub_path, tradeoff):
@@ -33,7 +33,7 @@ def recount(table, levels, sub_path, tradeoff):
                 path.append(0)
                 break
             path.append(sub_path)
-            place = table.places.child[place, sub_path]
+            place = table.tree.child[place, sub_path]
         answer = numbers[tuple(path + [-1] * (spec.num_layers - len(path)))]
         total += float(table.correct[answer, image]) - tradeoff * table.compute[answer]
     return total / len(table.labels)
@@ -84,7 +84,7 @@ def test_solution_is_close_to_exhaustive_search(seed):
 @SEEDS
 def test_never_worse_than_a_single_threshold(seed):
     table = drawn(seed)
-    ours, single = fitted(table), confidence.fit(Setting("RNR-v0", {"backend": table}))
+    ours, single = fitted(table), confidence.fit(FitConfig("RNR-v0", {"backend": table}))
     gains = []
     for tradeoff in GRID:
         one, other = evaluate(table, ours, tradeoff), evaluate(table, single, tradeoff)
@@ -168,7 +168,7 @@ def test_without_exits_only_the_sub_path_is_chosen():
 def test_layers_without_an_exit_never_exit(exits):
     backbone, images = small.backbone("multipath", exits), small.images()
     arguments = {"dataset": images, "backbone": backbone, "backend": "live"}
-    router = thresholds.fit(Setting("RNR-v0", arguments))
+    router = thresholds.fit(FitConfig("RNR-v0", arguments))
     spec = backbone.spec()
     offered = spec.valid[:, 0] if spec.has_exits else np.zeros(3, np.bool_)
     assert (router.thresholds[:, ~offered] == NEVER).all()

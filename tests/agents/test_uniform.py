@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rnr_gym.agents import Setting, uniform
+from rnr_gym.agents import FitConfig, uniform
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.routing.rollout import route
 from tests import small
@@ -56,7 +56,7 @@ def test_its_paths_are_whole_whatever_is_masked():
 
 def test_it_is_fitted_by_keeping_the_seed_and_comes_back_with_it():
     table = paper()
-    router = uniform.fit(Setting("RNR-v0", {"backend": table}, seed=11))
+    router = uniform.fit(FitConfig("RNR-v0", {"backend": table}, seed=11))
     again = UniformRouter.restore(table.spec, *router.state())
     seen, _ = observations(table.spec, 50)
     assert router.predict(seen)[0].tolist() == again.predict(seen)[0].tolist() == UniformRouter(table.spec, 11).predict(seen)[0].tolist()

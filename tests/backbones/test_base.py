@@ -15,9 +15,9 @@ def test_the_full_path_is_the_plain_network(kind, exits, shape):
     backbone = small.backbone(kind, exits, shape).double()
     x = backbone.prepare(small.pixels(5, shape))
     y = backbone.stem(x)
-    came_by = None
+    prev_sub_path = None
     for layer in backbone.layers:
-        y, came_by = layer(y, backbone.full_path, came_by), backbone.full_path if backbone.reads_came_by else None
+        y, prev_sub_path = layer(y, backbone.full_path, prev_sub_path), backbone.full_path if backbone.reads_prev_sub_path else None
     torch.testing.assert_close(backbone.plain()(x), backbone.head(y), rtol=1e-10, atol=1e-10)
 
 

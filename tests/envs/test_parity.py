@@ -144,7 +144,7 @@ def test_so_it_does_for_one_and_for_many(num, some_digits):
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_so_it_does_where_summaries_are_quantised(mode, kind, images):
     """On the table only: live, a value halfway between two steps may be rounded either way."""
-    pair = Pair("RNR-v0", "table", mode, dataset=images, backbone=small.backbone(kind, condensed=8), tradeoff=(0.1, 2.0))
+    pair = Pair("RNR-v0", "table", mode, dataset=images, backbone=small.backbone(kind, summary_groups=8), tradeoff=(0.1, 2.0))
     pair.reset(seed=3)
     for step in actions(pair, 15):
         pair.step(step)

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from rnr_gym.backbones import zoo
-from rnr_gym.registration import IDS, arguments_of
+from rnr_gym.registration import IDS, registered_kwargs
 
 RANDOM = {"weights": None, "backend": "live"}
 TABLES = {name for name, arguments in IDS.items() if arguments.get("backend") == "shipped"}
@@ -119,7 +119,7 @@ def test_a_spec_survives_pickling(name):
 def test_the_id_makes_the_environment_its_table_says(name):
     env = make(name).unwrapped
     assert env.source.backbone is make(name).unwrapped.source.backbone
-    assert env.source.backbone.config == zoo.from_config(zoo.ARCHITECTURES[arguments_of(name)["backbone"]].config).config
+    assert env.source.backbone.config == zoo.from_config(zoo.ARCHITECTURES[registered_kwargs(name)["backbone"]].config).config
     assert env.spec.max_episode_steps is None
 
 
@@ -218,7 +218,7 @@ def test_an_unknown_id_is_refused():
     with pytest.raises(gym.error.NameNotFound):
         gym.make("RNR-Nothing-v0")
     with pytest.raises(ValueError, match=r"`env` must be one of RNR-Digits-v0.*got 'RNR-Nothing-v0'"):
-        arguments_of("RNR-Nothing-v0")
+        registered_kwargs("RNR-Nothing-v0")
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_what_an_observation_says_beside_the_summary(kind, exits):
             at = np.zeros(3) if ended else np.eye(3)[layer]
             came = np.eye(env.routing.num_paths)[path[layer - 1]] if layer else np.zeros(env.routing.num_paths)
             np.testing.assert_array_equal(observation[where.layer], at)
-            np.testing.assert_array_equal(observation[where.came_by], came)
+            np.testing.assert_array_equal(observation[where.prev_sub_path], came)
             assert observation[where.compute.start] == np.float32(info["compute"])
             assert observation[where.tradeoff.start] == np.float32(info["tradeoff"])
             assert info["compute"] == info["macs"] / env.routing.plain_macs
@@ -169,7 +169,7 @@ def test_a_masked_action_is_executed_as_the_nearest_and_recorded_as_such():
     observations, _, infos = play(env, [0, 0, 0])
     assert [info["executed"] for info in infos[1:]] == [1, 1, 0]
     assert infos[-1]["path"].tolist() == [1, 1, 0]
-    assert observations[1][env.routing.layout.came_by].tolist() == [0, 1, 0, 0]
+    assert observations[1][env.routing.layout.prev_sub_path].tolist() == [0, 1, 0, 0]
     wanted = play(env, [1, 1, 0], options={"index": infos[0]["index"]})
     np.testing.assert_array_equal(observations, wanted[0])
     assert infos[-1]["macs"] == wanted[2][-1]["macs"]
