@@ -1,7 +1,7 @@
 """Put measured figures into the README: one table and one picture per report.
 
-A table replaces what stands between `<!-- results ENV -->` and `<!-- end -->`. The rows it comes from
-go to `benchmarks/results/ENV.json`, the picture to `docs/ENV.png`.
+A table replaces what stands between `<!-- results ENV -->` and `<!-- end -->`. The rows it comes
+from go to `benchmarks/results/ENV.json`, the picture to `docs/ENV.png`.
 Run after `rnr-gym compare`: `python benchmarks/readme.py reports/cifar10 reports/digits`.
 """
 
@@ -11,11 +11,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from rnr_gym.experiments.report import PICTURE, RESULTS, interval, number, percent
+from rnr_gym.experiments.formatting import interval, number, percent
+from rnr_gym.experiments.report import PICTURE_FILE, RESULTS_FILE
+from rnr_gym.experiments.results import Results
 
 README = Path("README.md")
 PICTURES = Path("docs")
@@ -24,27 +26,30 @@ BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
 RIVALS = ("static", "blind", "thresholds", "fqi")
 
 
-def table(content: dict[str, Any]) -> str:
+def table(results: Results) -> str:
     """A report as Markdown: accuracy at budgets, regret, paired differences against `RIVALS`."""
+    comparison = results.comparison
     columns = ["router", *(f"at {budget:g}" for budget in BUDGETS)]
-    if content["routers"][-1]["regret"] is not None:
+    # The last router is the oracle where there is a route table, which regret needs.
+    has_regret = comparison.routers[-1].regret is not None
+    if has_regret:
         columns.append("regret")
     columns += [f"against {rival}" for rival in RIVALS]
 
     gains = {}
-    for pair in content["differences"]:
-        gains[pair["router"], pair["against"]] = interval(pair["mean"], pair["low"], pair["high"])
+    for pair in comparison.differences:
+        gains[pair.router, pair.against] = interval(pair.mean, pair.low, pair.high)
 
     lines = [row(columns), "|---" * len(columns) + "|"]
-    for router in content["routers"]:
-        cells = [router["router"]]
+    for router in comparison.routers:
+        cells = [router.router]
         for budget in BUDGETS:
-            cells.append(percent(*router["accuracy_at"][content["budgets"].index(budget)]))
-        if "regret" in columns:
-            cells.append(number(router["regret"]))
-        cells += [gains.get((router["router"], rival), "") for rival in RIVALS]
+            cells.append(percent(*router.accuracy_at[comparison.budgets.index(budget)]))
+        if has_regret:
+            cells.append(number(router.regret))
+        cells += [gains.get((router.router, rival), "") for rival in RIVALS]
         lines.append(row(cells))
-    return f"{heading(content)}\n\n" + "\n".join(lines)
+    return f"{heading(results)}\n\n" + "\n".join(lines)
 
 
 def row(cells: list[str]) -> str:
@@ -52,22 +57,25 @@ def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def heading(content: dict[str, Any]) -> str:
+def heading(results: Results) -> str:
     """What a table was measured on."""
     return (
-        f"`{content['env']}`, {content['images']:,} test images, {content['seeds']} router seeds, "
-        f"one backbone; its full path has {content['full_accuracy']:.1%} "
-        f"(weights and images `{content['provenance']['weights and images']}`):"
+        f"`{results.env}`, {results.images:,} test images, {results.seeds} router seeds, "
+        f"one backbone; its full path has {results.comparison.full_accuracy:.1%} "
+        f"(weights and images `{results.provenance['weights and images']}`):"
     )
 
 
-def insert(text: str, content: dict[str, Any]) -> str:
+def insert(text: str, results: Results) -> str:
     """The README's text with the table of one report replaced."""
-    begin = f"<!-- results {content['env']} -->\n"
+    begin = f"<!-- results {results.env} -->\n"
     pattern = rf"(?s){re.escape(begin)}.*?\n<!-- end -->"
-    replaced, count = re.subn(pattern, lambda _: f"{begin}{table(content)}\n<!-- end -->", text)
+    # A function, because a plain replacement would read backslashes in the table as escapes.
+    replaced, count = re.subn(pattern, lambda _: f"{begin}{table(results)}\n<!-- end -->", text)
     if count != 1:
-        raise SystemExit(f"README.md must have one pair of markers, {begin.strip()} and <!-- end -->")
+        raise SystemExit(
+            f"README.md must have one pair of markers, {begin.strip()} and <!-- end -->"
+        )
     return replaced
 
 
@@ -76,11 +84,12 @@ def main(reports: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     text = README.read_text()
     ROWS.mkdir(exist_ok=True)
     for report in reports:
-        content = json.loads((report / RESULTS).read_text())
-        text = insert(text, content)
-        rows = ROWS / f"{content['env']}.json"
+        content = json.loads((report / RESULTS_FILE).read_text())
+        results = Results.from_json(content)
+        text = insert(text, results)
+        rows = ROWS / f"{results.env}.json"
         rows.write_text(json.dumps(content, separators=(",", ":")) + "\n")
-        shutil.copy(report / PICTURE, PICTURES / f"{content['env']}.png")
+        shutil.copy(report / PICTURE_FILE, PICTURES / f"{results.env}.png")
     README.write_text(text)
 
 

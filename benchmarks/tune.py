@@ -1,7 +1,8 @@
-"""Random search for the PPO and DQN recipes: as many trials, environment steps and seeds for one as for the other.
+"""Random search for the PPO and DQN recipes, with as many trials and environment steps for both.
 
-Routers learn on one half of the originals of `route` and are scored on the other half; `test` is not touched. The score
-is the mean return over the trade-offs of the sweep. Run: `python benchmarks/tune.py --env RNR-CIFAR10-v0 --out FILE`.
+Routers learn on one half of the originals of `route` and are scored on the other half; `test` is
+not touched. The score is the mean return over `EVAL_TRADEOFFS`.
+Run: `python benchmarks/tune.py --env RNR-CIFAR10-v0 --out FILE`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
-from rnr_gym import agents
-from rnr_gym.agents import FitConfig, sb3_router
+from rnr_gym.agents import AGENTS, RECIPES, FitConfig, sb3
 from rnr_gym.agents.fqi import originals
-from rnr_gym.agents.recipes import RECIPES, Recipe
+from rnr_gym.agents.recipes import Recipe
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate
 
 NETS = ((16,), (32,), (64,), (32, 32), (64, 64))
@@ -52,57 +52,95 @@ class Args:
 
     env: str = "RNR-Digits-v0"
     trials: int = 10
-    """Settings tried for each of the two."""
+    """Recipes tried for each of the two."""
     steps: int = 400_000
     """Environment steps of a trial."""
     out: Path = Path("benchmarks/tuned_digits.json")
     jobs: int = 2
 
 
+class Trial(NamedTuple):
+    """An agent's name and a recipe for it."""
+
+    agent: str
+    recipe: Recipe
+
+
 def drawn(name: str, random: np.random.Generator) -> Recipe:
-    """A recipe with every free value drawn anew."""
+    """A recipe with every free value drawn at random."""
     base = RECIPES[name]
-    chosen = {key: values[random.integers(len(values))] for key, values in SPACE[name].items()}
+    kwargs = dict(base.kwargs)
+    for key, values in SPACE[name].items():
+        kwargs[key] = values[random.integers(len(values))]
+
     return replace(
         base,
-        net=NETS[random.integers(len(NETS))],
+        net_arch=NETS[random.integers(len(NETS))],
+        # Uniform on a logarithmic scale.
         learning_rate=float(np.exp(random.uniform(*np.log(LEARNING_RATES)))),
         weight_decay=float(random.choice(WEIGHT_DECAYS)),
         summary_scale=float(random.choice(SUMMARY_SCALES)),
-        arguments={**base.arguments, **chosen},
+        kwargs=kwargs,
     )
 
 
-def score(env: str, name: str, recipe: Recipe, steps: int) -> float:
+def score(env: str, trial: Trial, steps: int) -> float:
     """Mean return on the half of `route` that the router did not learn on."""
     torch.set_num_threads(1)
-    RECIPES[name], sb3_router.recipe_for = recipe, lambda *_: recipe
-    fit_config = FitConfig(env, steps=steps, progress=False)
+    # In this worker's process alone: whatever the data set is, the learner uses the drawn recipe.
+    sb3.recipe_for = lambda *_: trial.recipe
+    fit_config = FitConfig(env=env, steps=steps, progress=False)
     table = fit_config.table("route")
     assert table is not None
-    # Classes take turns in `route`, so halves are drawn: every other original would be every other class.
-    groups = originals(fit_config, table)
-    known = np.unique(groups)
-    learnt = np.isin(groups, np.random.default_rng(0).permutation(known)[::2])
-    router = agents.AGENTS[name].fit(replace(fit_config, arguments={"backend": table.take(learnt)}))
-    held_out = table.take(~learnt)
-    found = [(tradeoff, evaluate(held_out, router, tradeoff)) for tradeoff in EVAL_TRADEOFFS]
-    return float(np.mean([(part.correct - tradeoff * part.macs / table.spec.plain_macs).mean() for tradeoff, part in found]))
+
+    # Classes take turns in `route`, so halves are drawn: every other original would be every other
+    # class.
+    original_id = originals(fit_config, table)
+    known = np.unique(original_id)
+    learned = np.isin(original_id, np.random.default_rng(0).permutation(known)[::2])
+    half = replace(fit_config, kwargs={"backend": table.take(learned)})
+    router = AGENTS[trial.agent].fit(half)
+
+    held_out = table.take(~learned)
+    returns = []
+    for tradeoff in EVAL_TRADEOFFS:
+        evaluation = evaluate(held_out, router, tradeoff)
+        cost = tradeoff * evaluation.macs / table.spec.plain_macs
+        returns.append((evaluation.correct - cost).mean())
+    return float(np.mean(returns))
 
 
 def main(args: Args) -> None:
     """Search, and write all trials, best first."""
     random = np.random.default_rng(0)
-    trials = [(name, drawn(name, random)) for _ in range(args.trials) for name in SPACE]
+    trials = []
+    for _ in range(args.trials):
+        trials += [Trial(name, drawn(name, random)) for name in SPACE]
+    # Built here, so that workers find the table in the cache.
     FitConfig(args.env).table("route")
+
+    rows = []
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        scores = [pool.submit(score, args.env, name, recipe, args.steps) for name, recipe in trials]
-        found = [(name, future.result(), asdict(recipe)) for (name, recipe), future in tqdm(list(zip(trials, scores, strict=True)))]
-    found.sort(key=lambda trial: (trial[0], -trial[1]))
-    rows = [{"agent": name, "return": round(value, 5), "recipe": recipe} for name, value, recipe in found]
-    args.out.write_text(json.dumps({**{key: str(value) for key, value in asdict(args).items()}, "trials": rows}, indent=1) + "\n")
+        futures = [pool.submit(score, args.env, trial, args.steps) for trial in trials]
+        for trial, future in tqdm(list(zip(trials, futures, strict=True))):
+            row = {
+                "agent": trial.agent,
+                "return": future.result(),
+                "recipe": asdict(trial.recipe),
+            }
+            rows.append(row)
+    rows.sort(key=lambda row: (row["agent"], -row["return"]))
     for row in rows:
-        print(f"{row['agent']:5} {row['return']:.4f}  {row['recipe']['net']} {row['recipe']['learning_rate']:.2g} {row['recipe']['arguments']}")
+        row["return"] = round(row["return"], 5)
+
+    settings = {name: str(value) for name, value in asdict(args).items()}
+    args.out.write_text(json.dumps({**settings, "trials": rows}, indent=1) + "\n")
+    for row in rows:
+        recipe = row["recipe"]
+        print(
+            f"{row['agent']:5} {row['return']:.4f}  {recipe['net_arch']} "
+            f"{recipe['learning_rate']:.2g} {recipe['kwargs']}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """rnr-gym: route images through networks, one decision at a time.
 
-`import rnr_gym` registers the environments with Gymnasium. Everything named here is loaded when it is first used, so
-the import itself costs no torch and no data.
+`import rnr_gym` registers the environments with Gymnasium. Every name in `__all__` is imported when
+it is first used, so the import itself loads neither torch nor data.
 """
 
 from __future__ import annotations
@@ -11,45 +11,70 @@ from typing import TYPE_CHECKING, Any
 
 from rnr_gym.registration import register
 
+# For type checkers and editors, which do not run `__getattr__`. `as` marks a name as public.
 if TYPE_CHECKING:
-    from rnr_gym.backbones import Backbone, ChannelPrunedNet, MultiPathResNet
-    from rnr_gym.classifier import RoutedClassifier
-    from rnr_gym.data import ImageSet
-    from rnr_gym.envs import RoutingEnv, RoutingVectorEnv
-    from rnr_gym.routing.route_table import RouteTable
-    from rnr_gym.routing.traversal import Traversal
+    from rnr_gym import data
+    from rnr_gym.agents.base import FitConfig as FitConfig
+    from rnr_gym.backbones import Backbone as Backbone
+    from rnr_gym.backbones import ChannelPrunedNet as ChannelPrunedNet
+    from rnr_gym.backbones import MultiPathResNet as MultiPathResNet
+    from rnr_gym.classifier import RoutedClassifier as RoutedClassifier
+    from rnr_gym.data import ImageSet as ImageSet
+    from rnr_gym.envs import RoutingEnv as RoutingEnv
+    from rnr_gym.envs import RoutingVectorEnv as RoutingVectorEnv
+    from rnr_gym.experiments import runs
+    from rnr_gym.experiments.evaluation import evaluate as evaluate
+    from rnr_gym.experiments.evaluation import evaluate_paths as evaluate_paths
+    from rnr_gym.routing.protocols import Router as Router
+    from rnr_gym.routing.rewards import TRADEOFF_RANGE as TRADEOFF_RANGE
+    from rnr_gym.routing.route_table import RouteTable as RouteTable
+    from rnr_gym.routing.spec import RoutingSpec as RoutingSpec
+    from rnr_gym.routing.traversal import Traversal as Traversal
+    from rnr_gym.sb3 import vec_env as vec_env
+
+    fit_run = runs.fit
+    load_images = data.load
+    load_run = runs.load
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_HOMES: dict[str, str | tuple[str, str]] = {
     "Backbone": "backbones",
     "ChannelPrunedNet": "backbones",
+    "FitConfig": "agents.base",
     "ImageSet": "data",
     "MultiPathResNet": "backbones",
     "RouteTable": "routing.route_table",
     "RoutedClassifier": "classifier",
+    "Router": "routing.protocols",
     "RoutingEnv": "envs",
+    "RoutingSpec": "routing.spec",
     "RoutingVectorEnv": "envs",
+    "TRADEOFF_RANGE": "routing.rewards",
     "Traversal": "routing.traversal",
+    "evaluate": "experiments.evaluation",
+    "evaluate_paths": "experiments.evaluation",
+    "fit_run": ("experiments.runs", "fit"),
+    "load_images": ("data", "load"),
+    "load_run": ("experiments.runs", "load"),
+    "vec_env": "sb3",
 }
-__all__ = [
-    "Backbone",
-    "ChannelPrunedNet",
-    "ImageSet",
-    "MultiPathResNet",
-    "RouteTable",
-    "RoutedClassifier",
-    "RoutingEnv",
-    "RoutingVectorEnv",
-    "Traversal",
-    "__version__",
-]
+"""The module of each public name; with the attribute's name there, if it is another."""
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module `rnr_gym` has no attribute {name!r}")
-    return getattr(import_module(f"rnr_gym.{_HOMES[name]}"), name)
+
+    home = _HOMES[name]
+    if isinstance(home, tuple):
+        module, attribute = home
+    else:
+        module, attribute = home, name
+    return getattr(import_module(f"rnr_gym.{module}"), attribute)
 
 
+# At import, because `gymnasium.make` knows only ids that are registered.
 register()

@@ -13,17 +13,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym import agents, storage
-from rnr_gym.backbones import Backbone, zoo
+from rnr_gym.agents import AGENTS, FitConfig
+from rnr_gym.backbones import Backbone, weights, zoo
 from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
-from rnr_gym.routing.rollout import decision_macs, route
+from rnr_gym.routing.rollout import decision_macs, follow, route
+from rnr_gym.routing.sources import digest_of
+from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
-BACKBONE, ROUTER = "backbone.safetensors", "router.safetensors"
+BACKBONE_FILE = "backbone.safetensors"
+ROUTER_FILE = "router.safetensors"
+CONFIG_FILE = "config.json"
+"""Written when a run starts: what it was started with."""
+DEFAULT_AGENT = "ppo"
+"""The bundled router that a name stands for unless another one is asked for."""
+HUB_KWARGS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+"""Arguments of `from_pretrained` that a download from the Hugging Face hub takes."""
 
 
 class Routed(NamedTuple):
-    """What a classifier says of N images.
+    """What a classifier returns for N images.
 
     Attributes:
         logits: float32 `(N, classes)`.
@@ -39,126 +49,318 @@ class Routed(NamedTuple):
 
 
 class BudgetCurve(NamedTuple):
-    """Mean compute (router included) on `route` at ascending trade-offs: what a budget is translated by."""
+    """Mean compute of a router on `route`, by which a budget becomes a trade-off.
+
+    Attributes:
+        tradeoff: trade-offs, ascending.
+        compute: the mean compute at each of them, the router's own included.
+    """
 
     tradeoff: list[float]
     compute: list[float]
 
     def tradeoff_for(self, compute: float) -> float:
-        """The trade-off at which the mean compute on `route` was `compute`, or the dearest measured where that spends less.
+        """The trade-off at which the mean compute on `route` was `compute`.
 
-        A `ValueError` below the cheapest that was measured and above 1, or above the most that was measured where that is more.
+        Where `compute` is more than was measured at any trade-off, this is the trade-off at which
+        most was spent.
+
+        Raises `ValueError` if `compute` is below the cheapest that was measured, or above both 1
+        and the most that was measured.
         """
+        # A measured curve may rise in places. What remains falls strictly, so it can be inverted.
         falling = np.minimum.accumulate(np.array(self.compute))
         kept = np.concatenate([[True], np.diff(falling) < 0])
-        low, high = float(falling[-1]), float(falling[0])
-        most = max(1.0, high)
-        if not low <= compute <= most:
-            raise ValueError(f"`compute` must lie in {low:.3f} (the cheapest that this router was measured at) to {most:.4g}, got {compute!r}")
-        return float(np.exp(np.interp(-min(compute, high), -falling[kept], np.log(self.tradeoff)[kept])))
+        low = float(falling[-1])
+        high = float(falling[0])
+        upper_bound = max(1.0, high)
+        if not low <= compute <= upper_bound:
+            raise ValueError(
+                f"`compute` must lie in {low:.3f} (the cheapest that this router was measured at) "
+                f"to {upper_bound:.4g}, got {compute!r}"
+            )
+
+        # Compute changes with ratios of λ, hence the logarithm. The computes are negated because
+        # `np.interp` needs ascending positions.
+        log_tradeoff = np.log(self.tradeoff)[kept]
+        return float(np.exp(np.interp(-min(compute, high), -falling[kept], log_tradeoff)))
 
 
 class RoutedClassifier(ModelHubMixin):
     """A backbone with a router that chooses each image's path.
 
-    >>> routed = classifier(images, compute=0.4)   # a mean budget; or tradeoff=0.3, or neither for the plain network
+    >>> routed = classifier(images, compute=0.4)  # a mean budget
+    >>> routed = classifier(images, tradeoff=0.3)
+    >>> routed = classifier(images)  # the plain network
 
-    `save_pretrained(folder)`, `push_to_hub(name)` and `RoutedClassifier.from_pretrained(folder_or_name)` keep the two
-    together, as safetensors.
+    `save_pretrained(folder)`, `push_to_hub(name)` and `RoutedClassifier.from_pretrained(name)`
+    keep the two together, as safetensors.
 
     Args:
-        backbone: in evaluation mode, on the device it is to run on.
+        backbone: in evaluation mode, on the device that it is to run on.
         router: anything with `predict`.
         exits: as the router was fitted.
         curve: needed for `compute=`.
-        agent: the name the router was fitted by; needed for saving.
+        agent: the name of the agent that the router is of; needed for saving.
     """
 
-    def __init__(self, backbone: Backbone, router: Router, exits: bool = True, curve: BudgetCurve | None = None, agent: str | None = None) -> None:
-        self.backbone, self.router, self.exits, self.curve, self.agent = backbone, router, exits, curve, agent
-        self.spec = backbone.spec(exits)
+    def __init__(
+        self,
+        backbone: Backbone,
+        router: Router,
+        exits: bool = True,
+        curve: BudgetCurve | None = None,
+        agent: str | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.router = router
+        self.exits = exits
+        self.curve = curve
+        self.agent = agent
+        self.spec = RoutingSpec.of(backbone, exits)
+        # Measured once: it does not depend on the image.
         self.decision_macs = decision_macs(router, self.spec)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, compute: float | None = None, tradeoff: float | None = None) -> Routed:
-        """Classify images `(N, C, H, W)`, uint8 or float 0..1, at a mean compute or a trade-off; the plain network with neither."""
+    def __call__(
+        self,
+        images: Tensor,
+        compute: float | None = None,
+        tradeoff: float | None = None,
+    ) -> Routed:
+        """Classify images at a mean compute or a trade-off; with neither, by the plain network.
+
+        Args:
+            images: `(N, C, H, W)`, uint8, or float 0..1.
+            compute: mean compute to aim at, the router's own included.
+            tradeoff: λ, 0..4.
+
+        Raises `ValueError` if both are given, if there is no curve for `compute`, or if an argument
+        is out of range.
+        """
         if compute is not None and tradeoff is not None:
-            raise ValueError(f"`compute` and `tradeoff` exclude each other, got {compute!r} and {tradeoff!r}")
+            raise ValueError(
+                f"`compute` and `tradeoff` exclude each other, got {compute!r} and {tradeoff!r}"
+            )
         if compute is not None:
             if self.curve is None:
-                raise ValueError("`compute` needs a router whose curve was measured; pass `tradeoff`, or fit it with `rnr-gym train`")
+                raise ValueError(
+                    "`compute` needs a router whose curve was measured; pass `tradeoff`, or fit it "
+                    "with `rnr-gym train`"
+                )
             tradeoff = self.curve.tradeoff_for(compute)
         if tradeoff is None:
-            return self._plain(images)
-        exits = np.flatnonzero(self.spec.valid[:, 0]).tolist() if self.spec.has_exits else ()
-        walk = route(self._start(images, exits), self.spec, self.router, check_one_tradeoff(tradeoff))
-        macs = walk.macs + self.decision_macs * (walk.path >= 0).sum(1)
-        return Routed(walk.logits.float(), walk.path, macs, macs / self.spec.plain_macs)
+            return self._run_plain_network(images)
 
-    def _plain(self, images: Tensor) -> Routed:
-        walk = self._start(images, ())
-        for _ in range(self.spec.num_layers):
-            walk = walk.step(np.full(len(images), self.spec.full_path))
-        return Routed(walk.logits.float(), walk.path, walk.macs, walk.macs / self.spec.plain_macs)
+        start = self._start(images, self.spec.exit_layers)
+        state = route(start, self.spec, self.router, check_one_tradeoff(tradeoff))
+        decisions = (state.path >= 0).sum(1)
+        return self._routed(state, state.macs + self.decision_macs * decisions)
+
+    def _run_plain_network(self, images: Tensor) -> Routed:
+        """The full path; neither router nor exits run."""
+        # Without exits the glance does not run either, and nothing is charged for them.
+        full_path = np.full(self.spec.num_layers, self.spec.full_path)
+        state = follow(self._start(images, ()), full_path)
+        return self._routed(state, state.macs)
 
     def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
-        if tuple(images.shape[1:]) != self.backbone.image_shape or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            wanted = f"uint8 or float (N, {', '.join(map(str, self.backbone.image_shape))})"
-            raise ValueError(f"`images` must be {wanted}, got {images.dtype} {tuple(images.shape)}")
-        return Traversal.start(self.backbone, images.to(self.backbone.image_mean.device), exits)
+        shape_fits = tuple(images.shape[1:]) == self.backbone.image_shape
+        dtype_fits = images.dtype == torch.uint8 or images.is_floating_point()
+        if not (shape_fits and dtype_fits):
+            shape = ", ".join(map(str, self.backbone.image_shape))
+            raise ValueError(
+                f"`images` must be uint8 or float (N, {shape}), got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        return Traversal.start(self.backbone, images.to(self.backbone.device), exits)
+
+    def _routed(self, state: Traversal, macs: NDArray[np.int64]) -> Routed:
+        return Routed(
+            logits=state.logits.float(),
+            path=state.path,
+            macs=macs,
+            compute=self.spec.compute(macs),
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.agent is None:
-            raise ValueError("`agent` must name how the router was fitted before it can be saved, got None")
-        zoo.save(self.backbone, save_directory / BACKBONE)
-        facts = {"agent": self.agent, "problem": self.spec.digest, "exits": self.exits}
-        agents.save(cast(FittedRouter, self.router), save_directory / ROUTER, {**facts, "curve": self.curve._asdict() if self.curve else None})
+            raise ValueError("`agent` must name how the router was fitted to save it, got None")
+
+        curve = None
+        if self.curve is not None:
+            curve = self.curve._asdict()
+        metadata = {
+            "agent": self.agent,
+            "problem": self.spec.digest,
+            "exits": self.exits,
+            "curve": curve,
+        }
+        weights.save(self.backbone, save_directory / BACKBONE_FILE)
+        agents.save(cast(FittedRouter, self.router), save_directory / ROUTER_FILE, metadata)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, agent: str | None = None, device: str = "cpu", **where: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        agent: str | None = None,
+        device: str = "cpu",
+        **hub_kwargs: Any,
     ) -> RoutedClassifier:
-        """A classifier by name: one that ships with the package, else a folder, else a model of the Hugging Face hub.
+        """A classifier by name: a bundled one, else a folder, else a model of the hub.
 
         Args:
-            pretrained_model_name_or_path: `"rnr-cifar10"` and the like, a folder, or a model's id on the hub.
-            agent: which of the shipped routers, `"ppo"` (the default) or `"dqn"`; for shipped classifiers only.
+            pretrained_model_name_or_path: a name such as `"rnr-cifar10"`, a folder, or the id of
+                a model on the Hugging Face hub.
+            agent: which of the bundled routers, `"ppo"` (the default) or `"dqn"`; for bundled
+                classifiers only.
             device: where it runs.
-            where: `revision`, `cache_dir`, `token` and what else the hub takes.
+            hub_kwargs: `revision`, `cache_dir`, `token` and other arguments of the hub's client.
+
+        Raises `ValueError` if there is no bundled router of that agent.
         """
         name = str(pretrained_model_name_or_path)
-        router = zoo.bundled(name, f"frozen.{agent or 'ppo'}")
-        if name == Path(name).name and router.is_file():
-            return cls._of_files(zoo.bundled(name), router, device)
+        router_file = weights.router_file(name, agent or DEFAULT_AGENT)
+        # A name with a slash is a path or an id of the hub, whatever is bundled.
+        if name == Path(name).name and router_file.is_file():
+            return cls._from_files(weights.backbone_file(name), router_file, device)
+
         if agent is not None:
-            raise ValueError(f"`agent` must be that of a classifier that ships, {', '.join(shipped())}, got {agent!r} of {name!r}")
-        classifier: RoutedClassifier = super().from_pretrained(name, device=device, **where)
+            bundled = []
+            for classifier_name, agent_names in bundled_classifiers().items():
+                bundled.append(f"{classifier_name} ({', '.join(agent_names)})")
+            raise ValueError(
+                f"`agent` must be that of a bundled classifier, {', '.join(bundled)}, got "
+                f"{agent!r} of {name!r}"
+            )
+        classifier: RoutedClassifier = super().from_pretrained(name, device=device, **hub_kwargs)
         return classifier
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, device: str = "cpu", **where: Any) -> RoutedClassifier:
-        files = [_fetched(model_id, name, **where) for name in (BACKBONE, ROUTER)]
-        return cls._of_files(files[0], files[1], device)
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        device: str = "cpu",
+        **hub_kwargs: Any,
+    ) -> RoutedClassifier:
+        backbone_file = _fetch(model_id, BACKBONE_FILE, **hub_kwargs)
+        router_file = _fetch(model_id, ROUTER_FILE, **hub_kwargs)
+        return cls._from_files(backbone_file, router_file, device)
 
     @classmethod
-    def _of_files(cls, network: Path, decisions: Path, device: str) -> RoutedClassifier:
+    def _from_files(cls, backbone_file: Path, router_file: Path, device: str) -> RoutedClassifier:
+        # First, so that a mistyped device does not cost loading the files.
         zoo.check_device(device)
-        backbone = zoo.load(network).to(device).to(memory_format=torch.channels_last)
-        exits = storage.load_tensors(decisions)[1]["exits"]
-        router, facts = agents.load(decisions, backbone.spec(exits))
-        return cls(backbone, router, exits, BudgetCurve(**facts["curve"]) if facts["curve"] else None, facts["agent"])
+        # Not `zoo.named`, whose backbones are shared: the caller may change the weights.
+        backbone = zoo.load(backbone_file).to(device).to(memory_format=torch.channels_last)
+        # Whether exits are on is part of the routing problem that the router is checked against.
+        _, metadata = storage.load_tensors(router_file)
+        router, _ = agents.load(router_file, RoutingSpec.of(backbone, metadata["exits"]))
+        return cls(
+            backbone=backbone,
+            router=router,
+            exits=metadata["exits"],
+            curve=_curve_of(metadata),
+            agent=metadata["agent"],
+        )
+
+    @classmethod
+    def from_run(cls, run_dir: str | Path, device: str = "cpu") -> RoutedClassifier:
+        """The router that `rnr-gym train` fitted, and the backbone that it was fitted to.
+
+        Raises as `load_run` does.
+        """
+        run = load_run(Path(run_dir))
+        kwargs = run.fit_config.source_kwargs("route")
+        pretrained = kwargs.get("weights", "pretrained")
+        return cls(
+            backbone=zoo.named(kwargs["backbone"], pretrained, device=device),
+            router=run.router,
+            exits=kwargs.get("exits", True),
+            curve=run.curve,
+            agent=run.agent,
+        )
 
 
-def shipped() -> list[str]:
-    """The classifiers that come with the package, as `name (agents)`."""
-    found = {name: sorted(set(agents.AGENTS) & {file.name.split(".")[2] for file in zoo.FOLDER.glob(f"{name}.frozen.*.safetensors")})
-             for name in zoo.ARCHITECTURES}  # fmt: skip
-    return [f"{name} ({', '.join(names)})" for name, names in found.items() if names]
+def bundled_classifiers() -> dict[str, list[str]]:
+    """Names of the bundled classifiers, each with the agents whose routers it comes with."""
+    classifiers = {}
+    for name in zoo.ARCHITECTURES:
+        names = [agent for agent in sorted(AGENTS) if weights.router_file(name, agent).is_file()]
+        if names:
+            classifiers[name] = names
+    return classifiers
 
 
-def _fetched(model_id: str, name: str, **where: Any) -> Path:
-    """A file of a saved classifier: from a folder, else from the hub."""
+class Run(NamedTuple):
+    """A fitted router and how it was fitted.
+
+    Attributes:
+        agent: the name of its agent.
+        fit_config: what it was fitted to.
+        router: the router.
+        curve: its mean compute on `route`; None for static routers.
+    """
+
+    agent: str
+    fit_config: FitConfig
+    router: FittedRouter
+    curve: BudgetCurve | None
+
+
+def load_run(run_dir: Path) -> Run:
+    """Read the folder that `rnr-gym train` wrote.
+
+    Raises:
+        FileNotFoundError: there is no run, or it is unfinished; the error says what to do.
+        ValueError: the router's file is damaged, or was fitted to other weights or images.
+    """
+    router_file = run_dir / ROUTER_FILE
+    if not router_file.exists():
+        reason = "holds no run; make one with `rnr-gym train`"
+        if (run_dir / CONFIG_FILE).exists():
+            reason = "is unfinished; run the same command to resume"
+        raise FileNotFoundError(
+            f"`run` must be the folder of a fitted router, got {str(run_dir)!r}, which {reason}"
+        )
+
+    _, metadata = storage.load_tensors(router_file)
+    fit_config = FitConfig(
+        env=metadata["env"],
+        kwargs=metadata["arguments"],
+        seed=metadata["seed"],
+        steps=metadata["steps"],
+        tradeoffs=tuple(metadata["tradeoffs"]),
+    )
+    source = fit_config.source("route")
+    router, _ = agents.load(router_file, source.spec)
+    # `agents.load` checks the routing problem, which is the same for any weights and images.
+    current = digest_of(source)
+    if metadata["source"] != current:
+        raise ValueError(
+            f"`run` must be fitted to these weights and images ({current}), got {str(run_dir)!r}, "
+            f"fitted to {metadata['source']}"
+        )
+    return Run(
+        agent=metadata["agent"],
+        fit_config=fit_config,
+        router=router,
+        curve=_curve_of(metadata),
+    )
+
+
+def _curve_of(metadata: dict[str, Any]) -> BudgetCurve | None:
+    """The curve that a router's file has; None where it was not measured."""
+    if not metadata["curve"]:
+        return None
+    return BudgetCurve(**metadata["curve"])
+
+
+def _fetch(model_id: str, file_name: str, **hub_kwargs: Any) -> Path:
+    """A file of a saved classifier, from a folder, else from the hub."""
     if Path(model_id).is_dir():
-        return Path(model_id) / name
-    known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-    return Path(hf_hub_download(model_id, name, **{key: value for key, value in where.items() if key in known}))
+        return Path(model_id) / file_name
+    # The mixin passes on more than a download takes.
+    known = {name: value for name, value in hub_kwargs.items() if name in HUB_KWARGS}
+    return Path(hf_hub_download(model_id, file_name, **known))

@@ -1,4 +1,4 @@
-"""The environments' ids: a table and one loop."""
+"""The ids of the environments: one table and one loop."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ IDS: dict[str, dict[str, Any]] = {
     "RNR-Digits-Channels-v0": {"dataset": "digits", "backbone": "rnr-digits-channels"},
     "RNR-CIFAR10-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10"},
     "RNR-CIFAR10-Channels-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10-channels"},
-    "RNR-CIFAR10-Table-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10-small", "backend": "shipped"},
+    # Its route table is bundled, so it needs no images.
+    "RNR-CIFAR10-Table-v0": {
+        "dataset": "cifar10",
+        "backbone": "rnr-cifar10-small",
+        "backend": "table",
+    },
     "RNR-CIFAR100-v0": {"dataset": "cifar100", "backbone": "rnr-cifar100"},
     "RNR-CIFAR100-Channels-v0": {"dataset": "cifar100", "backbone": "rnr-cifar100-channels"},
+    # For the user's backbone and data set; the digits are defaults that work at once.
     "RNR-v0": {"dataset": "digits", "backbone": "rnr-digits"},
 }
-"""`RNR-v0` is for a backbone and data set of one's own; without them it routes the digits."""
+"""The keyword arguments of the environment's constructor, by id."""
 
 
 def register() -> None:
-    """Make the ids known to Gymnasium; entry points are strings, so that specs can be written as JSON."""
-    for name, arguments in IDS.items():
+    """Make the ids known to Gymnasium."""
+    for env_id, kwargs in IDS.items():
+        # Strings as entry points: specs can be written as JSON, and this import stays light.
         gym.register(
-            name,
+            id=env_id,
             entry_point="rnr_gym.envs.routing:RoutingEnv",
             vector_entry_point="rnr_gym.envs.vector:RoutingVectorEnv",
-            kwargs=arguments,
+            kwargs=kwargs,
         )
 
 
 def registered_kwargs(env: str) -> dict[str, Any]:
-    """The registered arguments of an id, else a `ValueError` that lists the ids."""
+    """The keyword arguments that an id is registered with.
+
+    Raises `ValueError`, with a list of the ids, if there is no such id.
+    """
     if env not in IDS:
         raise ValueError(f"`env` must be one of {', '.join(IDS)}, got {env!r}")
     return IDS[env]
-
-
-def id_of(backbone: str) -> str:
-    """The first id that routes a named backbone."""
-    return next(env for env, arguments in IDS.items() if arguments["backbone"] == backbone)

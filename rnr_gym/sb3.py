@@ -1,4 +1,4 @@
-"""The native vector environment as Stable-Baselines3's `VecEnv`."""
+"""The native vector environment as a `VecEnv` of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -15,12 +15,30 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from rnr_gym.envs.vector import RoutingVectorEnv
 
 
-def vec_env(env: str, num_envs: int = 64, seed: int | None = None, **arguments: Any) -> VecMonitor:
-    """N episodes of a registered id for a Stable-Baselines3 learner, monitored; `arguments` as for `gym.make`.
+def vec_env(
+    env: str,
+    num_envs: int = 64,
+    seed: int | None = None,
+    **env_kwargs: Any,
+) -> VecMonitor:
+    """N episodes of a registered id for a Stable-Baselines3 learner, monitored.
 
-    >>> model = PPO("MlpPolicy", vec_env("RNR-Digits-v0", 64, backend="table"), gamma=1.0)
+    Args:
+        env: the id.
+        num_envs: N.
+        seed: of the first reset; sub-environment i gets seed + i. None for a random one.
+        env_kwargs: as for `gym.make`.
+
+    Example:
+        >>> envs = vec_env("RNR-Digits-v0", 64, backend="table")
+        >>> model = PPO("MlpPolicy", envs, gamma=1.0)
     """
-    native = gym.make_vec(env, num_envs=num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **arguments)
+    native = gym.make_vec(
+        env,
+        num_envs=num_envs,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        **env_kwargs,
+    )
     assert isinstance(native, RoutingVectorEnv)
     adapted = RoutingVecEnv(native)
     adapted.seed(seed)
@@ -28,67 +46,118 @@ def vec_env(env: str, num_envs: int = 64, seed: int | None = None, **arguments: 
 
 
 class RoutingVecEnv(VecEnv):
-    """Adapter: arrays stay arrays, and only episodes that end get an info.
+    """Adapter that keeps arrays as arrays, and gives an info only to episodes that terminate.
 
-    That info holds all that the environment says at an episode's end (`is_success` becomes SB3's success rate, here
-    top-1 accuracy), `terminal_observation` and `TimeLimit.truncated`. The infos of the others are empty.
+    Such an info has all that the environment's info has at the end of an episode (`is_success`
+    becomes SB3's success rate, here top-1 accuracy), `terminal_observation` and
+    `TimeLimit.truncated`. The infos of the other episodes are empty.
 
     Args:
-        env: a vector env with same-step autoreset, which is what Stable-Baselines3 expects.
+        env: a vector environment with same-step autoreset, which is what Stable-Baselines3 expects.
+
+    Raises:
+        ValueError: `env` has another autoreset mode, or vector rewards.
     """
 
     def __init__(self, env: RoutingVectorEnv) -> None:
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ValueError(f"`env` must use AutoresetMode.SAME_STEP, got {env.autoreset_mode}")
         if env.vector_reward:
-            raise ValueError("`env` must give scalar rewards, got `vector_reward=True`; Stable-Baselines3 learns from one number")
-        self.env = env  # before the parent's constructor, which asks it for `render_mode`
+            raise ValueError(
+                "`env` must give scalar rewards, got `vector_reward=True`; Stable-Baselines3 "
+                "learns from one number"
+            )
+
+        # Before the parent's constructor, which asks the environment for `render_mode`.
+        self.env = env
         self.actions = np.zeros(env.num_envs, np.int64)
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        super().__init__(
+            env.num_envs,
+            env.single_observation_space,
+            env.single_action_space,
+        )
 
     def reset(self) -> NDArray[np.float32]:
-        named = {name for part in self._options for name in part}
-        options = {name: [part.get(name) for part in self._options] for name in named}
-        observation, infos = self.env.reset(seed=list(self._seeds), options=options or None)
-        self.reset_infos = [_row(infos, row) for row in range(self.num_envs)]
+        observation, infos = self.env.reset(
+            seed=list(self._seeds),
+            options=self._batched_options() or None,
+        )
+        self.reset_infos = [_row(infos, position) for position in range(self.num_envs)]
+
+        # Stable-Baselines3's seeds and options hold for one reset.
         self._reset_seeds()
         self._reset_options()
         return observation
+
+    def _batched_options(self) -> dict[str, list[Any]]:
+        """Each option with one value per sub-environment, None where it was not given."""
+        batched: dict[str, list[Any]] = {}
+        for position, options in enumerate(self._options):
+            for name, value in options.items():
+                values = batched.setdefault(name, [None] * len(self._options))
+                values[position] = value
+        return batched
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
         self.actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        observation, rewards, ended, _, said = self.env.step(self.actions)
+        observation, rewards, terminated, _, batched = self.env.step(self.actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row in np.flatnonzero(ended).tolist():
-            last = {"terminal_observation": said["final_obs"][row], "TimeLimit.truncated": False}
-            infos[row] = last | _row(said["final_info"], row)
-        return observation, rewards.astype(np.float32), ended, infos
+        for position in np.flatnonzero(terminated).tolist():
+            info = infos[position]
+            info["terminal_observation"] = batched["final_obs"][position]
+            info["TimeLimit.truncated"] = False
+            info.update(_row(batched["final_info"], position))
+
+        # Stable-Baselines3 computes in single precision.
+        return observation, rewards.astype(np.float32), terminated, infos
 
     def close(self) -> None:
         self.env.close()
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        return self.env.render() or [None] * self.num_envs
+        frames = self.env.render()
+        if frames is None:
+            return [None] * self.num_envs
+        return frames
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         values = self.env.get_attr(attr_name)
-        return [values[row] for row in self._get_indices(indices)]
+        return [values[position] for position in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         if indices is not None:
-            raise ValueError(f"`indices` must be None, since sub-environments share {attr_name!r}, got {indices!r}")
+            raise ValueError(
+                f"`indices` must be None, since sub-environments share {attr_name!r}, "
+                f"got {indices!r}"
+            )
         self.env.set_attr(attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
         values = self.env.call(method_name, *method_args, **method_kwargs)
-        return [values[row] for row in self._get_indices(indices)]
+        return [values[position] for position in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self,
+        wrapper_class: type[gym.Wrapper],
+        indices: VecEnvIndices = None,
+    ) -> list[bool]:
+        # The native environment has no scalar environments inside that could be wrapped.
         return [False for _ in self._get_indices(indices)]
 
 
-def _row(infos: dict[str, Any], row: int) -> dict[str, Any]:
-    """One sub-environment's info, as a scalar environment would give it."""
-    return {name: values[row] for name, values in infos.items() if not name.startswith("_") and infos[f"_{name}"][row]}
+def _row(infos: dict[str, Any], position: int) -> dict[str, Any]:
+    """The info of one sub-environment, as a scalar environment would give it."""
+    info = {}
+    for name, values in infos.items():
+        # Gymnasium's masks, `_name`, say which sub-environments have an entry.
+        if not name.startswith("_") and infos[f"_{name}"][position]:
+            info[name] = values[position]
+    return info

@@ -1,4 +1,4 @@
-"""Tensors and JSON on disk: one safetensors file, written under a temporary name and then renamed; never a pickle."""
+"""Tensors and JSON on disk: safetensors and JSON files, written atomically; never a pickle."""
 
 from __future__ import annotations
 
@@ -15,21 +15,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+HEADER = "rnr_gym"
+"""Key of the safetensors header under which the metadata is kept as JSON."""
 
-def cache_folder() -> Path:
-    """Where tables and decoded images are kept between processes: `RNR_GYM_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("RNR_GYM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnr_gym")
+
+def cache_dir() -> Path:
+    """Where route tables and decoded images are kept between processes.
+
+    This is `RNR_GYM_CACHE` if set, else the folder `rnr_gym` in the user's cache directory.
+    """
+    chosen = os.environ.get("RNR_GYM_CACHE")
+    if chosen:
+        return Path(chosen)
+
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user_cache) / "rnr_gym"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbour of `path` to write to; rename it to `path` only if the block succeeds."""
+    """Give a temporary file next to `path` to write to; rename it to `path` if the block succeeds.
+
+    Until then, and if the block fails, whatever was at `path` stays as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder, so that the rename is atomic; process id, so that two writers do not collide.
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
         partial.replace(path)
     finally:
+        # After the rename there is nothing left to remove.
         partial.unlink(missing_ok=True)
 
 
@@ -39,38 +55,62 @@ def save_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
-    """Write named tensors, and `facts` (anything JSON can hold) in the file's header."""
-    clean = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
+    """Write named tensors, and `metadata` (anything JSON can hold) in the file's header."""
+    # Copies, because safetensors rejects tensors that share memory.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as partial:
-        save_file(clean, partial, metadata={"rnr_gym": json.dumps(facts)})
+        save_file(copies, partial, metadata={HEADER: json.dumps(metadata)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what `save_tensors` wrote; a `ValueError` says what is wrong with a file that cannot be read."""
+    """Read what `save_tensors` wrote: the tensors and the metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut off, damaged, or not written by `save_tensors`.
+    """
+    shown = repr(str(path))
+    # Checked here, so that callers can tell a missing file from a damaged one by the error's type.
     if not path.is_file():
-        raise FileNotFoundError(f"`path` must name a safetensors file, got {str(path)!r}, which does not exist")
+        raise FileNotFoundError(
+            f"`path` must name a safetensors file, got {shown}, which does not exist"
+        )
+
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        found = f"{str(path)!r}, cut off or damaged ({error})"
-        raise ValueError(f"`path` must be a whole safetensors file, got {found}; fetch or train it again") from error
-    if "rnr_gym" not in header:
-        raise ValueError(f"`path` must be a file written by rnr_gym, got {str(path)!r}, which lacks its header")
-    return tensors, json.loads(header["rnr_gym"])
+        raise ValueError(
+            f"`path` must be a whole safetensors file, got {shown}, "
+            f"which is cut off or damaged ({error}); download or train it again"
+        ) from error
+
+    if HEADER not in header:
+        raise ValueError(
+            f"`path` must be a file written by rnr_gym, got {shown}, which lacks its header"
+        )
+    return tensors, json.loads(header[HEADER])
 
 
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a nested dict with string or int keys (such as an optimiser's state) into tensors and JSON-able leaves, named `a/b/c`."""
+def flattened(
+    tree: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split a nested dict into tensors and JSON-able leaves, both named `a/b/c`.
+
+    Keys are strings or integers, as in an optimiser's state. `nested` is the inverse.
+    """
     tensors: dict[str, Tensor] = {}
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        # An empty dict is a leaf: it has no entries whose names could bring it back.
         if isinstance(value, Mapping) and value:
-            below = flattened(value, f"{name}/")
-            tensors |= below[0]
-            leaves |= below[1]
+            inner_tensors, inner_leaves = flattened(value, f"{name}/")
+            tensors |= inner_tensors
+            leaves |= inner_leaves
         elif isinstance(value, Tensor):
             tensors[name] = value
         else:
@@ -79,21 +119,40 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tens
 
 
 def nested(tensors: Mapping[str, Tensor], leaves: Mapping[str, Any]) -> dict[Any, Any]:
-    """Undo `flattened`; keys that look like integers become integers, as optimisers number their parameters."""
+    """Undo `flattened`.
+
+    Keys that look like integers become integers, because optimisers number their parameters.
+    """
     tree: dict[Any, Any] = {}
     for name, value in [*tensors.items(), *leaves.items()]:
-        *way, last = [int(part) if part.isdigit() else part for part in name.split("/")]
-        place = tree
-        for part in way:
-            place = place.setdefault(part, {})
-        place[last] = value
+        *parents, last = [_key(part) for part in name.split("/")]
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
     return tree
 
 
+def _key(part: str) -> int | str:
+    if part.isdigit():
+        return int(part)
+    return part
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Twelve hexadecimal digits that change when any tensor does."""
-    total = hashlib.sha256()
+    """Twelve hexadecimal digits that change when a name or a value of any tensor does."""
+    parts: list[bytes] = []
     for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        # As bytes, because NumPy does not know every type that torch has.
+        flat = tensors[name].detach().cpu().contiguous().view(-1)
+        parts.append(name.encode())
+        parts.append(flat.view(torch.uint8).numpy().tobytes())
+    return short_hash(*parts)
+
+
+def short_hash(*parts: bytes) -> str:
+    """The first twelve hexadecimal digits of the SHA-256 of the parts, joined without separator."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
     return total.hexdigest()[:12]

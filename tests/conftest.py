@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rnr_gym import data
-from rnr_gym.agents.recipes import RECIPES
+from rnr_gym.agents import RECIPES
 from rnr_gym.data import cifar
 from rnr_gym.registration import IDS
-from tests import photos, small
+from tests.fixtures import photos, small
 
 os.environ["MPLBACKEND"] = "agg"
 REAL_DATA = os.environ.get("RNR_GYM_DATA")
@@ -43,14 +43,18 @@ def small_cifar(_quiet_machine):
     """A folder in which every id that routes CIFAR finds a few pictures of each class."""
     root = Path(os.environ["RNR_GYM_DATA"])
     for name, classes in (("cifar10", cifar.TEN), ("cifar100", cifar.HUNDRED)):
-        photos.write_folders(root / name, photos.parts(len(classes), {"train": 10, "test": 1}), classes)
+        photos.write_folders(
+            root / name, photos.parts(len(classes), {"train": 10, "test": 1}), classes
+        )
     return root
 
 
 @pytest.fixture(scope="session")
 def real_data():
     """The folder with the whole of CIFAR-10."""
-    if REAL_DATA is None or not any((Path(REAL_DATA) / name).is_dir() for name in ("cifar10", "cifar-10-batches-py")):
+    if REAL_DATA is None or not any(
+        (Path(REAL_DATA) / name).is_dir() for name in ("cifar10", "cifar-10-batches-py")
+    ):
         pytest.skip("RNR_GYM_DATA names no folder with cifar10 or cifar-10-batches-py")
     return Path(REAL_DATA)
 

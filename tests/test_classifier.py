@@ -1,4 +1,4 @@
-"""A router and a backbone as one thing: what it answers, what it costs, and how it is kept."""
+"""A router and a backbone as one thing: what it answers, what it costs, and how it is saved."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,298 +7,409 @@ import torch
 from torch import nn
 
 from rnr_gym import classifier
-from rnr_gym.agents import FitConfig, sb3_router
+from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.backbones import zoo
-from rnr_gym.classifier import BACKBONE, ROUTER, BudgetCurve, RoutedClassifier
+from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, BudgetCurve, RoutedClassifier
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.route_table import build
+from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
-from tests import small
-from tests.agents import opinionated, paper
+from tests.fixtures import small
+from tests.fixtures.learners import fit_agent
+from tests.fixtures.paper_problem import opinionated, paper
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
-CURVE = BudgetCurve([0.01, 0.1, 1.0], [0.9, 0.5, 0.1])
+CURVE = BudgetCurve(tradeoff=[0.01, 0.1, 1.0], compute=[0.9, 0.5, 0.1])
 
 
-class Small(nn.Module):
-    """A router that is a network of two matrices, and remembers what it was shown."""
+class TwoLayerRouter(nn.Module):
+    """A router of two matrices, which keeps the arguments of every call."""
 
     def __init__(self, spec, width=8, seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.net = nn.Sequential(nn.Linear(spec.layout.size, width), nn.Tanh(), nn.Linear(width, spec.num_paths))
-        self.shown = []
+        self.net = nn.Sequential(
+            nn.Linear(spec.layout.size, width),
+            nn.Tanh(),
+            nn.Linear(width, spec.num_paths),
+        )
+        self.calls = []
 
     @torch.no_grad()
     def predict(self, observation, state=None, episode_start=None, deterministic=True):
-        self.shown.append((observation.copy(), state, episode_start.copy(), deterministic))
-        return self.net(torch.from_numpy(observation)).argmax(1).numpy(), (state or 0) + 1
+        self.calls.append((observation.copy(), state, episode_start.copy(), deterministic))
+        actions = self.net(torch.from_numpy(observation)).argmax(1).numpy()
+        # The state counts the calls.
+        return actions, (state or 0) + 1
 
 
-def learnt(backbone, images, name="ppo", exits=True):
-    """A router of a learner; PPO's takes many sub-paths."""
-    arguments = {"dataset": images, "backbone": backbone, "backend": "table", "exits": exits}
-    router = sb3_router.fit(FitConfig("RNR-v0", arguments, 0, 1024, progress=False), name)
-    return opinionated(router) if name == "ppo" else router
-
-
-def wary(spec):
-    """Confident images leave early, at a threshold that falls with the trade-off."""
-    return ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.9, 0.4]))
-
-
-class Never:
+class ForbiddenRouter:
     """A router that must not be asked."""
 
     def predict(self, *_, **__):
         raise AssertionError("the router was asked")
 
 
+class ExitingRouter:
+    """A router that always asks for the exit."""
+
+    def predict(self, observation, *_, **__):
+        return np.zeros(len(observation), np.int64), None
+
+
+def confidence_router(spec):
+    """Confident images leave early, at a threshold that falls with the trade-off."""
+    return ConfidenceRouter(
+        spec,
+        tradeoffs=np.array([0.01, 1.0]),
+        thresholds=np.array([0.9, 0.4]),
+    )
+
+
+def learned_router(backbone, images, name="ppo", exits=True):
+    """A learner's router; that of PPO takes many sub-paths."""
+    fit_config = FitConfig(
+        env="RNR-v0",
+        kwargs={"dataset": images, "backbone": backbone, "backend": "table", "exits": exits},
+        steps=1024,
+        progress=False,
+    )
+    router = AGENTS[name].fit(fit_config)
+    return opinionated(router) if name == "ppo" else router
+
+
+def classifier_of(backbone, **kwargs):
+    """A classifier with the confidence rule."""
+    return RoutedClassifier(backbone, confidence_router(RoutingSpec.of(backbone)), **kwargs)
+
+
+def pixels_of(images):
+    """The pixels of an image set as a tensor."""
+    return torch.from_numpy(np.array(images.images))
+
+
 @pytest.fixture
-def forbid(monkeypatch):
-    """Make the router's cost known beforehand, since asking for it asks the router."""
-    monkeypatch.setattr(classifier, "decision_macs", lambda *_: 5)
+def exit_runs():
+    """Registers hooks on the glance and all exit heads of a backbone; a list of what ran."""
+    runs = []
+    handles = []
+
+    def watch(backbone):
+        heads = [layer.head for layer in backbone.layers if layer.head is not None]
+        for part in (backbone.glance, *heads):
+            handles.append(part.register_forward_hook(lambda *_: runs.append(part)))
+        return runs
+
+    yield watch
+    for handle in handles:
+        handle.remove()
 
 
 @KINDS
-def test_without_a_budget_it_is_the_plain_network_and_nothing_else_runs(kind, forbid):
-    backbone, pixels, ran = small.backbone(kind), small.pixels(6), []
-    extras = [backbone.glance, *(layer.head for layer in backbone.layers if layer.head is not None)]
-    hooks = [part.register_forward_hook(lambda *_: ran.append(1)) for part in extras]
-    found = RoutedClassifier(backbone, Never())(pixels)
-    assert ran == []
-    torch.testing.assert_close(found.logits, backbone.plain()(backbone.prepare(pixels)), rtol=1e-4, atol=1e-4)
-    assert (found.path == backbone.full_path).all()
-    assert found.path.shape == (6, 3)
-    assert found.macs.tolist() == [backbone.mac_table.plain] * 6
-    assert found.compute.tolist() == [1.0] * 6
-    RoutedClassifier(backbone, wary(backbone.spec()))(pixels, tradeoff=0.1)
-    assert ran  # the hooks do hear what runs
-    for hook in hooks:
-        hook.remove()
+def test_classifier_without_budget_is_plain_network(kind, monkeypatch, exit_runs):
+    # A router's cost is measured by asking it.
+    monkeypatch.setattr(classifier, "decision_macs", lambda *_: 5)
+    backbone = small.backbone(kind)
+    pixels = small.pixels(6)
+    runs = exit_runs(backbone)
+    routed = RoutedClassifier(backbone, ForbiddenRouter())(pixels)
+    assert runs == []
+
+    expected = backbone.plain()(backbone.prepare(pixels))
+    torch.testing.assert_close(routed.logits, expected, rtol=1e-4, atol=1e-4)
+    assert routed.path.shape == (6, 3)
+    assert (routed.path == backbone.full_path).all()
+    assert routed.macs.tolist() == [backbone.mac_table.plain] * 6
+    assert routed.compute.tolist() == [1.0] * 6
+
+    # The hooks do notice exits that run.
+    classifier_of(backbone)(pixels, tradeoff=0.1)
+    assert len(runs) > 0
 
 
 @KINDS
 @pytest.mark.parametrize("exits", [True, False])
-def test_with_a_tradeoff_the_router_decides(kind, exits):
-    backbone, pixels = small.backbone(kind), small.pixels(12)
-    router = Small(backbone.spec(exits))
-    found = RoutedClassifier(backbone, router, exits)(pixels, tradeoff=0.7)
-    walk = Traversal.start(backbone, pixels, None if exits else ())
-    wanted = route(walk, backbone.spec(exits), router, 0.7)
-    torch.testing.assert_close(found.logits, wanted.logits)
-    np.testing.assert_array_equal(found.path, wanted.path)
-    assert (found.path.dtype, found.macs.dtype, found.compute.dtype) == (np.int8, np.int64, np.float64)
-    assert found.logits.dtype == torch.float32
-    assert not found.logits.requires_grad
+def test_classifier_with_tradeoff_routes(kind, exits):
+    backbone = small.backbone(kind)
+    pixels = small.pixels(12)
+    spec = RoutingSpec.of(backbone, exits)
+    router = TwoLayerRouter(spec)
+    routed = RoutedClassifier(backbone, router, exits)(pixels, tradeoff=0.7)
+
+    start = Traversal.start(backbone, pixels, None if exits else ())
+    state = route(start, spec, router, 0.7)
+    torch.testing.assert_close(routed.logits, state.logits)
+    np.testing.assert_array_equal(routed.path, state.path)
+    assert routed.path.dtype == np.int8
+    assert routed.macs.dtype == np.int64
+    assert routed.compute.dtype == np.float64
+    assert routed.logits.dtype == torch.float32
+    assert not routed.logits.requires_grad
 
 
-def test_without_exits_neither_glance_nor_exit_runs():
-    backbone, ran = small.backbone("multipath"), []
-    for part in (backbone.glance, *(layer.head for layer in backbone.layers if layer.head is not None)):
-        part.register_forward_hook(lambda *_: ran.append(1))
-    found = RoutedClassifier(backbone, UniformRouter(backbone.spec(False)), exits=False)(small.pixels(6), tradeoff=0.7)
-    assert ran == []
-    assert (found.path > 0).all()
+def test_classifier_without_exits_runs_none(exit_runs):
+    backbone = small.backbone("multipath")
+    runs = exit_runs(backbone)
+    router = UniformRouter(RoutingSpec.of(backbone, exits=False))
+    routed = RoutedClassifier(backbone, router, exits=False)(small.pixels(6), tradeoff=0.7)
+    assert runs == []
+    assert (routed.path > 0).all()
 
 
 @KINDS
-def test_macs_include_the_routers_own_for_each_decision(kind):
+def test_macs_include_those_of_each_decision(kind):
     backbone = small.backbone(kind)
-    router = Small(backbone.spec())
-    found = RoutedClassifier(backbone, router)(small.pixels(12), tradeoff=0.7)
-    own = backbone.spec().layout.size * 8 + 8 * backbone.num_paths
-    walk = small.travel(backbone, small.pixels(12), np.maximum(found.path, 0))
-    decisions = (found.path >= 0).sum(1)
-    assert (decisions == decisions.clip(1, 3)).all()
-    np.testing.assert_array_equal(found.macs, walk.macs + own * decisions)
-    np.testing.assert_array_equal(found.compute, found.macs / backbone.mac_table.plain)
+    spec = RoutingSpec.of(backbone)
+    pixels = small.pixels(12)
+    routed = RoutedClassifier(backbone, TwoLayerRouter(spec))(pixels, tradeoff=0.7)
+
+    router_macs = spec.layout.size * 8 + 8 * backbone.num_paths
+    decisions = (routed.path >= 0).sum(1)
+    assert decisions.min() >= 1
+    assert decisions.max() <= 3
+    state = small.travel(backbone, pixels, np.maximum(routed.path, 0))
+    np.testing.assert_array_equal(routed.macs, state.macs + router_macs * decisions)
+    np.testing.assert_array_equal(routed.compute, routed.macs / backbone.mac_table.plain)
 
 
-def test_a_decision_costs_its_matrix_products():
-    spec = small.backbone("multipath").spec()
-    size, paths = spec.layout.size, spec.num_paths
-    assert decision_macs(Small(spec, 8), spec) == size * 8 + 8 * paths
-    assert decision_macs(Small(spec, 24), spec) == size * 24 + 24 * paths
+def test_decision_macs_are_matrix_products():
+    spec = RoutingSpec.of(small.backbone("multipath"))
+    size = spec.layout.size
+    paths = spec.num_paths
+    assert decision_macs(TwoLayerRouter(spec, 8), spec) == size * 8 + 8 * paths
+    assert decision_macs(TwoLayerRouter(spec, 24), spec) == size * 24 + 24 * paths
     assert decision_macs(UniformRouter(spec), spec) == 0
-    assert decision_macs(wary(spec), spec) == 0
+    assert decision_macs(confidence_router(spec), spec) == 0
 
 
-def test_a_ppo_routers_decision_costs_its_policy_and_not_its_value_network():
+def test_decision_macs_of_ppo_omit_value_network():
     table = paper()
-    router = sb3_router.fit(FitConfig("RNR-v0", {"backend": table}, 0, 1024, progress=False), "ppo")
-    size = table.spec.layout.size  # 4 features, 2 + 2 probabilities, 3 of confidence, 2 layers, compute, 3 sub-paths, trade-off
-    assert size == 18
-    read = 2 + 2 + 5 + 17 + 2  # ordered probabilities, log doubt, glance and exit, all but the trade-off, λ twice
-    assert decision_macs(router, table.spec) == read * 16 + 16 * 3
+    router = fit_agent("ppo", table)
+    # 4 features, 2 + 2 probabilities, 3 of confidence, 2 layers, compute, 3 sub-paths, trade-off.
+    assert table.spec.layout.size == 4 + 2 + 2 + 3 + 2 + 1 + 3 + 1
+    # 2 ordered probabilities, 2 log doubts, 5 of glance and exit, all but λ, and λ twice.
+    inputs = 2 + 2 + 5 + 17 + 2
+    assert decision_macs(router, table.spec) == inputs * 16 + 16 * 3
 
 
-def test_a_budget_becomes_the_tradeoff_that_the_curve_says():
+@pytest.mark.parametrize(
+    ("compute", "tradeoff"),
+    [(0.9, 0.01), (0.5, 0.1), (0.1, 1.0), (0.7, 10**-1.5), (0.2, 10**-0.25)],
+)
+def test_budget_becomes_tradeoff_of_the_curve(compute, tradeoff):
     backbone = small.backbone("multipath")
-    router = Small(backbone.spec())
-    routed = RoutedClassifier(backbone, router, curve=CURVE)
-    where = backbone.spec().layout.tradeoff.start
-    for compute, tradeoff in ((0.9, 0.01), (0.5, 0.1), (0.1, 1.0), (0.7, 10**-1.5), (0.2, 10**-0.25)):
-        router.shown.clear()
-        routed(small.pixels(4), compute=compute)
-        for observation, *_ in router.shown:
-            np.testing.assert_allclose(observation[:, where], tradeoff, rtol=1e-6)
+    spec = RoutingSpec.of(backbone)
+    router = TwoLayerRouter(spec)
+    routed_classifier = RoutedClassifier(backbone, router, curve=CURVE)
+
+    # Without the call that measured the cost of a decision.
+    router.calls.clear()
+    routed_classifier(small.pixels(4), compute=compute)
+    assert len(router.calls) > 0
+    for observation, *_ in router.calls:
+        observed = observation[:, spec.layout.tradeoff]
+        np.testing.assert_allclose(observed, tradeoff, rtol=1e-6)
 
 
 @pytest.mark.parametrize("compute", [0.0999, 1.0001, 0.0, -1.0, 2.0, float("nan")])
-def test_a_budget_below_the_cheapest_or_above_the_plain_network_is_refused_with_the_range(compute):
-    backbone = small.backbone("multipath")
-    routed = RoutedClassifier(backbone, wary(backbone.spec()), curve=CURVE)
-    with pytest.raises(ValueError, match=r"`compute` must lie in 0\.100 \(the cheapest that this router was measured at\) to 1, got"):
-        routed(small.pixels(2), compute=compute)
+def test_budget_outside_curve_is_rejected(compute):
+    routed_classifier = classifier_of(small.backbone("multipath"), curve=CURVE)
+    message = (
+        r"`compute` must lie in 0\.100 \(the cheapest that this router was measured at\) to 1, got"
+    )
+    with pytest.raises(ValueError, match=message):
+        routed_classifier(small.pixels(2), compute=compute)
 
 
-@pytest.mark.parametrize("compute", [0.9001, 0.95, 1.0])
-def test_of_a_budget_above_the_dearest_that_was_measured_the_rest_is_left(compute):
-    assert CURVE.tradeoff_for(compute) == pytest.approx(CURVE.tradeoff_for(0.9)) == pytest.approx(0.01)
+@pytest.mark.parametrize("compute", [0.9, 0.9001, 0.95, 1.0])
+def test_budget_above_curve_gets_its_lowest_tradeoff(compute):
+    assert CURVE.tradeoff_for(compute) == pytest.approx(0.01)
 
 
-def test_where_a_curve_is_noisy_a_budget_is_met_where_it_was_measured():
-    noisy = BudgetCurve([0.01, 0.1, 1.0], [0.9, 0.2, 0.3])  # at trade-off 1 the router spent more than at 0.1
-    assert noisy.tradeoff_for(0.2) == pytest.approx(0.1)
-    rising = BudgetCurve([0.01, 0.1, 1.0], [0.6, 0.8, 0.2])
-    assert rising.tradeoff_for(0.6) == pytest.approx(0.01)
-    for curve, budgets in ((noisy, [0.2, 0.5, 0.9]), (rising, [0.2, 0.4, 0.6])):
-        tradeoffs = [curve.tradeoff_for(budget) for budget in budgets]
-        assert tradeoffs == sorted(tradeoffs, reverse=True)
+@pytest.mark.parametrize(
+    ("computes", "budget", "tradeoff", "budgets"),
+    [
+        ([0.9, 0.2, 0.3], 0.2, 0.1, [0.2, 0.5, 0.9]),
+        ([0.6, 0.8, 0.2], 0.6, 0.01, [0.2, 0.4, 0.6]),
+    ],
+    ids=["rises at the end", "rises at the start"],
+)
+def test_noisy_curve_meets_budgets_where_measured(computes, budget, tradeoff, budgets):
+    curve = BudgetCurve(tradeoff=[0.01, 0.1, 1.0], compute=computes)
+    assert curve.tradeoff_for(budget) == pytest.approx(tradeoff)
+    tradeoffs = [curve.tradeoff_for(compute) for compute in budgets]
+    assert tradeoffs == sorted(tradeoffs, reverse=True)
 
 
-def test_a_budget_needs_a_curve_and_excludes_a_tradeoff():
-    backbone = small.backbone("multipath")
-    routed = RoutedClassifier(backbone, wary(backbone.spec()))
+def test_budget_without_curve_is_rejected():
+    routed_classifier = classifier_of(small.backbone("multipath"))
     with pytest.raises(ValueError, match="`compute` needs a router whose curve was measured"):
-        routed(small.pixels(2), compute=0.5)
-    with pytest.raises(ValueError, match=r"`compute` and `tradeoff` exclude each other, got 0\.5 and 0\.3"):
-        RoutedClassifier(backbone, wary(backbone.spec()), curve=CURVE)(small.pixels(2), compute=0.5, tradeoff=0.3)
+        routed_classifier(small.pixels(2), compute=0.5)
+
+
+def test_budget_and_tradeoff_exclude_each_other():
+    routed_classifier = classifier_of(small.backbone("multipath"), curve=CURVE)
+    message = r"`compute` and `tradeoff` exclude each other, got 0\.5 and 0\.3"
+    with pytest.raises(ValueError, match=message):
+        routed_classifier(small.pixels(2), compute=0.5, tradeoff=0.3)
 
 
 @pytest.mark.parametrize("tradeoff", [-0.1, 4.5, float("nan"), "much"])
-def test_a_tradeoff_outside_its_range_is_refused(tradeoff):
-    backbone = small.backbone("multipath")
+def test_tradeoff_outside_its_range_is_rejected(tradeoff):
+    routed_classifier = classifier_of(small.backbone("multipath"))
     with pytest.raises(ValueError, match="`tradeoff`"):
-        RoutedClassifier(backbone, wary(backbone.spec()))(small.pixels(2), tradeoff=tradeoff)
+        routed_classifier(small.pixels(2), tradeoff=tradeoff)
 
 
-def test_free_compute_is_a_tradeoff_too():
+def test_tradeoff_zero_is_routed():
     backbone = small.backbone("multipath")
-    router = Small(backbone.spec())
-    RoutedClassifier(backbone, router)(small.pixels(2), tradeoff=0.0)
-    assert len(router.shown) > 1  # decision_macs asked once
+    router = TwoLayerRouter(RoutingSpec.of(backbone))
+    routed_classifier = RoutedClassifier(backbone, router)
+    router.calls.clear()
+    routed_classifier(small.pixels(2), tradeoff=0.0)
+    assert len(router.calls) > 0
 
 
-def test_whole_numbers_and_fractions_are_one_image():
-    backbone, pixels = small.backbone("multipath"), small.pixels(6)
-    routed = RoutedClassifier(backbone, wary(backbone.spec()))
-    for budget in ({}, {"tradeoff": 0.1}):
-        one, other = routed(pixels, **budget), routed(pixels.float() / 255.0, **budget)
-        torch.testing.assert_close(one.logits, other.logits)
-        assert one.path.tolist() == other.path.tolist()
+@pytest.mark.parametrize("budget", [{}, {"tradeoff": 0.1}], ids=["plain", "routed"])
+def test_uint8_and_float_images_are_classified_alike(budget):
+    pixels = small.pixels(6)
+    routed_classifier = classifier_of(small.backbone("multipath"))
+    routed = routed_classifier(pixels, **budget)
+    routed_float = routed_classifier(pixels.float() / 255.0, **budget)
+    torch.testing.assert_close(routed.logits, routed_float.logits)
+    assert routed.path.tolist() == routed_float.path.tolist()
 
 
 @pytest.mark.parametrize("network", ["rnr-digits", "rnr-digits-channels"])
-@pytest.mark.parametrize("name", ["wary", "ppo", "small"])
-def test_rows_are_what_the_environment_does_with_each_image(network, name, some_digits):
+@pytest.mark.parametrize("name", ["confidence", "ppo", "two layers"])
+def test_classifier_matches_the_environment(network, name, some_digits):
     backbone = zoo.named(network)
-    spec = backbone.spec()
-    router = {"wary": lambda: wary(spec), "ppo": lambda: learnt(backbone, some_digits), "small": lambda: Small(spec, seed=3)}[name]()
-    found = RoutedClassifier(backbone, router)(torch.from_numpy(np.array(some_digits.images)), tradeoff=0.1)
-    env, own = gym.make("RNR-v0", dataset=some_digits, backbone=backbone, tradeoff=0.1), decision_macs(router, spec)
+    spec = RoutingSpec.of(backbone)
+    if name == "confidence":
+        router = confidence_router(spec)
+    elif name == "ppo":
+        router = learned_router(backbone, some_digits)
+    else:
+        router = TwoLayerRouter(spec, seed=3)
+
+    routed = RoutedClassifier(backbone, router)(pixels_of(some_digits), tradeoff=0.1)
+    assert len(np.unique(routed.path, axis=0)) > 2
+
+    env = gym.make("RNR-v0", dataset=some_digits, backbone=backbone, tradeoff=0.1)
+    macs_of_decision = decision_macs(router, spec)
     for index in range(40):
-        (observation, _), ended, decisions = env.reset(options={"index": index}), False, 0
-        while not ended:
-            action, _ = router.predict(observation[None], None, np.ones(1, np.bool_))
-            observation, _, ended, _, info = env.step(action[0])
+        obs, _ = env.reset(options={"index": index})
+        terminated = False
+        decisions = 0
+        while not terminated:
+            actions, _ = router.predict(obs[None], None, np.ones(1, np.bool_))
+            obs, _, terminated, _, info = env.step(actions[0])
             decisions += 1
-        assert info["path"].tolist() == found.path[index].tolist()
-        assert info["macs"] + own * decisions == found.macs[index]
-        assert info["prediction"] == found.logits[index].argmax()
-    assert len(np.unique(found.path, axis=0)) > 2
+
+        assert info["path"].tolist() == routed.path[index].tolist()
+        assert info["macs"] + macs_of_decision * decisions == routed.macs[index]
+        assert info["prediction"] == routed.logits[index].argmax()
 
 
-def test_a_router_is_told_where_episodes_begin_and_handed_its_state():
+def test_router_gets_episode_starts_and_its_state():
     backbone = small.backbone("multipath")
-    router = Small(backbone.spec(False))
-    route(Traversal.start(backbone, small.pixels(4), ()), backbone.spec(False), router, 0.3)
-    assert [state for _, state, _, _ in router.shown] == [None, 1, 2]
-    assert [start.tolist() for _, _, start, _ in router.shown] == [[True] * 4, [False] * 4, [False] * 4]
-    assert all(deterministic is True for *_, deterministic in router.shown)
+    spec = RoutingSpec.of(backbone, exits=False)
+    router = TwoLayerRouter(spec)
+    route(Traversal.start(backbone, small.pixels(4), ()), spec, router, 0.3)
+
+    _, states, starts, deterministic = zip(*router.calls, strict=True)
+    assert states == (None, 1, 2)
+    assert np.array(starts).tolist() == [[True] * 4, [False] * 4, [False] * 4]
+    assert deterministic == (True, True, True)
 
 
-def test_a_masked_action_becomes_the_nearest_valid_one():
+def test_masked_action_becomes_nearest_valid_one():
+    # Only layer 2 has an exit.
     backbone = small.backbone("multipath", "one exit")
-
-    class Leave:
-        def predict(self, observation, *_, **__):
-            return np.zeros(len(observation), np.int64), None
-
-    found = RoutedClassifier(backbone, Leave())(small.pixels(4), tradeoff=0.3)
-    assert found.path.tolist() == [[1, 1, 0]] * 4  # only layer 2 has an exit
+    routed = RoutedClassifier(backbone, ExitingRouter())(small.pixels(4), tradeoff=0.3)
+    assert routed.path.tolist() == [[1, 1, 0]] * 4
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn", "confidence"])
 @pytest.mark.parametrize("exits", [True, False])
-def test_it_comes_back_from_a_folder(tmp_path, name, exits):
-    backbone, images = small.backbone("multipath"), small.images(12)
-    router = wary(backbone.spec(exits)) if name == "confidence" else learnt(backbone, images, name, exits)
-    routed = RoutedClassifier(backbone, router, exits, CURVE, name)
-    routed.save_pretrained(tmp_path / "folder")
-    again = RoutedClassifier.from_pretrained(str(tmp_path / "folder"))
-    assert {BACKBONE, ROUTER} <= {file.name for file in (tmp_path / "folder").iterdir()}
-    assert (again.agent, again.exits, again.curve, again.decision_macs) == (name, exits, CURVE, routed.decision_macs)
-    assert not again.backbone.training
-    pixels = torch.from_numpy(np.array(images.images))
+def test_classifier_survives_save_and_load(tmp_path, name, exits):
+    backbone = small.backbone("multipath")
+    images = small.images(12)
+    if name == "confidence":
+        router = confidence_router(RoutingSpec.of(backbone, exits))
+    else:
+        router = learned_router(backbone, images, name, exits)
+    saved = RoutedClassifier(backbone, router, exits=exits, curve=CURVE, agent=name)
+    saved.save_pretrained(tmp_path / "saved")
+    loaded = RoutedClassifier.from_pretrained(str(tmp_path / "saved"))
+
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {BACKBONE_FILE, ROUTER_FILE} <= names
+    assert loaded.agent == name
+    assert loaded.exits == exits
+    assert loaded.curve == CURVE
+    assert loaded.decision_macs == saved.decision_macs
+    assert not loaded.backbone.training
+
+    pixels = pixels_of(images)
     for budget in ({}, {"compute": 0.4}, {"tradeoff": 1.0}):
-        one, other = routed(pixels, **budget), again(pixels, **budget)
-        torch.testing.assert_close(one.logits, other.logits, rtol=1e-5, atol=1e-5)
-        assert one.path.tolist() == other.path.tolist()
-        assert one.macs.tolist() == other.macs.tolist()
+        expected = saved(pixels, **budget)
+        actual = loaded(pixels, **budget)
+        torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-5, atol=1e-5)
+        assert actual.path.tolist() == expected.path.tolist()
+        assert actual.macs.tolist() == expected.macs.tolist()
 
 
-def test_it_comes_back_without_a_curve_too(tmp_path):
+def test_classifier_without_curve_survives_save_and_load(tmp_path):
     backbone = small.backbone("multipath")
-    router = StaticRouter(backbone.spec(), np.array([[2, 0, -1]], np.int8), np.zeros(0))
+    router = StaticRouter(
+        RoutingSpec.of(backbone),
+        paths=np.array([[2, 0, -1]], np.int8),
+        edges=np.zeros(0),
+    )
     RoutedClassifier(backbone, router, agent="static").save_pretrained(tmp_path)
-    again = RoutedClassifier.from_pretrained(str(tmp_path))
-    assert again.curve is None
-    assert again(small.pixels(3), tradeoff=0.3).path.tolist() == [[2, 0, -1]] * 3
+    loaded = RoutedClassifier.from_pretrained(str(tmp_path))
+    assert loaded.curve is None
+    assert loaded(small.pixels(3), tradeoff=0.3).path.tolist() == [[2, 0, -1]] * 3
 
 
-def test_what_it_cannot_name_it_does_not_save(tmp_path):
-    backbone = small.backbone("multipath")
+def test_save_needs_name_of_the_agent(tmp_path):
+    routed_classifier = classifier_of(small.backbone("multipath"))
     with pytest.raises(ValueError, match="`agent` must name how the router was fitted"):
-        RoutedClassifier(backbone, wary(backbone.spec())).save_pretrained(tmp_path)
+        routed_classifier.save_pretrained(tmp_path)
 
 
-def test_a_router_put_to_another_backbone_is_refused(tmp_path):
-    one, other = small.backbone("multipath"), small.backbone("vgg")
-    RoutedClassifier(one, wary(one.spec()), agent="confidence").save_pretrained(tmp_path / "one")
-    RoutedClassifier(other, wary(other.spec()), agent="confidence").save_pretrained(tmp_path / "other")
-    (tmp_path / "other" / ROUTER).replace(tmp_path / "one" / ROUTER)
+def test_load_rejects_router_of_other_backbone(tmp_path):
+    for kind in ("multipath", "vgg"):
+        routed_classifier = classifier_of(small.backbone(kind), agent="confidence")
+        routed_classifier.save_pretrained(tmp_path / kind)
+    (tmp_path / "vgg" / ROUTER_FILE).replace(tmp_path / "multipath" / ROUTER_FILE)
     with pytest.raises(ValueError, match="must be a router for this backbone"):
-        RoutedClassifier.from_pretrained(str(tmp_path / "one"))
+        RoutedClassifier.from_pretrained(str(tmp_path / "multipath"))
 
 
-def test_a_table_and_a_live_network_are_routed_alike(some_digits):
+def test_route_is_the_same_live_and_by_table(some_digits):
     backbone = zoo.named("rnr-digits")
-    spec, router = backbone.spec(), Small(backbone.spec(), seed=5)
+    spec = RoutingSpec.of(backbone)
+    router = TwoLayerRouter(spec, seed=5)
     table = build(backbone, some_digits, spec, progress=False)
-    one = route(table.start(np.arange(40)), spec, router, 0.4)
-    other = route(Traversal.start(backbone, torch.from_numpy(np.array(some_digits.images))), spec, router, 0.4)
-    assert len(np.unique(one.path, axis=0)) > 2
-    assert one.path.tolist() == other.path.tolist()
-    assert one.macs.tolist() == other.macs.tolist()
+
+    by_table = route(table.start(np.arange(40)), spec, router, 0.4)
+    live = route(Traversal.start(backbone, pixels_of(some_digits)), spec, router, 0.4)
+    assert len(np.unique(by_table.path, axis=0)) > 2
+    assert by_table.path.tolist() == live.path.tolist()
+    assert by_table.macs.tolist() == live.macs.tolist()
 
 
-@pytest.mark.parametrize("images", [torch.zeros(2, 1, 13, 13), torch.zeros(2, 3, 7, 7, dtype=torch.int64)], ids=["size", "dtype"])
-def test_images_of_another_size_or_kind_are_refused(images):
-    backbone = small.backbone("multipath")
-    with pytest.raises(ValueError, match="`images` must be uint8 or float"):
-        RoutedClassifier(backbone, wary(backbone.spec()))(images)
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 1, 13, 13), torch.zeros(2, 1, 8, 8, dtype=torch.int64)],
+    ids=["size", "dtype"],
+)
+def test_images_of_other_size_or_dtype_are_rejected(images):
+    routed_classifier = classifier_of(small.backbone("multipath"))
+    with pytest.raises(ValueError, match=r"`images` must be uint8 or float \(N, 1, 8, 8\), got"):
+        routed_classifier(images)

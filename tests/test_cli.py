@@ -22,10 +22,10 @@ from rnr_gym.experiments.report import validate
 from rnr_gym.registration import IDS
 from rnr_gym.routing import route_table
 from rnr_gym.training import pretraining
-from tests.test_comparison import Inline
-from tests.test_report import AGENTS as COMPARED
-from tests.test_report import finished, quick
-from tests.test_runs import ENV, WHOLE, snapshot
+from tests.experiments.test_comparison import Inline
+from tests.experiments.test_report import AGENTS as COMPARED
+from tests.experiments.test_report import finished, quick
+from tests.experiments.test_runs import ENV, WHOLE, snapshot
 
 COMMANDS = ("envs", "data", "pretrain", "train", "evaluate", "compare", "validate", "render")
 
@@ -56,12 +56,27 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def folder(tmp_path_factory, tmp_path):
     """A copy of a finished comparison."""
-    return shutil.copytree(finished(tmp_path_factory.getbasetemp()), tmp_path / "report", copy_function=shutil.copy2)
+    return shutil.copytree(
+        finished(tmp_path_factory.getbasetemp()), tmp_path / "report", copy_function=shutil.copy2
+    )
 
 
 def compare(out, agents=COMPARED, seeds=2, steps=512, **more):
     """The arguments of a comparison, by default of the finished one."""
-    words = ["compare", ENV, "--out", out, "--agents", *agents, "--seeds", seeds, "--steps", steps, "--jobs", 1]
+    words = [
+        "compare",
+        ENV,
+        "--out",
+        out,
+        "--agents",
+        *agents,
+        "--seeds",
+        seeds,
+        "--steps",
+        steps,
+        "--jobs",
+        1,
+    ]
     return [*words, *(word for name, value in more.items() for word in (f"--{name}", value))]
 
 
@@ -109,14 +124,24 @@ def test_envs_lists_every_id_in_full_in_eighty_columns(run):
     for name, arguments in IDS.items():
         (line,) = [line for line in said.splitlines() if name in line.split()]
         network = zoo.named(arguments["backbone"], None)
-        weights = "frozen" if zoo.bundled(arguments["backbone"]).is_file() else "none"
-        facts = {arguments["dataset"], str(network.num_layers), str(network.num_paths), f"{network.mac_table.plain:,}", weights}
+        weights = "pretrained" if zoo.bundled(arguments["backbone"]).is_file() else "none"
+        facts = {
+            arguments["dataset"],
+            str(network.num_layers),
+            str(network.num_paths),
+            f"{network.mac_table.plain:,}",
+            weights,
+        }
         assert facts <= set(line.split())
 
 
 def in_table(said):
     """The words of each line that is about a split."""
-    return [line.split() for line in said.splitlines() if line.split() and line.split()[0] in data.SPLITS]
+    return [
+        line.split()
+        for line in said.splitlines()
+        if line.split() and line.split()[0] in data.SPLITS
+    ]
 
 
 @pytest.fixture
@@ -132,26 +157,50 @@ def test_data_says_what_each_split_has(run, whole_splits, small_cifar, name):
     assert name in said
     for split, line in zip(data.SPLITS, in_table(said), strict=True):
         images = WHOLE(name, split)
-        assert line == [split, f"{len(images):,}", *" x ".join(map(str, images.images.shape[1:])).split(), str(len(images.classes))]
+        assert line == [
+            split,
+            f"{len(images):,}",
+            *" x ".join(map(str, images.images.shape[1:])).split(),
+            str(len(images.classes)),
+        ]
 
 
-def test_data_decodes_a_folder_ahead_of_its_first_use(run, whole_splits, small_cifar, tmp_path, monkeypatch):
+def test_data_decodes_a_folder_ahead_of_its_first_use(
+    run, whole_splits, small_cifar, tmp_path, monkeypatch
+):
     monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "cache"))
     images = shutil.copytree(small_cifar / "cifar10", tmp_path / "images" / "cifar10").parent
     code, said = run("data", "cifar10", "--data-root", images)
     assert code == 0
-    assert [line[:2] for line in in_table(said)] == [["train", "90"], ["route", "10"], ["test", "10"]]
+    assert [line[:2] for line in in_table(said)] == [
+        ["train", "90"],
+        ["route", "10"],
+        ["test", "10"],
+    ]
     monkeypatch.setattr(folders, "_pixels", lambda file, side: pytest.fail(f"{file} was decoded"))
     assert len(cifar.load(cifar.CIFAR10, "train", str(images))) == 90
 
 
-@pytest.mark.parametrize("command", [["data"], ["pretrain", "--out", "OUT", "--epochs", 1]], ids=lambda words: words[0])
-@pytest.mark.parametrize(("name", "env"), [("cifar10", "RNR-CIFAR10-v0"), ("cifar100", "RNR-CIFAR100-v0")])
-def test_images_that_cannot_be_fetched_are_one_error_that_says_what_to_do(run, whole_splits, tmp_path, monkeypatch, command, name, env):
+@pytest.mark.parametrize(
+    "command", [["data"], ["pretrain", "--out", "OUT", "--epochs", 1]], ids=lambda words: words[0]
+)
+@pytest.mark.parametrize(
+    ("name", "env"), [("cifar10", "RNR-CIFAR10-v0"), ("cifar100", "RNR-CIFAR100-v0")]
+)
+def test_images_that_cannot_be_fetched_are_one_error_that_says_what_to_do(
+    run, whole_splits, tmp_path, monkeypatch, command, name, env
+):
     for reader in (datasets.CIFAR10, datasets.CIFAR100):
         monkeypatch.setattr(reader, "url", "http://127.0.0.1:1/")
     words = [tmp_path / "out" if word == "OUT" else word for word in command]
-    said = refused(run, tmp_path, *words, name if words == ["data"] else env, "--data-root", tmp_path / "images")
+    said = refused(
+        run,
+        tmp_path,
+        *words,
+        name if words == ["data"] else env,
+        "--data-root",
+        tmp_path / "images",
+    )
     assert f"`data_root` must hold {name}/train/<class>/*" in said
     assert f"`rnr-gym data {name}` fetches" in said
     assert "RNR_GYM_DATA" in said
@@ -160,7 +209,9 @@ def test_images_that_cannot_be_fetched_are_one_error_that_says_what_to_do(run, w
 
 def test_data_refuses_folders_that_hold_something_else(run, whole_splits, tmp_path):
     (tmp_path / "cifar10" / "train" / "zebra").mkdir(parents=True)
-    assert "(missing: airplane, automobile, bird, cat, deer; unknown: zebra)" in refused(run, tmp_path, "data", "cifar10", "--data-root", tmp_path)
+    assert "(missing: airplane, automobile, bird, cat, deer; unknown: zebra)" in refused(
+        run, tmp_path, "data", "cifar10", "--data-root", tmp_path
+    )
 
 
 @pytest.mark.parametrize("agent", ["static", "confidence", "ppo"])
@@ -189,7 +240,9 @@ def test_evaluate_prints_what_the_router_does_on_the_split_asked_for(run, tmp_pa
         right = zoo.named("rnr-digits").plain()
         images = data.load("digits", split)
         backbone = zoo.named("rnr-digits")
-        logits = right(backbone.prepare(backbone.image_mean.new_tensor(np.array(images.images)) / 255.0))
+        logits = right(
+            backbone.prepare(backbone.image_mean.new_tensor(np.array(images.images)) / 255.0)
+        )
         accuracy = (logits.argmax(1).numpy() == images.labels).mean()
         code, said = run("evaluate", tmp_path, "--split", split)
         assert code == 0
@@ -231,7 +284,23 @@ def test_cifar100_is_pretrained_and_compared(run, whole_splits, small_cifar, tmp
     weights, report = tmp_path / "weights.safetensors", tmp_path / "report"
     code, _ = run("pretrain", env, "--out", weights, "--epochs", 1, "--glance-epochs", 1)
     assert code == 0
-    command = ["compare", env, "--weights", weights, "--out", report, "--agents", "static", "ppo", "--seeds", 1, "--steps", 512, "--jobs", 1]
+    command = [
+        "compare",
+        env,
+        "--weights",
+        weights,
+        "--out",
+        report,
+        "--agents",
+        "static",
+        "ppo",
+        "--seeds",
+        1,
+        "--steps",
+        512,
+        "--jobs",
+        1,
+    ]
     code, output = run(*command)
     assert code == 0
     assert "ppo" in output
@@ -285,7 +354,12 @@ def test_a_comparison_that_was_cut_off_goes_on_and_fits_only_what_is_missing(run
 
 
 def without_seconds(content):
-    return content | {"rows": [{name: value for name, value in row.items() if name != "seconds"} for row in content["rows"]]}
+    return content | {
+        "rows": [
+            {name: value for name, value in row.items() if name != "seconds"}
+            for row in content["rows"]
+        ]
+    }
 
 
 def test_a_comparison_killed_while_it_fits_goes_on(run, tmp_path, monkeypatch):
@@ -325,7 +399,12 @@ def test_a_finished_comparison_is_not_written_over(run, folder):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seeds": 3}, "seeds"), ({"steps": 1024}, "steps"), ({"agents": ("static",)}, "agents"), ({"weights": "None"}, "arguments")],
+    [
+        ({"seeds": 3}, "seeds"),
+        ({"steps": 1024}, "steps"),
+        ({"agents": ("static",)}, "agents"),
+        ({"weights": "None"}, "arguments"),
+    ],
     ids=["seeds", "steps", "agents", "weights"],
 )
 def test_a_comparison_is_not_taken_up_with_another_configuration(run, folder, change, named):
@@ -338,14 +417,22 @@ def test_a_comparison_is_not_taken_up_with_another_configuration(run, folder, ch
 @pytest.mark.parametrize("command", ["compare", "train"])
 def test_a_foreign_folder_is_not_touched(run, tmp_path, command):
     (tmp_path / "thesis.tex").write_text("five years")
-    arguments = compare(tmp_path, ("full",), 1) if command == "compare" else ["train", ENV, "--out", tmp_path, "--agent", "full"]
+    arguments = (
+        compare(tmp_path, ("full",), 1)
+        if command == "compare"
+        else ["train", ENV, "--out", tmp_path, "--agent", "full"]
+    )
     assert "holds something else; choose another" in refused(run, tmp_path, *arguments)
 
 
 @pytest.mark.parametrize("command", ["compare", "train"])
 def test_a_file_is_no_folder(run, tmp_path, command):
     (tmp_path / "file").write_text("text")
-    arguments = compare(tmp_path / "file", ("full",), 1) if command == "compare" else ["train", ENV, "--out", tmp_path / "file", "--agent", "full"]
+    arguments = (
+        compare(tmp_path / "file", ("full",), 1)
+        if command == "compare"
+        else ["train", ENV, "--out", tmp_path / "file", "--agent", "full"]
+    )
     assert "`out`" in refused(run, tmp_path, *arguments)
 
 
@@ -361,33 +448,65 @@ def test_a_finished_or_changed_run_is_not_written_over(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "RNR-Letters-v0", "--out", "OUT"], ["`env` must be one of", *IDS, "'RNR-Letters-v0'"]),
-        (["compare", "RNR-Letters-v0", "--out", "OUT"], ["`env` must be one of", *IDS, "'RNR-Letters-v0'"]),
-        (["pretrain", "RNR-Letters-v0", "--out", "OUT"], ["`env` must be one of", *IDS, "'RNR-Letters-v0'"]),
-        (["render", "RNR-Letters-v0", "--out", "OUT"], ["`env` must be one of", *IDS, "'RNR-Letters-v0'"]),
-        (["train", ENV, "--out", "OUT", "--agent", "sarsa"], ["`agent` must be one of", *AGENTS, "'sarsa'"]),
-        (["compare", ENV, "--out", "OUT", "--agents", "ppo", "sarsa"], ["`agent` must be one of", *AGENTS, "'sarsa'"]),
+        (
+            ["train", "RNR-Letters-v0", "--out", "OUT"],
+            ["`env` must be one of", *IDS, "'RNR-Letters-v0'"],
+        ),
+        (
+            ["compare", "RNR-Letters-v0", "--out", "OUT"],
+            ["`env` must be one of", *IDS, "'RNR-Letters-v0'"],
+        ),
+        (
+            ["pretrain", "RNR-Letters-v0", "--out", "OUT"],
+            ["`env` must be one of", *IDS, "'RNR-Letters-v0'"],
+        ),
+        (
+            ["render", "RNR-Letters-v0", "--out", "OUT"],
+            ["`env` must be one of", *IDS, "'RNR-Letters-v0'"],
+        ),
+        (
+            ["train", ENV, "--out", "OUT", "--agent", "sarsa"],
+            ["`agent` must be one of", *AGENTS, "'sarsa'"],
+        ),
+        (
+            ["compare", ENV, "--out", "OUT", "--agents", "ppo", "sarsa"],
+            ["`agent` must be one of", *AGENTS, "'sarsa'"],
+        ),
         (["compare", ENV, "--out", "OUT", "--seeds", "0"], ["`seeds` must be at least 1, got 0"]),
         (["compare", ENV, "--out", "OUT", "--agents", "full", "--jobs", "-1"], ["`jobs`"]),
         (["compare", ENV, "--out", "OUT", "--agents", "full", "full"], ["`agents`"]),
         (["compare", ENV, "--out", "OUT", "--steps", "0"], ["`steps` must be at least 1, got 0"]),
         (["train", ENV, "--out", "OUT", "--steps", "0"], ["`steps` must be at least 1, got 0"]),
-        (["train", ENV, "--out", "OUT", "--agent", "full", "--weights", "/no/such/file"], ["`weights`", "/no/such/file"]),
+        (
+            ["train", ENV, "--out", "OUT", "--agent", "full", "--weights", "/no/such/file"],
+            ["`weights`", "/no/such/file"],
+        ),
         (["pretrain", ENV, "--out", "OUT", "--epochs", "0"], ["`epochs`"]),
         (["pretrain", ENV, "--out", "OUT", "--glance-epochs", "0"], ["`glance_epochs`"]),
         (["data", "mnist"], ["`dataset` must be one of digits, cifar10, cifar100, got 'mnist'"]),
         (["pretrain", "RNR-CIFAR10-v0", "--out", "OUT", "--epochs", "0"], ["`epochs`"]),
         (["render", ENV, "--out", "OUT", "--episodes", "0"], ["`episodes`"]),
-        (["render", ENV, "--out", "OUT", "--run", "OUT"], ["holds no run; make one with `rnr-gym train`"]),
+        (
+            ["render", ENV, "--out", "OUT", "--run", "OUT"],
+            ["holds no run; make one with `rnr-gym train`"],
+        ),
         (["evaluate", "OUT"], ["holds no run; make one with `rnr-gym train`"]),
         (["validate", "OUT"], ["`report` must be the folder of a finished comparison"]),
     ],
-    ids=lambda part: " ".join(word for word in part if word not in (ENV, "--out", "OUT")) if isinstance(part, list) else None,
+    ids=lambda part: (
+        " ".join(word for word in part if word not in (ENV, "--out", "OUT"))
+        if isinstance(part, list)
+        else None
+    ),
 )
-def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_written(run, tmp_path, monkeypatch, arguments, words):
+def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_written(
+    run, tmp_path, monkeypatch, arguments, words
+):
     for module, name in ((pretraining, "pretrain"), (comparison, "fit_routers")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("work was begun"))
-    said = refused(run, tmp_path, *(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
+    said = refused(
+        run, tmp_path, *(str(tmp_path / "out") if word == "OUT" else word for word in arguments)
+    )
     assert all(word in said for word in words)
     assert not (tmp_path / "out").exists()
 
@@ -404,7 +523,9 @@ def test_fqi_without_a_table_is_refused_before_work_begins(run, tmp_path, monkey
 def test_default_agents_leave_fqi_out_without_a_table(run, tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(route_table, "LIMIT", 1)
-    monkeypatch.setattr(comparison, "fit_routers", lambda agents, *_: names.extend(agents) or stop())
+    monkeypatch.setattr(
+        comparison, "fit_routers", lambda agents, *_: names.extend(agents) or stop()
+    )
     code, _ = run("compare", ENV, "--out", tmp_path / "out")
     assert code == 130
     assert names == [name for name in DEFAULT_AGENTS if name != "fqi"]
@@ -416,17 +537,33 @@ def stop():
 
 def test_an_unknown_split_is_refused(run, tmp_path):
     run("train", ENV, "--out", tmp_path, "--agent", "full")
-    assert "`split` must be one of train, route, test, got 'val'" in refused(run, tmp_path, "evaluate", tmp_path, "--split", "val")
+    assert "`split` must be one of train, route, test, got 'val'" in refused(
+        run, tmp_path, "evaluate", tmp_path, "--split", "val"
+    )
 
 
 def test_a_run_is_shown_in_its_own_environment_only(run, tmp_path):
     run("train", ENV, "--out", tmp_path / "run", "--agent", "full")
-    said = refused(run, tmp_path, "render", "RNR-Digits-Channels-v0", "--out", tmp_path / "film.gif", "--run", tmp_path / "run")
-    assert f"`run` must be a router for RNR-Digits-Channels-v0, got {str(tmp_path / 'run')!r}, one for {ENV}" in said
+    said = refused(
+        run,
+        tmp_path,
+        "render",
+        "RNR-Digits-Channels-v0",
+        "--out",
+        tmp_path / "film.gif",
+        "--run",
+        tmp_path / "run",
+    )
+    assert (
+        f"`run` must be a router for RNR-Digits-Channels-v0, got {str(tmp_path / 'run')!r}, one for {ENV}"
+        in said
+    )
 
 
 @pytest.mark.slow
-def test_all_digits_are_compared_in_processes_of_their_own_and_the_report_holds(run, tmp_path, monkeypatch):
+def test_all_digits_are_compared_in_processes_of_their_own_and_the_report_holds(
+    run, tmp_path, monkeypatch
+):
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", ["rnr-gym", *map(str, compare(tmp_path / "report", seeds=1))])
     cli.main()
@@ -434,6 +571,8 @@ def test_all_digits_are_compared_in_processes_of_their_own_and_the_report_holds(
     assert content["images"] == len(WHOLE("digits", "test")) > 2_000
     assert validate(tmp_path / "report") == len(content["rows"])
     static = [row for row in content["rows"] if row["router"] == "static"]
-    assert all(cheap["compute"] >= dear["compute"] for cheap, dear in pairwise(static))  # the dearer compute, the less of it
+    assert all(
+        cheap["compute"] >= dear["compute"] for cheap, dear in pairwise(static)
+    )  # the dearer compute, the less of it
     regret = {part["router"]: part["regret"][0] for part in content["routers"]}
     assert regret["oracle"] == 0.0 < regret["confidence"] < regret["static"] < 0.3

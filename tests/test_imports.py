@@ -23,12 +23,16 @@ ORDER = [
 ]
 POSITION = {name: number for number, names in enumerate(ORDER) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+EVERY = pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix()
+)
 
 
 def fresh(code):
     """What a new interpreter prints."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 class Imports(ast.NodeVisitor):
@@ -47,7 +51,12 @@ class Imports(ast.NodeVisitor):
     def visit_ImportFrom(self, node):
         base = node.module or ""
         if node.level:
-            base = ".".join([*self.package.split(".")[: len(self.package.split(".")) - node.level + 1], *filter(None, [base])])
+            base = ".".join(
+                [
+                    *self.package.split(".")[: len(self.package.split(".")) - node.level + 1],
+                    *filter(None, [base]),
+                ]
+            )
         self.found |= {f"{base}.{alias.name}" for alias in node.names}
 
 
@@ -96,7 +105,10 @@ def test_the_walk_over_imports_sees_what_it_should(tmp_path):
 
 def test_importing_the_package_loads_neither_torch_nor_data():
     heavy = "('torch', 'torchvision', 'stable_baselines3', 'sklearn', 'matplotlib', 'scipy', 'rnr_gym.envs')"
-    assert fresh(f"import sys, rnr_gym; print([name for name in {heavy} if name in sys.modules])") == "[]"
+    assert (
+        fresh(f"import sys, rnr_gym; print([name for name in {heavy} if name in sys.modules])")
+        == "[]"
+    )
 
 
 def test_every_public_name_is_there_and_no_other():

@@ -28,7 +28,12 @@ def test_it_runs(path, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="notebooks need the extra `notebooks`")
     pytest.importorskip("ipykernel", reason="notebooks need the extra `notebooks`")
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
     client.execute()
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
 

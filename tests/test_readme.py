@@ -27,5 +27,7 @@ def test_every_file_it_names_is_there():
     layout = re.search(r"(?s)## Layout.*?```\n(.*?)```", text)[1]
     for name in re.findall(r"\b[\w/]+\.py\b", layout):
         assert (root / "rnr_gym" / name).is_file(), name
-    for name in re.findall(r"`(benchmarks/\w+\.py|rnr_gym/\S+\.py)`", text) + re.findall(r"\]\((docs/\S+)\)", text):
+    for name in re.findall(r"`(benchmarks/\w+\.py|rnr_gym/\S+\.py)`", text) + re.findall(
+        r"\]\((docs/\S+)\)", text
+    ):
         assert (root / name).is_file(), name

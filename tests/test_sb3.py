@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_
 
 from rnr_gym.envs import RoutingVectorEnv
 from rnr_gym.sb3 import RoutingVecEnv, vec_env
-from tests import small
+from tests.fixtures import small
 
 IDS = ["RNR-Digits-v0", "RNR-Digits-Channels-v0"]
 NUM = 4
@@ -36,11 +36,16 @@ class Pair:
 
     def reset(self):
         self.same("observation", self.ours.reset(), self.theirs.reset())
-        for ours, theirs in zip(self.ours.venv.reset_infos, self.theirs.venv.reset_infos, strict=True):
+        for ours, theirs in zip(
+            self.ours.venv.reset_infos, self.theirs.venv.reset_infos, strict=True
+        ):
             self.same_infos(ours, theirs)
 
     def step(self, actions):
-        (ours, rewards, dones, infos), (theirs, their_rewards, their_dones, their_infos) = self.ours.step(actions), self.theirs.step(actions)
+        (ours, rewards, dones, infos), (theirs, their_rewards, their_dones, their_infos) = (
+            self.ours.step(actions),
+            self.theirs.step(actions),
+        )
         self.same("observation", ours, theirs)
         self.same("reward", rewards, their_rewards)
         self.same("done", dones, their_dones)
@@ -54,14 +59,18 @@ class Pair:
     def same_infos(self, ours, theirs):
         assert ours.keys() == theirs.keys()
         if "episode" in ours:
-            assert {key: ours["episode"][key] for key in ("r", "l")} == {key: theirs["episode"][key] for key in ("r", "l")}
+            assert {key: ours["episode"][key] for key in ("r", "l")} == {
+                key: theirs["episode"][key] for key in ("r", "l")
+            }
         for name in ours.keys() - {"episode"}:
             self.same(name, np.asarray(ours[name]), np.asarray(theirs[name]))
 
     def same(self, name, ours, theirs):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
         rounded = name in ("observation", "loss", "terminal_observation")
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=self.tolerance if rounded else 0, err_msg=name)
+        np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=self.tolerance if rounded else 0, err_msg=name
+        )
 
 
 def actions(pair, steps, seed=0):
@@ -94,7 +103,15 @@ def test_the_end_of_an_episode_says_all_that_a_learner_asks_for(some_digits):
     env.reset()
     infos = env.step(np.zeros(NUM, np.int64))[3]
     for info in infos:
-        assert {"terminal_observation", "TimeLimit.truncated", "is_success", "episode", "path", "prediction", "loss"} <= info.keys()
+        assert {
+            "terminal_observation",
+            "TimeLimit.truncated",
+            "is_success",
+            "episode",
+            "path",
+            "prediction",
+            "loss",
+        } <= info.keys()
         assert info["TimeLimit.truncated"] is False
         assert info["is_success"] == (info["prediction"] == info["label"])
         assert info["episode"]["l"] == 1
@@ -131,7 +148,12 @@ def test_so_it_does_with_options_which_hold_for_one_reset(some_digits, options):
 
 
 def twins(some_digits, **arguments):
-    return [vec_env(IDS[0], NUM, 5, weights=None, backend="table", dataset=some_digits, **arguments).venv for _ in range(2)]
+    return [
+        vec_env(
+            IDS[0], NUM, 5, weights=None, backend="table", dataset=some_digits, **arguments
+        ).venv
+        for _ in range(2)
+    ]
 
 
 def test_a_learner_may_write_into_what_a_step_returns(some_digits):
@@ -166,7 +188,9 @@ def test_action_masks_are_one_row_an_environment():
         assert len(masks) == NUM
         assert np.array(masks).dtype == np.bool_
         np.testing.assert_array_equal(masks, valid[layers])
-        np.testing.assert_array_equal(env.env_method("action_masks", indices=[2, 0]), valid[layers[[2, 0]]])
+        np.testing.assert_array_equal(
+            env.env_method("action_masks", indices=[2, 0]), valid[layers[[2, 0]]]
+        )
         dones = env.step(np.array([0, 1, 2, 3]))[2]
         layers = np.where(dones, 0, layers + 1)
         apart |= len(set(layers.tolist())) > 1
@@ -197,13 +221,19 @@ def test_attributes_are_read_for_each_and_set_for_all(some_digits):
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_other_autoreset_modes_are_refused(mode):
-    env = RoutingVectorEnv(2, autoreset_mode=mode, dataset=small.images(), backbone=small.backbone("multipath"))
-    with pytest.raises(ValueError, match=r"`env` must use AutoresetMode.SAME_STEP, got AutoresetMode\."):
+    env = RoutingVectorEnv(
+        2, autoreset_mode=mode, dataset=small.images(), backbone=small.backbone("multipath")
+    )
+    with pytest.raises(
+        ValueError, match=r"`env` must use AutoresetMode.SAME_STEP, got AutoresetMode\."
+    ):
         RoutingVecEnv(env)
 
 
 def test_vector_rewards_are_refused(some_digits):
-    with pytest.raises(ValueError, match="`env` must give scalar rewards, got `vector_reward=True`"):
+    with pytest.raises(
+        ValueError, match="`env` must give scalar rewards, got `vector_reward=True`"
+    ):
         vec_env(IDS[0], 2, weights=None, dataset=some_digits, vector_reward=True)
 
 
@@ -233,12 +263,25 @@ class Ends(BaseCallback):
 
 @pytest.mark.parametrize(
     ("learner", "arguments"),
-    [(PPO, {"n_steps": 16, "batch_size": 32}), (A2C, {}), (DQN, {"learning_starts": 64, "train_freq": 1})],
+    [
+        (PPO, {"n_steps": 16, "batch_size": 32}),
+        (A2C, {}),
+        (DQN, {"learning_starts": 64, "train_freq": 1}),
+    ],
     ids=["PPO", "A2C", "DQN"],
 )
-def test_sb3s_learners_run_through_it_and_count_right_answers_as_successes(learner, arguments, some_digits):
-    env = vec_env(IDS[0], NUM, 0, weights=None, backend="table", dataset=some_digits, tradeoff=(0.1, 2.0))
-    model, ends = learner("MlpPolicy", env, gamma=1.0, seed=0, stats_window_size=10_000, device="cpu", **arguments), Ends()
+def test_sb3s_learners_run_through_it_and_count_right_answers_as_successes(
+    learner, arguments, some_digits
+):
+    env = vec_env(
+        IDS[0], NUM, 0, weights=None, backend="table", dataset=some_digits, tradeoff=(0.1, 2.0)
+    )
+    model, ends = (
+        learner(
+            "MlpPolicy", env, gamma=1.0, seed=0, stats_window_size=10_000, device="cpu", **arguments
+        ),
+        Ends(),
+    )
     before = [parameter.clone() for parameter in model.policy.parameters()]
     model.learn(320, ends)
     assert model.num_timesteps >= 320
@@ -246,7 +289,9 @@ def test_sb3s_learners_run_through_it_and_count_right_answers_as_successes(learn
     assert [bool(one) for one in model.ep_success_buffer] == ends.right
     assert sum(episode["l"] for episode in model.ep_info_buffer) <= model.num_timesteps
     assert len(model.ep_info_buffer) == len(ends.right)
-    assert any((old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True))
+    assert any(
+        (old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True)
+    )
 
 
 class Offered(BaseCallback):
@@ -257,17 +302,33 @@ class Offered(BaseCallback):
         self.taken = getattr(self, "taken", [])
 
     def _on_step(self):
-        self.taken += self.masks[np.arange(NUM), np.asarray(self.locals["actions"]).ravel()].tolist()
+        self.taken += self.masks[
+            np.arange(NUM), np.asarray(self.locals["actions"]).ravel()
+        ].tolist()
         self.masks = np.array(self.training_env.env_method("action_masks"))
         return True
 
 
 def test_maskable_ppo_runs_through_it_and_takes_only_what_is_offered():
     contrib = pytest.importorskip("sb3_contrib")
-    arguments = {"dataset": small.images(), "backbone": small.backbone("multipath", "one exit"), "backend": "table"}
+    arguments = {
+        "dataset": small.images(),
+        "backbone": small.backbone("multipath", "one exit"),
+        "backend": "table",
+    }
     offered = {}
     for learner in (contrib.MaskablePPO, PPO):
-        model, seen = learner("MlpPolicy", vec_env("RNR-v0", NUM, 0, **arguments), n_steps=16, batch_size=32, seed=0, device="cpu"), Offered()
+        model, seen = (
+            learner(
+                "MlpPolicy",
+                vec_env("RNR-v0", NUM, 0, **arguments),
+                n_steps=16,
+                batch_size=32,
+                seed=0,
+                device="cpu",
+            ),
+            Offered(),
+        )
         model.learn(256, seen)
         offered[learner] = seen.taken
     assert len(offered[PPO]) == len(offered[contrib.MaskablePPO]) == 256

@@ -2,7 +2,8 @@
 
 Each is a residual network of the backbones' own form, its widths scaled to a share of the MACs of
 `rnr-cifar10`, trained alone by the same recipe on as many images. Resumes where it was stopped.
-Run: `python benchmarks/cifar10/standalone.py`, with CIFAR-10 at hand; about 15 minutes on two cores.
+Run: `python benchmarks/cifar10/standalone.py`, with CIFAR-10 at hand; about 15 minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -34,20 +35,24 @@ class Args:
 
 
 def scaled(config: dict[str, Any], share: float) -> Backbone:
-    """The full path of an architecture alone, its widths scaled until it has `share` of the MACs."""
+    """The full path of an architecture alone, its widths scaled to `share` of the MACs."""
     plain = {**config, "inner": [1.0], "exits": [], "glance_widths": []}
     target = share * zoo.from_config(plain).mac_table.plain
 
     def narrowed(percent: int) -> Backbone:
+        # In multiples of 8, as all backbones.
         widths = [max(8, 8 * round(width * percent / 800)) for width in config["widths"]]
         return zoo.from_config({**plain, "widths": widths})
 
-    return min(map(narrowed, range(10, 101)), key=lambda net: abs(net.mac_table.plain - target))
+    networks = map(narrowed, range(10, 101))
+    return min(networks, key=lambda network: abs(network.mac_table.plain - target))
 
 
 def main(args: Args) -> None:
     """Train each network that is not in the results yet."""
-    results = json.loads(args.out.read_text()) if args.out.exists() else []
+    results = []
+    if args.out.exists():
+        results = json.loads(args.out.read_text())
     architecture = zoo.ARCHITECTURES[NAME]
     splits = {split: data.load("cifar10", split) for split in data.SPLITS}
     # No other path is trained, so that all effort goes into the plain network.
@@ -62,7 +67,9 @@ def main(args: Args) -> None:
         checkpoint = args.out.with_suffix(f".{macs}.part")
         pretrain(network, data.dataset("cifar10"), splits, schedule, checkpoint)
         accuracy = evaluate_full_path(network, splits["test"])
-        results.append({"macs": macs, "widths": network.config["widths"], "test_accuracy": accuracy})
+        row = {"macs": macs, "widths": network.config["widths"], "test_accuracy": accuracy}
+        results.append(row)
+        # After each network, so that an interruption costs no finished one.
         storage.save_json(args.out, sorted(results, key=lambda row: row["macs"]))
         print(f"{macs:,} MACs: {accuracy:.1%}")
 

@@ -1,4 +1,4 @@
-"""Compute the route tables that ship with `rnr-cifar10-small`: all images of `route` and of `test`.
+"""Compute the bundled route tables of `rnr-cifar10-small`: all images of `route` and of `test`.
 
 Run: `python benchmarks/cifar10/tables.py`, with CIFAR-10 at hand; a minute or two.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rnr_gym.backbones import zoo
+from rnr_gym.backbones import weights, zoo
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.sources import digest_of, open_images
+from rnr_gym.routing.spec import RoutingSpec
 
 NAME = "rnr-cifar10-small"
 
@@ -18,13 +19,13 @@ NAME = "rnr-cifar10-small"
 def main() -> None:
     """One table for each of the two splits."""
     backbone = zoo.named(NAME)
-    spec = backbone.spec()
+    spec = RoutingSpec.of(backbone)
     for split in ("route", "test"):
         images = open_images(dataset="cifar10", split=split, download=False)
         origin = digest_of(Live(backbone, images, spec))
         table = replace(route_table.build(backbone, images, spec), origin=origin)
 
-        path = zoo.bundled(NAME, f"frozen.{split}")
+        path = weights.table_file(NAME, split)
         table.save(path)
         nodes, count, values = table.summary.shape
         size = path.stat().st_size / 1e6

@@ -1,49 +1,125 @@
-"""Routers: whatever picks sub-paths. A table of those that can be fitted by name, and how they are kept."""
+"""Routers, one file for each agent, and the table by which they are fitted, saved and loaded.
+
+They may import everything before them in the import order, from `storage` to the adapter
+`rnr_gym.sb3`, but neither the classifier nor the experiments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
 
 from rnr_gym import storage
-from rnr_gym.agents import confidence, fqi, sb3_router, static, thresholds, uniform
-from rnr_gym.agents.recipes import RECIPES
-from rnr_gym.agents.base import FitConfig
+from rnr_gym.agents import blind, confidence, fqi, sb3, static, thresholds, uniform
+from rnr_gym.agents.base import FitConfig, RouterBase
+from rnr_gym.agents.blind import BlindRouter
+from rnr_gym.agents.confidence import ConfidenceRouter
+from rnr_gym.agents.fqi import FqiRouter
+from rnr_gym.agents.sb3 import RECIPES, Sb3Router
+from rnr_gym.agents.static import StaticRouter
+from rnr_gym.agents.thresholds import ThresholdsRouter
+from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.routing.protocols import FittedRouter
 from rnr_gym.routing.spec import RoutingSpec
 
-__all__ = ["AGENTS", "DEFAULT_AGENTS", "Agent", "FitConfig", "agent", "load", "save"]
+__all__ = [
+    "AGENTS",
+    "DEFAULT_AGENTS",
+    "RECIPES",
+    "Agent",
+    "FitConfig",
+    "RouterBase",
+    "agent",
+    "check",
+    "load",
+    "save",
+]
 
 
 class Agent(NamedTuple):
-    """How a router is fitted and restored.
+    """How a router is fitted and restored, and what sort of router it is.
 
     Attributes:
-        fit: from a fit_config to a router.
-        restore: from the routing problem and what the router's `state()` said.
+        fit: makes a router from a configuration.
+        from_state_dict: restores a router from the routing problem and its `state_dict`.
         seeded: whether another seed gives another router.
+        kind: `"fixed"` has one compute whatever λ is; `"imageless"` treats all images alike;
+            `"rule"` compares confidence to thresholds; `"fqi"` estimates returns from a route
+            table; `"learner"` learns from episodes.
         needs_table: whether it can only be fitted where there is a route table.
     """
 
     fit: Callable[[FitConfig], FittedRouter]
-    restore: Callable[[RoutingSpec, dict[str, Any], dict[str, Any]], FittedRouter]
+    from_state_dict: Callable[[RoutingSpec, dict[str, Tensor], dict[str, Any]], FittedRouter]
     seeded: bool
+    kind: Literal["fixed", "imageless", "rule", "fqi", "learner"]
     needs_table: bool = False
 
 
 AGENTS: dict[str, Agent] = {
-    "random": Agent(uniform.fit, uniform.UniformRouter.restore, True),
-    "full": Agent(static.fit_full, static.StaticRouter.restore, False),
-    "cheapest": Agent(static.fit_cheapest, static.StaticRouter.restore, False),
-    "static": Agent(static.fit, static.StaticRouter.restore, False),
-    "confidence": Agent(confidence.fit, confidence.ConfidenceRouter.restore, False),
-    "thresholds": Agent(thresholds.fit, thresholds.ThresholdsRouter.restore, False),
-    "fqi": Agent(fqi.fit, fqi.FqiRouter.restore, True, needs_table=True),
-    "blind": Agent(partial(sb3_router.fit_blind, recipe="ppo"), sb3_router.restore_blind, True),
-    **{name: Agent(partial(sb3_router.fit, recipe=name), sb3_router.restore, True) for name in RECIPES},
+    "random": Agent(
+        fit=uniform.fit,
+        from_state_dict=UniformRouter.from_state_dict,
+        seeded=True,
+        kind="fixed",
+    ),
+    "full": Agent(
+        fit=static.fit_full,
+        from_state_dict=StaticRouter.from_state_dict,
+        seeded=False,
+        kind="fixed",
+    ),
+    "cheapest": Agent(
+        fit=static.fit_cheapest,
+        from_state_dict=StaticRouter.from_state_dict,
+        seeded=False,
+        kind="fixed",
+    ),
+    "static": Agent(
+        fit=static.fit,
+        from_state_dict=StaticRouter.from_state_dict,
+        seeded=False,
+        kind="imageless",
+    ),
+    "confidence": Agent(
+        fit=confidence.fit,
+        from_state_dict=ConfidenceRouter.from_state_dict,
+        seeded=False,
+        kind="rule",
+    ),
+    "thresholds": Agent(
+        fit=thresholds.fit,
+        from_state_dict=ThresholdsRouter.from_state_dict,
+        seeded=False,
+        kind="rule",
+    ),
+    "fqi": Agent(
+        fit=fqi.fit,
+        from_state_dict=FqiRouter.from_state_dict,
+        seeded=True,
+        kind="fqi",
+        needs_table=True,
+    ),
+    "blind": Agent(
+        fit=blind.fit,
+        from_state_dict=BlindRouter.from_state_dict,
+        seeded=True,
+        kind="imageless",
+    ),
 }
+# Learners differ in nothing but their recipes.
+for _name in RECIPES:
+    AGENTS[_name] = Agent(
+        fit=partial(sb3.fit, name=_name),
+        from_state_dict=Sb3Router.from_state_dict,
+        seeded=True,
+        kind="learner",
+    )
+
 DEFAULT_AGENTS = (
     "random",
     "full",
@@ -56,36 +132,55 @@ DEFAULT_AGENTS = (
     "dqn",
     "ppo",
 )
-"""What `rnr-gym compare` compares unless told otherwise; where there is no route table, without those that need one.
+"""What `rnr-gym compare` compares by default.
 
-The oracle's paths are always added where there is a table.
+Agents that need a route table are left out where there is none. Where there is one, the oracle's
+paths are always added.
 """
 
 
 def agent(name: str) -> Agent:
-    """The agent of that name, else a `ValueError` that lists the names."""
+    """The agent of that name; raises `ValueError`, which lists the names, if there is none."""
     if name not in AGENTS:
         raise ValueError(f"`agent` must be one of {', '.join(AGENTS)}, got {name!r}")
     return AGENTS[name]
 
 
 def check(name: str, fit_config: FitConfig) -> None:
-    """A `ValueError` if there is no agent of that name, or it cannot be fitted to that fit_config."""
+    """Raise `ValueError` if there is no agent of that name, or no table where it needs one."""
     if agent(name).needs_table and not fit_config.has_table("route"):
         raise ValueError(fqi.needs_table(name, fit_config.env))
 
 
-def save(router: FittedRouter, path: Path, facts: dict[str, Any]) -> None:
-    """Write a router as safetensors; `facts` must hold `agent`, its name, and may hold anything JSON can."""
-    tensors, own = router.state()
-    storage.save_tensors(path, tensors, {**facts, "router": own})
+def save(router: FittedRouter, path: Path, metadata: dict[str, Any]) -> None:
+    """Write a router as a safetensors file.
+
+    Args:
+        router: to be saved.
+        path: of the file.
+        metadata: JSON-able; it must hold the agent's name as `agent`, and may hold anything else.
+    """
+    tensors, config = router.state_dict()
+    storage.save_tensors(path, tensors, {**metadata, "router": config})
 
 
 def load(path: Path, spec: RoutingSpec) -> tuple[FittedRouter, dict[str, Any]]:
-    """The router that `save` wrote, and its facts; a `ValueError` if the file is damaged or for another routing problem."""
-    tensors, facts = storage.load_tensors(path)
-    if "agent" not in facts or "router" not in facts:
-        raise ValueError(f"`path` must be a router file as `rnr-gym train` writes it, got {str(path)!r}")
-    if facts.get("problem") not in (None, spec.digest):
-        raise ValueError(f"`path` must be a router for this backbone, got {str(path)!r}, fitted to problem {facts['problem']}, not {spec.digest}")
-    return agent(facts["agent"]).restore(spec, tensors, facts["router"]), facts
+    """The router that `save` wrote, and its metadata.
+
+    Raises:
+        ValueError: the file is damaged, holds no router, or one for another routing problem.
+        FileNotFoundError: there is no file.
+    """
+    tensors, metadata = storage.load_tensors(path)
+    if "agent" not in metadata or "router" not in metadata:
+        raise ValueError(
+            f"`path` must be a router file as `rnr-gym train` writes it, got {str(path)!r}"
+        )
+    # The problem is optional: a router may be saved with nothing but its agent's name.
+    if metadata.get("problem") not in (None, spec.digest):
+        raise ValueError(
+            f"`path` must be a router for this backbone, got {str(path)!r}, fitted to problem "
+            f"{metadata['problem']}, not {spec.digest}"
+        )
+    router = agent(metadata["agent"]).from_state_dict(spec, tensors, metadata["router"])
+    return router, metadata

@@ -1,65 +1,135 @@
-"""What a router is fitted to."""
+"""What all routers share: the configuration that they are fitted with, and their base class."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing import route_table
-from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.path_tree import num_prefixes
+from rnr_gym.routing.protocols import RoutingSource
+from rnr_gym.routing.rewards import TRADEOFF_RANGE
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.sources import open_source
-
-TRADEOFF_RANGE = (0.003, 2.0)
-"""λ is drawn from here while a router learns: from nearly free compute to one at which the glance has to do.
-
-At 0.003 the whole network may be run for a third of a point of accuracy."""
+from rnr_gym.routing.spec import RoutingSpec
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """An environment to fit a router to, always on the split `route`.
+    """Which environment a router is fitted to, always on the split `route`, and how.
 
     Attributes:
         env: a registered id.
-        arguments: more of `gym.make`'s arguments, such as `exits` or `weights`; not `split` or `tradeoff`. With
-            `{"backend": table}` a `RouteTable` of one's own is fitted to and judged on.
+        kwargs: further arguments of `gym.make`, such as `exits` or `weights`; not `split` or
+            `tradeoff`. With `{"backend": table}` the router is fitted to that `RouteTable` and
+            evaluated on it.
         seed: of everything random.
-        steps: environment steps to learn from; None for the recipe's own number.
+        steps: environment steps to learn from; None for the number in the recipe.
         tradeoffs: λ while learning, (low, high).
-        folder: where checkpoints and TensorBoard logs go; None for nowhere.
-        progress: whether to show a bar.
+        run_dir: where checkpoints and TensorBoard logs are written; None for nowhere.
+        progress: whether to show a progress bar.
     """
 
     env: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     steps: int | None = None
     tradeoffs: tuple[float, float] = TRADEOFF_RANGE
-    folder: Path | None = None
+    run_dir: Path | None = None
     progress: bool = True
 
-    def env_kwargs(self, split: str) -> dict[str, Any]:
-        """The keyword arguments that open this environment on a split: on the table where it fits, else live."""
-        arguments = {**registered_kwargs(self.env), **self.arguments, "split": split}
-        if "backend" not in arguments:
-            live = open_source(**arguments)
-            fits = route_table.num_prefixes(live.spec) * len(live.labels) <= route_table.LIMIT
-            arguments["backend"] = "table" if fits else "live"
-        return arguments
+    def source_kwargs(self, split: str) -> dict[str, Any]:
+        """The keyword arguments that open what this environment routes on a split.
 
-    def source(self, split: str) -> Source:
-        """What is routed."""
-        return open_source(**self.env_kwargs(split))
+        Unless `kwargs` or the registered id name a backend, it is `"table"` where a route table
+        is small enough, else `"live"`.
+        """
+        kwargs = {**registered_kwargs(self.env), **self.kwargs, "split": split}
+        if "backend" in kwargs:
+            return kwargs
+
+        # How large a table would be follows from the problem, which the network poses.
+        live = open_source(**kwargs)
+        table_size = num_prefixes(live.spec) * len(live.labels)
+        kwargs["backend"] = "table" if table_size <= route_table.LIMIT else "live"
+        return kwargs
+
+    def source(self, split: str) -> RoutingSource:
+        """What is routed on a split."""
+        return open_source(**self.source_kwargs(split))
 
     def has_table(self, split: str) -> bool:
-        """Whether `table` gives one; found out without building it."""
-        return bool(self.env_kwargs(split)["backend"] != "live")
+        """Whether `table` gives a route table; it is not built to find out."""
+        return bool(self.source_kwargs(split)["backend"] != "live")
 
     def table(self, split: str) -> RouteTable | None:
-        """The route table of a split, None where it would be too large."""
+        """The route table of a split; None where it would be too large."""
         source = self.source(split)
-        return source if isinstance(source, RouteTable) else None
+        if not isinstance(source, RouteTable):
+            return None
+        return source
+
+
+class RouterBase(ABC):
+    """A router for one routing problem.
+
+    Subclasses define `actions`. Those that need the other arguments of `predict`, for example to
+    pass them on to a policy, override `predict` instead.
+
+    Attributes:
+        spec: the routing problem.
+    """
+
+    def __init__(self, spec: RoutingSpec) -> None:
+        self.spec = spec
+
+    def predict(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.int64], Any]:
+        """Choose sub-paths, with the signature of Stable-Baselines3's `predict`.
+
+        Args:
+            observation: float32 `(N, D)`.
+            state: returned as it is; a router that reads nothing but the observation needs none.
+            episode_start: not used.
+            deterministic: passed on to `actions`.
+
+        Returns:
+            Sub-paths int64 `(N,)`, and the state.
+        """
+        return self.actions(observation, deterministic), state
+
+    def actions(
+        self,
+        observation: NDArray[np.float32],
+        deterministic: bool,
+    ) -> NDArray[np.int64]:
+        """The sub-path for each observation `(N, D)`; int64 `(N,)`."""
+        # Not abstract, since a router that overrides `predict` has no use for it.
+        raise NotImplementedError
+
+    @abstractmethod
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, and a JSON-able configuration, from which `from_state_dict` builds it again."""
+
+    @classmethod
+    @abstractmethod
+    def from_state_dict(
+        cls,
+        spec: RoutingSpec,
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+    ) -> Self:
+        """The router whose `state_dict` returned `tensors` and `config`."""

@@ -1,67 +1,101 @@
-"""The confidence rule: answer at the first exit that is sure enough, else go the full path."""
+"""The confidence rule: answer at the first exit that is confident enough, else run everything."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.base import TRADEOFF_RANGE, FitConfig
+from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.routing.observations import layers_of
-from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.protocols import RoutingSource
+from rnr_gym.routing.rewards import tradeoff_grid
 from rnr_gym.routing.spec import RoutingSpec
 
-GRID = tuple(np.geomspace(*TRADEOFF_RANGE, 28).tolist())
-"""Trade-offs that thresholds are solved for."""
+GRID = tradeoff_grid(28)
+"""Trade-offs for which thresholds are solved."""
 NEVER = 1.1
 """A threshold above every probability: no image leaves at that exit."""
+NUM_QUANTILES = 200
+"""Quantiles of the observed confidences that are tried as thresholds, in addition to `NEVER`."""
 
 
-class ConfidenceRouter:
-    """A threshold on the largest exit probability for each trade-off; no learning beyond that.
+class ConfidenceRouter(RouterBase):
+    """For each trade-off one threshold on the largest exit probability; nothing else is learned.
 
     Attributes:
         tradeoffs_fitted: float64 `(G,)`, ascending.
-        thresholds: float64 `(G,)`, 0..1; in between, interpolated over log λ.
+        thresholds: float64 `(G,)`, 0..1 or `NEVER`; interpolated over log λ between trade-offs.
+        can_exit: bool `(T,)`, the layers that have an exit.
     """
 
-    def __init__(self, spec: RoutingSpec, tradeoffs: NDArray[np.float64], thresholds: NDArray[np.float64]) -> None:
-        self.spec, self.tradeoffs_fitted, self.thresholds = spec, tradeoffs, thresholds
-        self.can_exit = spec.valid[:, 0] if spec.has_exits else np.zeros(spec.num_layers, np.bool_)
+    def __init__(
+        self,
+        spec: RoutingSpec,
+        tradeoffs: NDArray[np.float64],
+        thresholds: NDArray[np.float64],
+    ) -> None:
+        super().__init__(spec)
+        self.tradeoffs_fitted = tradeoffs
+        self.thresholds = thresholds
+        self.can_exit = np.zeros(spec.num_layers, np.bool_)
+        self.can_exit[list(spec.exit_layers)] = True
 
-    def predict(
-        self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[NDArray[np.int64], Any]:
-        """Exit where confidence reaches the threshold of the trade-off observed, else the full sub-path."""
-        where = self.spec.layout
-        tradeoff = np.log(np.maximum(observation[:, where.tradeoff.start], 1e-9))
-        threshold = np.interp(tradeoff, np.log(self.tradeoffs_fitted), self.thresholds)
-        sure = observation[:, where.summary.confidence.start] >= threshold
-        leave = sure & self.can_exit[layers_of(where, observation)]
-        return np.where(leave, 0, self.spec.full_path), state
+    def actions(
+        self,
+        observation: NDArray[np.float32],
+        deterministic: bool,
+    ) -> NDArray[np.int64]:
+        """Exit where confidence reaches the threshold at the observed λ, else the full sub-path."""
+        layout = self.spec.layout
+        # λ may be 0, which has no logarithm; below the grid the first threshold holds.
+        log_tradeoff = np.log(np.maximum(observation[:, layout.tradeoff.start], 1e-9))
+        log_fitted = np.log(self.tradeoffs_fitted)
+        threshold = np.interp(log_tradeoff, log_fitted, self.thresholds)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"tradeoffs": self.tradeoffs_fitted.tolist(), "thresholds": self.thresholds.tolist()}
+        confident = observation[:, layout.summary.confidence.start] >= threshold
+        leave = confident & self.can_exit[layers_of(layout, observation)]
+        return np.where(leave, 0, self.spec.full_path)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """No tensors; trade-offs and thresholds as lists."""
+        config = {
+            "tradeoffs": self.tradeoffs_fitted.tolist(),
+            "thresholds": self.thresholds.tolist(),
+        }
+        return {}, config
 
     @classmethod
-    def restore(cls, spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> ConfidenceRouter:
-        return cls(spec, np.array(facts["tradeoffs"]), np.array(facts["thresholds"]))
+    def from_state_dict(
+        cls,
+        spec: RoutingSpec,
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+    ) -> Self:
+        """The router with the trade-offs and thresholds in `config`."""
+        return cls(
+            spec,
+            tradeoffs=np.array(config["tradeoffs"]),
+            thresholds=np.array(config["thresholds"]),
+        )
 
 
 def fit(fit_config: FitConfig) -> ConfidenceRouter:
     """For each trade-off the threshold with the best mean return on `route`."""
     source = fit_config.source("route")
     trail = along_uniform_path(source, source.spec.full_path)
-    return ConfidenceRouter(source.spec, np.array(GRID), best_thresholds(trail, np.array(GRID)))
+    tradeoffs = np.array(GRID)
+    return ConfidenceRouter(source.spec, tradeoffs, best_thresholds(trail, tradeoffs))
 
 
 class Trail(NamedTuple):
     """What answering at each layer, and at the end, of one path gives; arrays `(T + 1, N)`.
 
     Attributes:
-        confidence: float64, the largest exit probability; -inf where there is no exit, +inf at the end.
+        confidence: float64, the largest exit probability; -inf where there is no exit, +inf at the
+            end.
         correct: bool, whether that answer is right.
         compute: float64, charged up to that answer.
     """
@@ -71,48 +105,61 @@ class Trail(NamedTuple):
     compute: NDArray[np.float64]
 
 
-def along_uniform_path(source: Source, sub_path: int) -> Trail:
-    """Send every image down one sub-path at all layers; where a layer lacks it, down `spec.onward`."""
+def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
+    """Send every image down one sub-path at all layers, and note what each exit would answer.
+
+    Where a layer lacks the sub-path, the images take `spec.onward` instead.
+    """
     spec = source.spec
-    rows = np.arange(len(source.labels))
-    shape = (spec.num_layers + 1, len(rows))
+    confidence_column = spec.layout.summary.confidence.start
+    image_idx = np.arange(len(source.labels))
+    shape = (spec.num_layers + 1, len(image_idx))
     trail = Trail(
+        # Below every threshold, so that no image leaves where there is no exit.
         confidence=np.full(shape, -np.inf),
         correct=np.zeros(shape, np.bool_),
         compute=np.zeros(shape),
     )
 
-    walk = source.start(rows)
+    state = source.start(image_idx)
     for layer in range(spec.num_layers):
-        trail.compute[layer] = walk.macs / spec.plain_macs
-        if spec.has_exits and spec.valid[layer, 0]:
-            trail.confidence[layer] = walk.summary()[:, spec.layout.summary.confidence.start]
-            outcome = source.outcome(walk.step(np.zeros(len(rows), np.int64)), rows, rows)
+        trail.compute[layer] = spec.compute(state.macs)
+        if layer in spec.exit_layers:
+            # States are immutable, so the images can take the exit and still continue from here.
+            exited = state.step(np.zeros(len(image_idx), np.int64))
+            outcome = source.outcome(exited, image_idx, image_idx)
+            trail.confidence[layer] = state.summary()[:, confidence_column]
             trail.correct[layer] = outcome.prediction == source.labels
-        walk = walk.step(np.full(len(rows), spec.onward[layer, sub_path]))
+        state = state.step(np.full(len(image_idx), spec.onward[layer, sub_path]))
 
+    # At the end every threshold is reached: images that left at no exit are answered here.
     trail.confidence[-1] = np.inf
-    trail.correct[-1] = source.outcome(walk, rows, rows).prediction == source.labels
-    trail.compute[-1] = walk.macs / spec.plain_macs
+    outcome = source.outcome(state, image_idx, image_idx)
+    trail.correct[-1] = outcome.prediction == source.labels
+    trail.compute[-1] = spec.compute(state.macs)
     return trail
 
 
 def best_thresholds(trail: Trail, tradeoffs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 `(G,)`: for each trade-off the one threshold for all exits with the best mean return."""
-    offered = trail.confidence[np.isfinite(trail.confidence)]
+    """float64 `(G,)`: for each trade-off the threshold, one for all exits, with the best return."""
+    confidences = trail.confidence[np.isfinite(trail.confidence)]
+    # Without exits there is nothing to choose from.
     candidates = np.array([NEVER])
-    if len(offered):
-        quantiles = np.quantile(offered, np.linspace(0.0, 1.0, 200))
+    if len(confidences):
+        quantiles = np.quantile(confidences, np.linspace(0.0, 1.0, NUM_QUANTILES))
         candidates = np.unique(np.append(quantiles, NEVER))
 
-    results = [_result(trail, float(threshold)) for threshold in candidates]
-    accuracy, compute = np.array(results).T
+    # Accuracy and compute do not depend on λ, so one pass over the candidates serves all of them.
+    outcomes = [_mean_outcome(trail, float(threshold)) for threshold in candidates]
+    accuracy, compute = np.array(outcomes).T
     returns = accuracy - tradeoffs[:, None] * compute  # (G, candidates)
     return candidates[returns.argmax(1)]
 
 
-def _result(trail: Trail, threshold: float) -> tuple[float, float]:
-    """Mean accuracy and compute of leaving at the first layer that is sure enough."""
-    leave = (trail.confidence >= threshold).argmax(0)
-    rows = np.arange(len(leave))
-    return float(trail.correct[leave, rows].mean()), float(trail.compute[leave, rows].mean())
+def _mean_outcome(trail: Trail, threshold: float) -> tuple[float, float]:
+    """Mean accuracy and compute if images leave at the first layer that is confident enough."""
+    leave = (trail.confidence >= threshold).argmax(0)  # (N,)
+    image_idx = np.arange(len(leave))
+    accuracy = trail.correct[leave, image_idx].mean()
+    compute = trail.compute[leave, image_idx].mean()
+    return float(accuracy), float(compute)

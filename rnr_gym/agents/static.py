@@ -1,165 +1,286 @@
-"""Static paths: the same for every image. The best of them at each compute is what routing has to beat."""
+"""Static paths, the same for every image: routing has to beat the best of them at equal compute."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.agents.base import TRADEOFF_RANGE, FitConfig
+from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.routing.observations import layers_of
-from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.protocols import RoutingSource
+from rnr_gym.routing.rewards import tradeoff_grid
+from rnr_gym.routing.rollout import follow
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
 Path = tuple[int, ...]
-SEARCH_GRID = tuple(np.geomspace(*TRADEOFF_RANGE, 14).tolist())
+SEARCH_GRID = tradeoff_grid(14)
+"""Trade-offs at which paths are searched for where there is no route table."""
+RANDOM_STARTS = 2
+"""Random paths from which the search starts at each trade-off, in addition to the uniform paths."""
 
 
-class StaticRouter:
-    """One path for each interval of trade-offs. Being static, it is charged for no glance or exit but the one it answers with.
+class StaticRouter(RouterBase):
+    """One path for each interval of trade-offs.
+
+    Being static, it is charged for no glance or exit except the one that answers.
 
     Attributes:
-        paths: int8 `(P, T)`, dearest first, -1 after an exit.
+        paths: int8 `(P, T)`, most expensive first, -1 after an exit.
         edges: float64 `(P - 1,)`, ascending trade-offs at which the next, cheaper path takes over.
     """
 
-    def __init__(self, spec: RoutingSpec, paths: NDArray[np.int8], edges: NDArray[np.float64]) -> None:
-        self.spec, self.paths, self.edges = spec, paths, edges
+    def __init__(
+        self,
+        spec: RoutingSpec,
+        paths: NDArray[np.int8],
+        edges: NDArray[np.float64],
+    ) -> None:
+        super().__init__(spec)
+        self.paths = paths
+        self.edges = edges
 
     @property
     def tradeoffs(self) -> list[float]:
-        """One trade-off for each path: what a sweep has to visit."""
-        if not len(self.edges):
+        """One trade-off for each path: those at which the router has to be evaluated."""
+        if len(self.edges) == 0:
             return [0.0]
-        inner = np.sqrt(self.edges[:-1] * self.edges[1:])
-        return [float(edge) for edge in (self.edges[0] / 2, *inner, self.edges[-1] * 2)]
+
+        below = self.edges[:1] / 2
+        between = np.sqrt(self.edges[:-1] * self.edges[1:])
+        above = self.edges[-1:] * 2
+        return np.concatenate([below, between, above]).tolist()
 
     def path(self, tradeoff: float) -> NDArray[np.int8]:
-        """int8 `(T,)`: the path at that trade-off."""
-        found: NDArray[np.int8] = self.paths[np.searchsorted(self.edges, tradeoff, side="right")]
-        return found
+        """int8 `(T,)`: the path at a trade-off."""
+        path: NDArray[np.int8] = self.paths[self._interval(tradeoff)]
+        return path
 
-    def predict(
-        self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[NDArray[np.int64], Any]:
-        """The path's sub-path at each observation's layer and trade-off."""
-        tradeoff = observation[:, self.spec.layout.tradeoff.start].astype(np.float64)
-        chosen = self.paths[np.searchsorted(self.edges, tradeoff, side="right")]
-        layers = layers_of(self.spec.layout, observation)
-        return np.maximum(chosen[np.arange(len(layers)), layers], 0).astype(np.int64), state
+    def actions(
+        self,
+        observation: NDArray[np.float32],
+        deterministic: bool,
+    ) -> NDArray[np.int64]:
+        """The path's sub-path at the layer and trade-off of each observation."""
+        layout = self.spec.layout
+        tradeoff = observation[:, layout.tradeoff.start].astype(np.float64)
+        paths = self.paths[self._interval(tradeoff)]  # (N, T)
+        layers = layers_of(layout, observation)
+        sub_paths = paths[np.arange(len(layers)), layers]
+        # Beyond the path's exit any action does: the episode has ended there.
+        return np.maximum(sub_paths, 0).astype(np.int64)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _interval(self, tradeoff: NDArray[np.float64] | float) -> Any:
+        """The number of the path that is taken at each trade-off."""
+        return np.searchsorted(self.edges, tradeoff, side="right")
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """No tensors; paths and edges as lists."""
         return {}, {"paths": self.paths.tolist(), "edges": self.edges.tolist()}
 
     @classmethod
-    def restore(cls, spec: RoutingSpec, tensors: dict[str, Tensor], facts: dict[str, Any]) -> StaticRouter:
-        return cls(spec, np.array(facts["paths"], np.int8), np.array(facts["edges"], np.float64))
+    def from_state_dict(
+        cls,
+        spec: RoutingSpec,
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+    ) -> Self:
+        """The router with the paths and edges in `config`."""
+        return cls(
+            spec,
+            paths=np.array(config["paths"], np.int8),
+            edges=np.array(config["edges"], np.float64),
+        )
 
 
 def fit_full(fit_config: FitConfig) -> StaticRouter:
-    """The plain network."""
+    """The plain network: the full path at every trade-off."""
     spec = fit_config.source("route").spec
-    return StaticRouter(spec, np.full((1, spec.num_layers), spec.full_path, np.int8), np.zeros(0))
+    return _one_path(spec, (spec.full_path,) * spec.num_layers)
 
 
 def fit_cheapest(fit_config: FitConfig) -> StaticRouter:
-    """The path that costs least: the first valid sub-path at every layer, or the first exit."""
+    """The path that costs least, at every trade-off: with or without an exit."""
     spec = fit_config.source("route").spec
-    going = tuple(int(np.flatnonzero(row[int(spec.has_exits) :])[0]) + int(spec.has_exits) for row in spec.valid)
-    exits = np.flatnonzero(spec.valid[:, 0]).tolist() if spec.has_exits else []
-    ways = [going, *(_whole(spec, (*going[:layer], 0, *going[layer + 1 :])) for layer in exits)]
-    return StaticRouter(spec, np.array([min(ways, key=partial(_compute, spec))], np.int8), np.zeros(0))
+    without_exit = tuple(spec.onward[:, spec.first_sub_path].tolist())
+    # Heads differ in cost, so that the first exit is not always the cheapest.
+    candidates = [without_exit]
+    for layer in spec.exit_layers:
+        candidates.append(_changed(spec, without_exit, layer, 0))
+    return _one_path(spec, min(candidates, key=partial(_compute, spec)))
 
 
 def fit(fit_config: FitConfig) -> StaticRouter:
-    """The best static path at every trade-off, by accuracy on `route`: all of them in a table, else by local search."""
+    """The best static path at every trade-off, by accuracy on `route`.
+
+    With a route table all paths are compared, else those that a local search evaluates.
+    """
     source = fit_config.source("route")
-    found = all_paths(source) if isinstance(source, RouteTable) else searched_paths(source, np.random.default_rng(fit_config.seed))
-    return of_hull(source.spec, found)
+    # Live, every accuracy costs a pass over the images, so not all paths can be measured.
+    if isinstance(source, RouteTable):
+        accuracies = all_paths(source)
+    else:
+        accuracies = searched_paths(source, np.random.default_rng(fit_config.seed))
+    return of_hull(source.spec, accuracies)
 
 
 def all_paths(table: RouteTable) -> dict[Path, float]:
     """Every static path of a table, with its accuracy."""
-    return {tuple(path.tolist()): float(right.mean()) for path, right in zip(table.paths, table.correct, strict=True)}
+    accuracies: dict[Path, float] = {}
+    for path, correct in zip(table.paths, table.correct, strict=True):
+        accuracies[tuple(path.tolist())] = float(correct.mean())
+    return accuracies
 
 
-def searched_paths(source: Source, random: np.random.Generator, starts: int = 2, images: int = 2000) -> dict[Path, float]:
-    """Paths met by coordinate ascent from uniform paths and from `starts` random ones, at each of twelve trade-offs."""
+def searched_paths(
+    source: RoutingSource,
+    rng: np.random.Generator,
+    images: int = 2000,
+) -> dict[Path, float]:
+    """The paths that a local search evaluates, each with its accuracy.
+
+    Coordinate ascent starts from all uniform paths, and from some random ones, at each trade-off of
+    `SEARCH_GRID`.
+
+    Args:
+        source: what is routed.
+        rng: draws the images and the random paths.
+        images: the most images on which accuracy is measured.
+    """
     spec = source.spec
-    rows = np.sort(random.permutation(len(source.labels))[:images])
+    image_idx = np.sort(rng.permutation(len(source.labels))[:images])
+    search = PathSearch(source, image_idx)
 
-    met: dict[Path, float] = {}
+    # From a mixed path a uniform one may be several steps away, each of which makes it worse.
+    uniform: list[Path] = []
+    for sub_path in range(spec.first_sub_path, spec.num_paths):
+        uniform.append((sub_path,) * spec.num_layers)
 
-    def accuracy(path: Path) -> float:
-        if path not in met:
-            met[path] = _accuracy(source, rows, path)
-        return met[path]
-
-    # From a mixed path a uniform one may be several steps away, each of them for the worse.
-    uniform = [tuple([sub_path] * spec.num_layers) for sub_path in range(int(spec.has_exits), spec.num_paths)]
     for tradeoff in SEARCH_GRID:
-        drawn = [tuple(int(random.choice(np.flatnonzero(row))) for row in spec.valid) for _ in range(starts)]
+        drawn = [_random_path(spec, rng) for _ in range(RANDOM_STARTS)]
         for start in [*uniform, *drawn]:
-            _climb(spec, _whole(spec, start), partial(_value, spec, accuracy, tradeoff))
-    return met
+            search.climb(_ended(spec, start), tradeoff)
+    return search.accuracies
 
 
-def _value(spec: RoutingSpec, accuracy: Callable[[Path], float], tradeoff: float, path: Path) -> float:
-    return accuracy(path) - tradeoff * _compute(spec, path)
+@dataclass(frozen=True)
+class PathSearch:
+    """Coordinate ascent over static paths.
+
+    Attributes:
+        source: what is routed.
+        image_idx: int64 `(n,)`, the images on which accuracy is measured.
+        accuracies: of every path evaluated so far; it grows as the search continues.
+    """
+
+    source: RoutingSource
+    image_idx: NDArray[np.int64]
+    accuracies: dict[Path, float] = field(default_factory=dict)
+
+    def climb(self, path: Path, tradeoff: float) -> None:
+        """Change one decision of a path at a time, until no change improves its return."""
+        spec = self.source.spec
+        best = self.value(path, tradeoff)
+        improved = True
+        while improved:
+            improved = False
+            for layer in range(spec.num_layers):
+                for sub_path in np.flatnonzero(spec.valid[layer]).tolist():
+                    other = _changed(spec, path, layer, sub_path)
+                    value = self.value(other, tradeoff)
+                    # Rounding must not keep the loop alive.
+                    if value > best + 1e-12:
+                        path = other
+                        best = value
+                        improved = True
+
+    def value(self, path: Path, tradeoff: float) -> float:
+        """The mean return of a path."""
+        if path not in self.accuracies:
+            self.accuracies[path] = self._accuracy(path)
+        return self.accuracies[path] - tradeoff * _compute(self.source.spec, path)
+
+    def _accuracy(self, path: Path) -> float:
+        state = follow(self.source.start(self.image_idx), np.array(path))
+        batch_idx = np.arange(len(self.image_idx))
+        outcome = self.source.outcome(state, self.image_idx, batch_idx)
+        return float((outcome.prediction == self.source.labels[self.image_idx]).mean())
+
+
+class Point(NamedTuple):
+    """A static path in the plane of compute and accuracy."""
+
+    compute: float
+    accuracy: float
+    path: Path
 
 
 def of_hull(spec: RoutingSpec, accuracies: dict[Path, float]) -> StaticRouter:
-    """The router of the paths on the upper concave hull of (compute, accuracy): for each trade-off the best of them all."""
-    points = sorted(((_compute(spec, path), -value, path) for path, value in accuracies.items()))
-    hull: list[tuple[float, float, Path]] = []
-    for compute, negative, path in points:
-        if hull and -negative <= hull[-1][1]:
+    """The router of the paths on the upper concave hull of (compute, accuracy).
+
+    At every trade-off one of these has the best return of all paths.
+    """
+    points = [Point(_compute(spec, path), value, path) for path, value in accuracies.items()]
+    # Cheapest first, and of equally expensive ones the most accurate.
+    points.sort(key=lambda point: (point.compute, -point.accuracy, point.path))
+
+    hull: list[Point] = []
+    for point in points:
+        # More compute for no more accuracy is worth it at no trade-off.
+        if hull and point.accuracy <= hull[-1].accuracy:
             continue
-        while len(hull) > 1 and _slope(hull[-1], (compute, -negative)) >= _slope(hull[-2], hull[-1]):
+        # Nor is a point below the line from the one before it to this one.
+        while len(hull) > 1 and _slope(hull[-1], point) >= _slope(hull[-2], hull[-1]):
             hull.pop()
-        hull.append((compute, -negative, path))
+        hull.append(point)
+
+    # The slope between neighbours is the trade-off at which both have the same return.
     edges = [_slope(low, high) for low, high in itertools.pairwise(hull)]
-    paths = np.array([path for *_, path in reversed(hull)], np.int8)
-    return StaticRouter(spec, paths, np.array(edges[::-1], np.float64))
+    paths = [point.path for point in hull]
+    return StaticRouter(
+        spec,
+        paths=np.array(paths[::-1], np.int8),
+        edges=np.array(edges[::-1], np.float64),
+    )
 
 
-def _slope(low: tuple[Any, ...], high: tuple[Any, ...]) -> float:
-    return (high[1] - low[1]) / (high[0] - low[0])
+def _slope(low: Point, high: Point) -> float:
+    return (high.accuracy - low.accuracy) / (high.compute - low.compute)
+
+
+def _one_path(spec: RoutingSpec, path: Path) -> StaticRouter:
+    """The router that takes one path at every trade-off."""
+    return StaticRouter(spec, paths=np.array([path], np.int8), edges=np.zeros(0))
 
 
 def _compute(spec: RoutingSpec, path: Path) -> float:
     return spec.static_macs(np.array(path, np.int8)) / spec.plain_macs
 
 
-def _whole(spec: RoutingSpec, path: Path) -> Path:
-    """The path with -1 after its exit."""
-    end = path.index(0) + 1 if spec.has_exits and 0 in path else len(path)
+def _random_path(spec: RoutingSpec, rng: np.random.Generator) -> Path:
+    """A valid sub-path at each layer, drawn at random."""
+    return tuple(int(rng.choice(np.flatnonzero(valid))) for valid in spec.valid)
+
+
+def _changed(spec: RoutingSpec, path: Path, layer: int, sub_path: int) -> Path:
+    """A path with another decision at one layer.
+
+    Where the path had no decision, after its exit, it takes the full sub-path.
+    """
+    filled = [spec.full_path if decision < 0 else decision for decision in path]
+    filled[layer] = sub_path
+    return _ended(spec, tuple(filled))
+
+
+def _ended(spec: RoutingSpec, path: Path) -> Path:
+    """A path with -1 after its exit."""
+    if not spec.has_exits or 0 not in path:
+        return path
+    end = path.index(0) + 1
     return path[:end] + (-1,) * (len(path) - end)
-
-
-def _accuracy(source: Source, rows: NDArray[np.int64], path: Path) -> float:
-    walk = source.start(rows)
-    for sub_path in path:
-        walk = walk.step(np.full(len(rows), sub_path))
-    outcome = source.outcome(walk, rows, np.arange(len(rows)))
-    return float((outcome.prediction == source.labels[rows]).mean())
-
-
-def _climb(spec: RoutingSpec, path: Path, value: Callable[[Path], float]) -> None:
-    """Change one decision at a time while that helps; the values met are remembered by whoever supplies `value`."""
-    best = value(path)
-    improved = True
-    while improved:
-        improved = False
-        for layer in range(spec.num_layers):
-            for sub_path in np.flatnonzero(spec.valid[layer]).tolist():
-                filled = tuple(part if part >= 0 else spec.full_path for part in path)
-                other = _whole(spec, (*filled[:layer], sub_path, *filled[layer + 1 :]))
-                if value(other) > best + 1e-12:
-                    path, best, improved = other, value(other), True

@@ -1,37 +1,37 @@
-"""The confidence rule as the literature has it: one threshold for each exit.
+"""The confidence rule as in the literature: one threshold for each exit.
 
 Huang et al., *Multi-Scale Dense Networks for Resource Efficient Image Classification* (ICLR 2018),
-budgeted batch classification. Images that leave nowhere take one uniform sub-path, which is chosen
-along with the thresholds.
+budgeted batch classification. Images that leave at no exit take one uniform sub-path, which is
+chosen together with the thresholds.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path, best_thresholds
-from rnr_gym.agents.base import FitConfig
 from rnr_gym.routing.observations import layers_of
-from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.protocols import RoutingSource
 from rnr_gym.routing.spec import RoutingSpec
 
 Floats = NDArray[np.float64]
 QUANTILES = np.linspace(0.0, 1.0, 60)
-"""Of the confidences at an exit: the thresholds that are tried there, beside `NEVER`."""
+"""Quantiles of the confidences at an exit that are tried as thresholds, in addition to `NEVER`."""
 SHARES = np.linspace(0.02, 0.98, 25)
-"""Of the images that reach an exit, how many leave there: the geometric family."""
+"""Shares of the images reaching an exit that leave there, one for each geometric family member."""
 
 
-class ThresholdsRouter:
+class ThresholdsRouter(RouterBase):
     """For each trade-off of a grid a threshold for each exit, and the sub-path taken otherwise.
 
-    The thresholds of the nearest trade-off (of its logarithm) are used: neighbours may take
-    different sub-paths, and the thresholds of one say nothing of another's, so nothing is
-    interpolated.
+    The thresholds of the nearest trade-off (on a logarithmic scale) are used. Nothing is
+    interpolated: neighbours may take different sub-paths, and thresholds along one sub-path mean
+    nothing along another.
 
     Attributes:
         tradeoffs_fitted: float64 `(G,)`, ascending.
@@ -46,69 +46,75 @@ class ThresholdsRouter:
         thresholds: Floats,
         sub_paths: NDArray[np.int64],
     ) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self.tradeoffs_fitted = tradeoffs
         self.thresholds = thresholds
         self.sub_paths = sub_paths
 
-    def predict(
+    def actions(
         self,
         observation: NDArray[np.float32],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[NDArray[np.int64], Any]:
+        deterministic: bool,
+    ) -> NDArray[np.int64]:
         """Exit where confidence reaches the layer's threshold, else the trade-off's sub-path."""
         layout = self.spec.layout
         layers = layers_of(layout, observation)
         nearest = self.nearest(observation[:, layout.tradeoff.start])
         confidence = observation[:, layout.summary.confidence.start]
+
         leave = confidence >= self.thresholds[nearest, layers]
-        return np.where(leave, 0, self.spec.onward[layers, self.sub_paths[nearest]]), state
+        onward = self.spec.onward[layers, self.sub_paths[nearest]]
+        return np.where(leave, 0, onward)
 
     def nearest(self, tradeoff: NDArray[np.floating]) -> NDArray[np.int64]:
-        """int64 `(N,)`: which trade-off of the grid is nearest to each λ `(N,)`, as a ratio."""
+        """int64 `(N,)`: the index of the fitted trade-off nearest to each λ `(N,)`, as a ratio."""
         edges = np.sqrt(self.tradeoffs_fitted[:-1] * self.tradeoffs_fitted[1:])
         return np.searchsorted(edges, tradeoff)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        facts = {
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """No tensors; trade-offs, thresholds and sub-paths as lists."""
+        config = {
             "tradeoffs": self.tradeoffs_fitted.tolist(),
             "thresholds": self.thresholds.tolist(),
             "sub_paths": self.sub_paths.tolist(),
         }
-        return {}, facts
+        return {}, config
 
     @classmethod
-    def restore(
+    def from_state_dict(
         cls,
         spec: RoutingSpec,
         tensors: dict[str, Tensor],
-        facts: dict[str, Any],
-    ) -> ThresholdsRouter:
+        config: dict[str, Any],
+    ) -> Self:
+        """The router with the trade-offs, thresholds and sub-paths in `config`."""
         return cls(
             spec,
-            tradeoffs=np.array(facts["tradeoffs"]),
-            thresholds=np.array(facts["thresholds"]),
-            sub_paths=np.array(facts["sub_paths"], np.int64),
+            tradeoffs=np.array(config["tradeoffs"]),
+            thresholds=np.array(config["thresholds"]),
+            sub_paths=np.array(config["sub_paths"], np.int64),
         )
 
 
 def fit(fit_config: FitConfig) -> ThresholdsRouter:
-    """For each trade-off the sub-path and thresholds with the best mean return found on `route`."""
+    """For each trade-off the sub-path and thresholds with the best mean return on `route`."""
     return solve(fit_config.source("route"))
 
 
-def solve(source: Source) -> ThresholdsRouter:
-    """Solve for every sub-path that goes on, and keep the best of them at each trade-off."""
+def solve(source: RoutingSource) -> ThresholdsRouter:
+    """Solve for every sub-path except the exit, and keep the best solution at each trade-off."""
     spec = source.spec
     tradeoffs = np.array(GRID)
-    sub_paths = np.arange(spec.num_paths - 1, int(spec.has_exits) - 1, -1)  # of equals the full one
-    trails = [along_uniform_path(source, int(sub_path)) for sub_path in sub_paths]
-    found = [solve_trail(trail, tradeoffs) for trail in trails]
+    # In descending order, so that the most expensive of equally good sub-paths is kept.
+    sub_paths = np.arange(spec.num_paths - 1, spec.first_sub_path - 1, -1)
+    solutions = []
+    for sub_path in sub_paths.tolist():
+        trail = along_uniform_path(source, sub_path)
+        solutions.append(solve_trail(trail, tradeoffs))
 
-    best = np.array([solution.returns for solution in found]).argmax(0)  # (G,)
-    thresholds = np.array([solution.thresholds for solution in found])  # (U, G, T)
+    returns = np.array([solution.returns for solution in solutions])  # (U, G)
+    thresholds = np.array([solution.thresholds for solution in solutions])  # (U, G, T)
+    best = returns.argmax(0)  # (G,)
     return ThresholdsRouter(
         spec,
         tradeoffs=tradeoffs,
@@ -130,32 +136,45 @@ def solve_trail(trail: Trail, tradeoffs: Floats) -> Solution:
     The starts are the best single threshold and the best of the geometric family, so neither can be
     better than the solution.
     """
-    single = best_thresholds(trail, tradeoffs)
-    starts = [np.repeat(single[:, None], len(trail.confidence) - 1, axis=1)]
-    starts.append(_best_of_family(trail, tradeoffs))
+    num_layers = len(trail.confidence) - 1
+    single = best_thresholds(trail, tradeoffs)  # (G,)
+    starts = [
+        np.repeat(single[:, None], num_layers, axis=1),
+        _best_of_family(trail, tradeoffs),
+    ]
 
-    found = [_ascend(trail, tradeoffs, start) for start in starts]
-    returns = np.array([_mean_returns(trail, tradeoffs, thresholds) for thresholds in found])
+    thresholds = np.array([_ascend(trail, tradeoffs, start) for start in starts])  # (2, G, T)
+    returns = np.array([_mean_returns(trail, tradeoffs, part) for part in thresholds])  # (2, G)
     best = returns.argmax(0)  # (G,)
-    rows = np.arange(len(tradeoffs))
-    thresholds = np.array(found)[best, rows]
-    thresholds[:, ~np.isfinite(trail.confidence[:-1, 0])] = NEVER  # layers without an exit
-    return Solution(thresholds, returns[best, rows])
+    grid_idx = np.arange(len(tradeoffs))
+    best_of_both = thresholds[best, grid_idx]
+    # The single threshold was repeated for every layer, also for those without an exit.
+    best_of_both[:, ~np.isfinite(trail.confidence[:-1, 0])] = NEVER
+    return Solution(best_of_both, returns[best, grid_idx])
 
 
 def _best_of_family(trail: Trail, tradeoffs: Floats) -> Floats:
-    """float64 `(G, T)`: the same share of the images that reach an exit leaves at each of them."""
-    family = np.full((len(SHARES), len(trail.confidence) - 1), NEVER)
-    for row, share in enumerate(SHARES):
-        reached = np.ones(trail.confidence.shape[1], np.bool_)
+    """float64 `(G, T)`: the best thresholds by which the same share leaves at every exit.
+
+    The share counts the images that reach an exit, so their numbers fall geometrically.
+    """
+    num_layers = len(trail.confidence) - 1
+    num_images = trail.confidence.shape[1]
+    family = np.full((len(SHARES), num_layers), NEVER)
+    for member, share in enumerate(SHARES):
+        reached = np.ones(num_images, np.bool_)
         for layer in _exits(trail):
             confidence = trail.confidence[layer]
-            family[row, layer] = np.quantile(confidence[reached], 1.0 - share)
-            reached &= confidence < family[row, layer]
+            family[member, layer] = np.quantile(confidence[reached], 1.0 - share)
+            reached &= confidence < family[member, layer]
+            # Of no images there is no quantile: later exits keep `NEVER`.
             if not reached.any():
                 break
 
-    returns = [_mean_returns(trail, tradeoffs, np.tile(row, (len(tradeoffs), 1))) for row in family]
+    returns = []
+    for thresholds in family:
+        repeated = np.tile(thresholds, (len(tradeoffs), 1))  # (G, T)
+        returns.append(_mean_returns(trail, tradeoffs, repeated))
     return family[np.array(returns).argmax(0)]
 
 
@@ -163,6 +182,7 @@ def _ascend(trail: Trail, tradeoffs: Floats, start: Floats) -> Floats:
     """Improve one exit's threshold at a time, for all trade-offs at once, until none changes."""
     thresholds = start.copy()  # (G, T)
     exits = _exits(trail)
+    # At each exit, which images would leave at each candidate: they stay the same all along.
     candidates = {}
     leaves = {}
     for layer in exits:
@@ -174,19 +194,26 @@ def _ascend(trail: Trail, tradeoffs: Floats, start: Floats) -> Floats:
     while changed:
         changed = False
         for layer in exits:
+            # With the other exits fixed, a threshold is worth the gains of the images that leave.
             gain = _gain_of_leaving(trail, tradeoffs, thresholds, layer)  # (G, N)
             current = trail.confidence[layer] >= thresholds[:, layer, None]
             before = (gain * current).sum(1)
             after = gain @ leaves[layer]  # (G, N) @ (N, candidates)
+
             best = after.argmax(1)
-            better = after.max(1) > before + 1e-9  # rounding must not keep the loop alive
+            # Rounding must not keep the loop alive.
+            better = after.max(1) > before + 1e-9
             thresholds[better, layer] = candidates[layer][best[better]]
             changed |= bool(better.any())
     return thresholds
 
 
 def _gain_of_leaving(trail: Trail, tradeoffs: Floats, thresholds: Floats, layer: int) -> Floats:
-    """float64 `(G, N)`: return of leaving here less that of going on; 0 once an image has left."""
+    """float64 `(G, N)`: return of leaving at a layer less that of continuing.
+
+    It is 0 for images that have left at an earlier exit.
+    """
+    # What an image gets if it continues: this exit and those before it are closed.
     later = thresholds.copy()
     later[:, : layer + 1] = NEVER
     reached = (trail.confidence[:layer] < thresholds[:, :layer, None]).all(1)  # (G, N)
@@ -195,7 +222,8 @@ def _gain_of_leaving(trail: Trail, tradeoffs: Floats, thresholds: Floats, layer:
 
 
 def _returns(trail: Trail, tradeoffs: Floats, thresholds: Floats) -> Floats:
-    """float64 `(G, N)`: each image's return if it leaves at the first exit that is sure enough."""
+    """float64 `(G, N)`: each image's return if it leaves at the first exit confident enough."""
+    # From the last exit to the first, since an earlier one takes precedence.
     returns = trail.correct[-1] - tradeoffs[:, None] * trail.compute[-1]
     for layer in reversed(_exits(trail)):
         leave = trail.confidence[layer] >= thresholds[:, layer, None]
@@ -205,6 +233,7 @@ def _returns(trail: Trail, tradeoffs: Floats, thresholds: Floats) -> Floats:
 
 
 def _mean_returns(trail: Trail, tradeoffs: Floats, thresholds: Floats) -> Floats:
+    """float64 `(G,)`: `_returns`, averaged over the images."""
     return _returns(trail, tradeoffs, thresholds).mean(1)
 
 

@@ -1,4 +1,7 @@
-"""Routable networks."""
+"""Routable networks: their building blocks, their MACs, and named architectures with weights.
+
+May import `storage` and `data`: a network knows neither routing nor environments nor rewards.
+"""
 
 from rnr_gym.backbones.base import Backbone, Layer
 from rnr_gym.backbones.channels import ChannelPrunedNet

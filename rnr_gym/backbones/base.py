@@ -1,8 +1,8 @@
-"""The contract that every routable network fulfils."""
+"""What every routable network has in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,35 +10,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rnr_gym.backbones.blocks import Glance, PooledHead, ResidualGlance, WhitenedStem
+from rnr_gym.backbones.blocks import Glance, PooledHead, ResidualGlance, WhitenedStem, strided
 from rnr_gym.backbones.macs import MacTable, conv_macs
-from rnr_gym.routing.spec import RoutingSpec
 
 
 class LayerSpec(NamedTuple):
-    """Where a layer stands.
+    """What a layer has to fit: its position in the network.
 
     Attributes:
-        in_width, width: channels that come and go at full width.
+        in_width: channels that arrive at full width.
+        width: channels of its output at full width.
         halve: whether it halves the resolution.
         side: `(height, width)` of its output, in pixels.
-        first: the number of its cheapest sub-path that is no exit.
+        first_sub_path: the number of its cheapest sub-path that is not an exit.
     """
 
     in_width: int
     width: int
     halve: bool
     side: tuple[int, int]
-    first: int
+    first_sub_path: int
 
 
 class Layer(nn.Module):
     """One routing decision.
 
-    `layer(features, sub_path, prev_sub_path)` moves a batch that shares its sub-path; `layer.exit(features)` answers at once.
+    `layer(features, sub_path, prev_sub_path)` runs one sub-path on a batch, `(N, C, H, W)` to the
+    same; `layer.exit(features)` answers at once.
 
     Attributes:
-        num_paths: how many sub-path numbers there are, the exit included where the backbone has exits.
+        num_paths: how many sub-path numbers there are, the exit included if the backbone has exits.
         head: the exit's head, or None. (Layer 0 exits by the backbone's glance.)
         widths: channels of this layer's output, by sub-path.
     """
@@ -47,14 +48,17 @@ class Layer(nn.Module):
     head: PooledHead | None
     widths: list[int]
 
-    def exit(self, features: Tensor, glanced: Tensor | None = None) -> Tensor:
+    def exit(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         """Features `(N, C, H, W)` as they arrive at this layer -> logits `(N, classes)`.
 
-        `glanced` is what the glance said, `(N, G + classes)`, where exit heads read it.
+        `context`, `(N, G + classes)`, holds the glance's pooled features and class probabilities,
+        for exit heads that read them.
+
+        Raises `ValueError` if the layer has no exit head.
         """
         if self.head is None:
             raise ValueError("`exit` was called at a layer that has no exit head")
-        logits: Tensor = self.head(features, glanced)
+        logits: Tensor = self.head(features, context)
         return logits
 
     def macs(self, sub_path: int, in_width: int) -> int:
@@ -65,56 +69,67 @@ class Layer(nn.Module):
 class Backbone(nn.Module):
     """A routable network: `stem`, `layers`, `head` and, optionally, `glance`.
 
-    Sub-path numbers grow with cost and the last is the full path. With exits, number 0 is the exit at every layer.
-    A subclass says what its layers are (`_layer`); stages, stem, heads and glance are built here.
+    Sub-path numbers grow with cost and the last is the full path. With exits, number 0 is the exit
+    at every layer. A subclass makes the layers (`_layer`); stages, stem, heads and glance are built
+    here.
 
     Args:
         image_shape: `(C, H, W)`.
         classes: number of classes.
-        widths: channels of each stage, ascending multiples of 8; every stage but the first halves the resolution.
+        widths: channels of each stage, ascending multiples of 8; every stage but the first halves
+            the resolution.
         blocks: layers of each stage; their sum is T, the number of decisions.
-        exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone without exits.
-        glance_widths: output channels of the glance's convolutions; empty for none. The glance is layer 0's exit.
-        glance_strides: their strides; empty where the stem is whitened.
-        summary_groups: 0 for a summary of all pooled features in full precision; else they are averaged over so many groups of
-            channels, the glance's are left out, and every value is quantised to 8 bits: what a route table can be shipped with.
-        whitened: False for a convolutional stem at full resolution and a glance of plain convolutions. True for a whitened stem at
-            half the resolution (`WhitenedStem`), a `ResidualGlance`, and exit heads that read the glance's pooled features and
-            class probabilities, so that no exit is worse than the glance.
-        own: what else the subclass was made with, JSON-able.
+        exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone
+            without exits.
+        glance_widths: output channels of the glance's convolutions; empty for no glance. The glance
+            is layer 0's exit.
+        glance_strides: their strides; empty if the stem is whitened.
+        summary_groups: 0 for a summary of all pooled features in full precision. Otherwise they are
+            averaged over that many groups of channels, the glance's are left out, and every value
+            is quantised to 8 bits, which makes a route table small enough to be bundled.
+        whitened: False for a convolutional stem at full resolution and a glance of plain
+            convolutions. True for a whitened stem at half the resolution (`WhitenedStem`), a
+            `ResidualGlance`, and exit heads that read the glance's pooled features and class
+            probabilities, so that no exit is worse than the glance.
+        own_config: the subclass's own constructor arguments, JSON-able, for `config`.
+
+    Raises `ValueError` if the arguments do not fit together.
 
     Attributes:
-        config: JSON-able constructor arguments and `kind`; what is needed to build the same architecture again.
+        config: JSON-able constructor arguments and `kind`, from which the same architecture can be
+            built again.
         image_shape: `(C, H, W)`.
-        num_classes: how many classes `head` answers with.
-        num_layers, num_paths, full_path: T, K and K - 1.
-        reads_prev_sub_path: whether what a layer does depends on the previous sub-path: its norms and, where the stream is pruned, its cost.
+        num_classes: number of classes.
+        num_layers: T.
+        num_paths: K.
+        full_path: the number of the full path, K - 1.
         has_exits: whether number 0 is the exit.
         exits_read_glance: whether exit heads read the glance, which then has to run for them.
-        has_identity: whether the cheapest sub-path beside the exit computes nothing.
+        has_identity: whether the cheapest sub-path apart from the exit computes nothing.
+        summary_groups: as the argument.
+        reads_prev_sub_path: whether what a layer does depends on the previous sub-path: its norms
+            and, if the stream is pruned, its cost.
         mac_table: the MACs of every decision.
         valid: bool `(T, K)`, which sub-paths a layer has when exits are on.
+        stem: prepared images `(N, C, H, W)` -> features.
+        layers: the T layers.
+        head: features `(N, C, H, W)` -> logits `(N, classes)`.
+        glance: prepared images -> pooled `(N, G)` and logits `(N, classes)`; None if there is none.
+        image_mean: float `(C, 1, 1)`, of the training images scaled to 0..1; likewise `image_std`.
+        summary_mean: float `(T, pooled_width)`, of pooled features; likewise `summary_std`.
+        glance_mean: float `(G,)`, of the glance's pooled features; likewise `glance_std`.
+        loss_scale: float `()`, 1 / mean cross-entropy of the full path on the split `route`.
     """
 
     kind: str
-    config: dict[str, Any]
-    image_shape: tuple[int, ...]
-    num_classes: int
-    num_layers: int
-    num_paths: int
-    full_path: int
-    has_exits: bool
-    exits_read_glance: bool
     has_identity: bool = False
-    summary_groups: int
     reads_prev_sub_path: bool = False
-    stem_width: int
-    mac_table: MacTable
-    valid: NDArray[np.bool_]
+
     stem: nn.Module
     layers: Any  # an `nn.ModuleList` of `Layer`, whose items type checkers take for mere modules
     head: PooledHead
     glance: Glance | ResidualGlance | None
+
     image_mean: Tensor
     image_std: Tensor
     summary_mean: Tensor
@@ -125,6 +140,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
+        *,
         image_shape: Sequence[int],
         classes: int,
         widths: Sequence[int],
@@ -134,69 +150,109 @@ class Backbone(nn.Module):
         glance_strides: Sequence[int],
         summary_groups: int,
         whitened: bool,
-        own: dict[str, Any],
+        own_config: Mapping[str, Any],
     ) -> None:
         super().__init__()
         check_shape(image_shape, widths, blocks, exits)
         if classes < 2:
             raise ValueError(f"`classes` must be at least 2, got {classes}")
-        shape = {"image_shape": list(image_shape), "classes": classes, "widths": list(widths), "blocks": list(blocks)}
-        answers = {"exits": sorted(exits), "glance_widths": list(glance_widths), "glance_strides": list(glance_strides)}
-        self.summary_groups = summary_groups
-        self.config = {"kind": self.kind, **shape, **answers, **own}
+
+        self.config: dict[str, Any] = {
+            "kind": self.kind,
+            "image_shape": list(image_shape),
+            "classes": classes,
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "exits": sorted(exits),
+            "glance_widths": list(glance_widths),
+            "glance_strides": list(glance_strides),
+            **own_config,
+        }
+        # Defaults are left out, so that configs in older files compare equal.
         if summary_groups:
             self.config["summary_groups"] = summary_groups
         if whitened:
             self.config["whitened"] = True
 
-        self.image_shape, self.num_classes, self.stem_width = tuple(image_shape), classes, widths[0]
+        self.image_shape = tuple(image_shape)
+        self.num_classes = classes
+        self.stem_width = widths[0]
+        self.summary_groups = summary_groups
         self.has_exits = bool(exits) or bool(glance_widths)
+        # Without a glance there is nothing for exit heads to read.
         self.exits_read_glance = whitened and bool(exits) and bool(glance_widths)
+
+        # The order in which modules are made decides which random weights a seed gives.
         side, stem_macs = self._build_stem(whitened)
         self.glance = self._build_glance(whitened, glance_widths, glance_strides)
-        self.layers = nn.ModuleList(self._stages(widths, blocks, exits, side))
+        self.layers = nn.ModuleList(self._build_layers(widths, blocks, exits, side))
         self.head = PooledHead(widths[-1], classes)
-        self.num_layers, self.num_paths = len(self.layers), self.layers[0].num_paths
-        arriving = sorted({widths[0], *(width for layer in self.layers for width in layer.widths if width)})
-        if summary_groups < 0 or (summary_groups and any(width % summary_groups for width in arriving)):
-            raise ValueError(f"`summary_groups` must be 0 or divide every width at which features come, {arriving}, got {summary_groups}")
+
+        self.num_layers = len(self.layers)
+        self.num_paths: int = self.layers[0].num_paths
         self.full_path = self.num_paths - 1
+        self._check_summary_groups()
         self.valid = self._valid()
-        self.mac_table = self._count(stem_macs)
-        self._buffers_for_preprocessing()
+        self.mac_table = self._count_macs(stem_macs)
+        self._register_statistics()
 
     def _build_stem(self, whitened: bool) -> tuple[tuple[int, int], int]:
-        """Make `stem`; returns the side of its output in pixels, and its MACs."""
-        channels, height, width_px = self.image_shape
+        """Make `stem`; returns `(height, width)` of its output in pixels, and its MACs."""
         if whitened:
-            self.stem = stem = WhitenedStem(self.image_shape, self.stem_width)
-            return (-(-height // 2), -(-width_px // 2)), stem.macs
+            stem = WhitenedStem(self.image_shape, self.stem_width)
+            self.stem = stem
+            return stem.side, stem.macs
 
+        channels, height, width_px = self.image_shape
         self.stem = nn.Sequential(
             nn.Conv2d(channels, self.stem_width, 3, 1, 1, bias=False),
             nn.BatchNorm2d(self.stem_width),
             nn.ReLU(inplace=True),
         )
-        return (height, width_px), conv_macs(channels, self.stem_width, (height, width_px))
+        side = (height, width_px)
+        return side, conv_macs(channels, self.stem_width, side)
 
-    def _build_glance(self, whitened: bool, widths: Sequence[int], strides: Sequence[int]) -> Glance | ResidualGlance | None:
+    def _build_glance(
+        self, whitened: bool, widths: Sequence[int], strides: Sequence[int]
+    ) -> Glance | ResidualGlance | None:
         if whitened and strides:
-            raise ValueError(f"`glance_strides` must be empty where the stem is whitened, got {list(strides)}")
+            raise ValueError(
+                f"`glance_strides` must be empty if the stem is whitened, got {list(strides)}"
+            )
         if not widths:
             return None
         if whitened:
             return ResidualGlance(self.image_shape, self.num_classes, widths)
         return Glance(self.image_shape, self.num_classes, widths, strides)
 
-    def _stages(self, widths: Sequence[int], blocks: Sequence[int], exits: Sequence[int], side: tuple[int, int]) -> list[Layer]:
+    def _build_layers(
+        self,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        exits: Sequence[int],
+        side: tuple[int, int],
+    ) -> list[Layer]:
         layers: list[Layer] = []
         in_width = widths[0]
-        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            for block in range(count):
+        for stage, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True)):
+            for block in range(num_blocks):
+                # A stage changes resolution and width at once, in its first block.
                 halve = stage > 0 and block == 0
-                side = (-(-side[0] // 2), -(-side[1] // 2)) if halve else side
-                head = self._exit_head(in_width) if len(layers) in exits else None
-                layers.append(self._layer(LayerSpec(in_width, width, halve, side, int(self.has_exits)), head))
+                if halve:
+                    side = strided(side, 2)
+
+                head = None
+                if len(layers) in exits:
+                    head = self._exit_head(in_width)
+
+                layer_spec = LayerSpec(
+                    in_width=in_width,
+                    width=width,
+                    halve=halve,
+                    side=side,
+                    first_sub_path=self.first_sub_path,
+                )
+                layers.append(self._layer(layer_spec, head))
                 in_width = width
         return layers
 
@@ -206,100 +262,167 @@ class Backbone(nn.Module):
             context = self.glance.width + self.num_classes
         return PooledHead(in_width, self.num_classes, context)
 
-    def _layer(self, place: LayerSpec, head: PooledHead | None) -> Layer:
-        """The layer that belongs in a place."""
+    def _layer(self, layer_spec: LayerSpec, head: PooledHead | None) -> Layer:
+        """The layer that fits `layer_spec`."""
         raise NotImplementedError
 
-    def _buffers_for_preprocessing(self) -> None:
-        channels = self.image_shape[0]
-        self.register_buffer("image_mean", torch.full((channels, 1, 1), 0.5))
-        self.register_buffer("image_std", torch.full((channels, 1, 1), 0.5))
-        self.register_buffer("summary_mean", torch.zeros(self.num_layers, self.pooled_width))
-        self.register_buffer("summary_std", torch.ones(self.num_layers, self.pooled_width))
-        glance_width = self.glance.width if self.glance is not None else 0
-        self.register_buffer("glance_mean", torch.zeros(glance_width))
-        self.register_buffer("glance_std", torch.ones(glance_width))
-        self.register_buffer("loss_scale", torch.ones(()))
+    def _check_summary_groups(self) -> None:
+        """Raise `ValueError` if the channels of some feature map cannot be grouped evenly."""
+        # Not the full widths alone: a pruned layer passes on any number of its channel groups.
+        arriving = {self.stem_width}
+        for layer in self.layers:
+            arriving.update(width for width in layer.widths if width)
 
-    @property
-    def pooled_width(self) -> int:
-        """Pooled features in a summary: channels of the widest feature map that arrives at a layer, or groups of them."""
-        return self.summary_groups or max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
-
-    @property
-    def glance_width(self) -> int:
-        """Pooled features that the glance adds to the summary; 0 without one."""
-        return self.glance.width if self.glance is not None and not self.summary_groups else 0
-
-    @property
-    def narrowest(self) -> int:
-        """The cheapest sub-path that computes something: neither exit nor identity."""
-        return int(self.has_exits) + int(self.has_identity)
-
-    @property
-    def exit_layers(self) -> frozenset[int]:
-        """The layers that can answer at once."""
-        return frozenset(np.flatnonzero(self.valid[:, 0]).tolist()) if self.has_exits else frozenset()
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Scale uint8 images `(N, C, H, W)` to 0..1, then apply the backbone's own mean and standard deviation."""
-        scaled = images.to(self.image_mean.dtype) / 255.0 if images.dtype == torch.uint8 else images
-        return (scaled - self.image_mean) / self.image_std
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Features `(N, C, H, W)` -> what a summary holds of them, before it is z-scored: float32 `(N, C)`, or `(N, summary_groups)`."""
-        pooled = features.float().mean((2, 3))
-        return pooled.unflatten(1, (self.summary_groups, -1)).mean(2) if self.summary_groups else pooled
-
-    def in_width(self, layer: int, prev_sub_path: int) -> int:
-        """Channels that arrive at `layer`, or at the head for `layer = T`."""
-        return int(self.stem_width if layer == 0 else self.layers[layer - 1].widths[prev_sub_path])
-
-    def plain(self) -> nn.Sequential:
-        """The full path as an ordinary network without routing, sharing this backbone's weights; prepared images -> logits."""
-        raise NotImplementedError
+        groups = self.summary_groups
+        if groups < 0 or (groups and any(width % groups for width in arriving)):
+            raise ValueError(
+                "`summary_groups` must be 0 or divide every width at which features arrive, "
+                f"{sorted(arriving)}, got {groups}"
+            )
 
     def _valid(self) -> NDArray[np.bool_]:
+        # Every layer has every sub-path; only the exits, number 0, need not be there.
         valid = np.ones((self.num_layers, self.num_paths), np.bool_)
         if self.has_exits:
             valid[0, 0] = self.glance is not None
             valid[1:, 0] = [layer.head is not None for layer in list(self.layers)[1:]]
         return valid
 
-    def _count(self, stem_macs: int) -> MacTable:
-        size = (self.num_layers, self.num_paths)
-        layers, exits = np.zeros((*size, self.num_paths), np.int64), np.zeros(size, np.int64)
-        head = np.zeros(self.num_paths, np.int64)
-        first = int(self.has_exits)
-        for prev_sub_path in range(first, self.num_paths):
-            for t, layer in enumerate(self.layers):
-                width = self.in_width(t, prev_sub_path)
-                layers[t, prev_sub_path, first:] = [layer.macs(sub_path, width) for sub_path in range(first, self.num_paths)]
-                exits[t, prev_sub_path] = layer.head.macs(width) if layer.head is not None else 0
-            head[prev_sub_path] = self.head.macs(self.in_width(self.num_layers, prev_sub_path))
-        exits[0] = self.glance.macs if self.glance is not None else 0
-        return MacTable(stem_macs, layers, exits, head)
+    def _count_macs(self, stem_macs: int) -> MacTable:
+        num_layers = self.num_layers
+        num_paths = self.num_paths
+        layers = np.zeros((num_layers, num_paths, num_paths), np.int64)
+        exits = np.zeros((num_layers, num_paths), np.int64)
+        head = np.zeros(num_paths, np.int64)
 
-    def spec(self, exits: bool = True) -> RoutingSpec:
-        """The routing problem this backbone poses; `exits=False` masks, and does not charge for, exits and glance."""
-        valid, table = self.valid.copy(), self.mac_table
-        if not exits and self.has_exits:
-            valid[:, 0] = False
-            table = table._replace(exits=np.zeros_like(table.exits))
-        facts: dict[str, Any] = {"pooled": self.pooled_width, "glance": self.glance_width, "classes": self.num_classes}
-        facts |= {"has_exits": self.has_exits, "loss_scale": float(self.loss_scale), **({"quantised": True} if self.summary_groups else {})}
-        if self.exits_read_glance and exits:
-            facts["exits_read_glance"] = True
-        return RoutingSpec(facts, valid, table)
+        # No image comes from an exit or pays for one as a layer: those entries stay zero.
+        for prev_sub_path in range(self.first_sub_path, num_paths):
+            for layer_idx, layer in enumerate(self.layers):
+                in_width = self.in_width(layer_idx, prev_sub_path)
+                for sub_path in range(self.first_sub_path, num_paths):
+                    layers[layer_idx, prev_sub_path, sub_path] = layer.macs(sub_path, in_width)
+                if layer.head is not None:
+                    exits[layer_idx, prev_sub_path] = layer.head.macs(in_width)
+            head[prev_sub_path] = self.head.macs(self.in_width(num_layers, prev_sub_path))
+
+        # The glance reads the image itself, whatever `prev_sub_path` is said to be.
+        if self.glance is not None:
+            exits[0] = self.glance.macs
+        return MacTable(stem=stem_macs, layers=layers, exits=exits, head=head)
+
+    def _register_statistics(self) -> None:
+        """Make the buffers that calibration fills."""
+        channels = self.image_shape[0]
+        self.register_buffer("image_mean", torch.full((channels, 1, 1), 0.5))
+        self.register_buffer("image_std", torch.full((channels, 1, 1), 0.5))
+
+        self.register_buffer("summary_mean", torch.zeros(self.num_layers, self.pooled_width))
+        self.register_buffer("summary_std", torch.ones(self.num_layers, self.pooled_width))
+
+        # Not `self.glance_width`, which is 0 if summaries leave the glance out.
+        glance_width = 0
+        if self.glance is not None:
+            glance_width = self.glance.width
+        self.register_buffer("glance_mean", torch.zeros(glance_width))
+        self.register_buffer("glance_std", torch.ones(glance_width))
+        self.register_buffer("loss_scale", torch.ones(()))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that images have to be on."""
+        return self.image_mean.device
+
+    @property
+    def first_sub_path(self) -> int:
+        """The cheapest sub-path that is not an exit."""
+        return int(self.has_exits)
+
+    @property
+    def narrowest(self) -> int:
+        """The cheapest sub-path that computes something: neither exit nor identity."""
+        return self.first_sub_path + int(self.has_identity)
+
+    @property
+    def exit_layers(self) -> frozenset[int]:
+        """The layers that have an exit; 0 stands for the glance."""
+        if not self.has_exits:
+            return frozenset()
+        return frozenset(np.flatnonzero(self.valid[:, 0]).tolist())
+
+    @property
+    def pooled_width(self) -> int:
+        """Pooled features in a summary: channels of the widest feature map that arrives at a layer.
+
+        With `summary_groups`, the number of groups.
+        """
+        if self.summary_groups:
+            return self.summary_groups
+        return max(self.in_width(layer, self.full_path) for layer in range(self.num_layers))
+
+    @property
+    def glance_width(self) -> int:
+        """Pooled features that the glance adds to the summary; 0 if it adds none."""
+        if self.glance is None or self.summary_groups:
+            return 0
+        return self.glance.width
+
+    def in_width(self, layer: int, prev_sub_path: int) -> int:
+        """Channels that arrive at `layer`, or at the head for `layer = T`."""
+        # Nothing is pruned before layer 0.
+        if layer == 0:
+            return self.stem_width
+        return int(self.layers[layer - 1].widths[prev_sub_path])
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise images `(N, C, H, W)` by the backbone's own pixel mean and standard deviation.
+
+        uint8 images are scaled to 0..1 first; float images have to be.
+        """
+        if images.dtype == torch.uint8:
+            images = images.to(self.image_mean.dtype) / 255.0
+        return (images - self.image_mean) / self.image_std
+
+    def pool(self, features: Tensor) -> Tensor:
+        """What a summary holds of features `(N, C, H, W)`, before it is z-scored.
+
+        Returns float32 `(N, C)`, or `(N, summary_groups)` if there are groups.
+        """
+        # In single precision even if the network runs in half precision.
+        pooled = features.float().mean((2, 3))  # (N, C)
+        if not self.summary_groups:
+            return pooled
+        return pooled.unflatten(1, (self.summary_groups, -1)).mean(2)
+
+    def plain(self) -> nn.Sequential:
+        """The full path as an ordinary network without routing; prepared images -> logits.
+
+        It shares this backbone's weights or, where a layer has to be converted, copies them.
+        """
+        raise NotImplementedError
 
 
-def check_shape(image_shape: Sequence[int], widths: Sequence[int], blocks: Sequence[int], exits: Sequence[int]) -> None:
-    """Refuse stage and exit lists that do not fit together."""
+def check_shape(
+    image_shape: Sequence[int],
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    exits: Sequence[int],
+) -> None:
+    """Raise `ValueError` if image shape, stages and exits do not fit together."""
     if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"`image_shape` must be (channels, height, width), got {tuple(image_shape)}")
+        raise ValueError(
+            f"`image_shape` must be (channels, height, width), got {tuple(image_shape)}"
+        )
     if len(widths) != len(blocks) or not widths or min(blocks) < 1:
-        raise ValueError(f"`widths` and `blocks` must have one positive entry a stage, got {list(widths)} and {list(blocks)}")
+        raise ValueError(
+            "`widths` and `blocks` must have one positive entry per stage, "
+            f"got {list(widths)} and {list(blocks)}"
+        )
     if any(width % 8 for width in widths) or list(widths) != sorted(widths):
         raise ValueError(f"`widths` must be ascending multiples of 8, got {list(widths)}")
-    if any(not 1 <= layer < sum(blocks) for layer in exits):
-        raise ValueError(f"`exits` must name layers 1..{sum(blocks) - 1} (layer 0 exits by the glance), got {sorted(exits)}")
+
+    num_layers = sum(blocks)
+    if any(not 1 <= layer < num_layers for layer in exits):
+        raise ValueError(
+            f"`exits` must name layers 1..{num_layers - 1} (layer 0 exits by the glance), "
+            f"got {sorted(exits)}"
+        )

@@ -1,4 +1,4 @@
-"""The pieces that routable networks are built from."""
+"""The building blocks of routable networks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from rnr_gym.backbones.macs import conv_macs, linear_macs
 
 
 def round_to_eight(width: float) -> int:
-    """The nearest multiple of 8, at least 8: narrower convolutions save no time on real hardware."""
+    """The nearest multiple of 8, at least 8: hardware is not faster at widths in between."""
     return max(8, 8 * round(width / 8))
 
 
+def strided(side: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width in pixels after a padded convolution of that stride: rounded up."""
+    height, width = side
+    return -(-height // stride), -(-width // stride)
+
+
 def residual_branch(in_width: int, inner: int, width: int, stride: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions with their own batch-norms. `(N, in_width, H, W)` -> `(N, width, H / stride, W / stride)`."""
+    """Two 3 x 3 convolutions, each followed by its batch-norm.
+
+    `(N, in_width, H, W)` -> `(N, width, H / stride, W / stride)`.
+    """
     return nn.Sequential(
         nn.Conv2d(in_width, inner, 3, stride, 1, bias=False),
         nn.BatchNorm2d(inner),
@@ -33,21 +42,23 @@ class PlainBlock(nn.Module):
 
     def __init__(self, shortcut: nn.Module, branch: nn.Module) -> None:
         super().__init__()
-        self.shortcut, self.branch = shortcut, branch
+        self.shortcut = shortcut
+        self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.shortcut(x) + self.branch(x))
 
 
 class PooledHead(nn.Module):
-    """Global average pooling and one linear map. Features `(N, c <= C, H, W)` -> logits `(N, classes)`.
+    """Global average pooling and one linear map.
 
-    Reads only the channels that are there, so a pruned stream pays for no more.
+    Features `(N, c <= C, H, W)` -> logits `(N, classes)`. The head reads only the channels that
+    arrive, so a pruned stream pays for no more.
 
     Args:
         channels: C.
         classes: number of classes.
-        context: width of a vector that the head reads beside the features; 0 for none.
+        context: width of a vector that the head reads in addition to the features; 0 for none.
     """
 
     def __init__(self, channels: int, classes: int, context: int = 0) -> None:
@@ -56,6 +67,7 @@ class PooledHead(nn.Module):
         self.context = nn.Linear(context, classes, bias=False) if context else None
 
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+        # A pruned stream holds the first channels, never others.
         weight = self.linear.weight[:, : features.shape[1]]
         logits = F.linear(features.mean((2, 3)), weight, self.linear.bias)
 
@@ -65,35 +77,49 @@ class PooledHead(nn.Module):
 
     def macs(self, channels: int) -> int:
         """MACs of an image whose features have that many channels."""
-        context = self.context.in_features if self.context is not None else 0
-        return linear_macs(channels + context, self.linear.out_features)
+        in_features = channels
+        if self.context is not None:
+            in_features += self.context.in_features
+        return linear_macs(in_features, self.linear.out_features)
 
 
 class Shortcut(nn.Module):
-    """The parameter-free residual shortcut: keep every `stride`-th pixel, append zero channels. Costs no MACs."""
+    """The parameter-free residual shortcut: every `stride`-th pixel, zeros for new channels.
+
+    `(N, in_width, H, W)` -> `(N, width, H / stride, W / stride)`. Costs no MACs.
+    """
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
-        self.stride, self.extra = stride, width - in_width
+        self.stride = stride
+        self.extra = width - in_width
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, in_width, H, W) -> (N, width, H / stride, W / stride)
+    def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.extra)) if self.extra else x
+        # Zeros at the end of the channels: pads are given from the last axis backwards.
+        if self.extra:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.extra))
+        return x
 
 
 class WhitenedStem(nn.Module):
     """Fixed whitening filters with GELU, then a convolution with batch-norm and ReLU.
 
     Images `(N, C, H, W)` -> features `(N, width, H / 2, W / 2)`, rounded up. The filters read 2 x 2
-    patches that do not overlap: the eigenvectors of the training patches' covariance, scaled to unit
-    variance, each with both signs, so that GELU loses nothing. `calibration.measure_whitening` sets
-    them; until then they are random. Source: Jordan, *94% on CIFAR-10 in 3.29 Seconds on a Single
-    GPU* (2024), whose patches overlap; halving the resolution at once costs a quarter as much.
+    patches that do not overlap. They are the eigenvectors of the training patches' covariance,
+    scaled to unit variance, each with both signs, so that GELU loses nothing.
+    `calibration.measure_whitening` sets them; until then they are random. Source: Jordan, *94% on
+    CIFAR-10 in 3.29 Seconds on a Single GPU* (2024), whose patches overlap; halving the resolution
+    at once costs a quarter as much.
 
     Args:
         image_shape: `(C, H, W)`.
         width: output channels.
+
+    Attributes:
+        side: `(height, width)` of the output, in pixels.
+        macs: MACs of one image.
     """
 
     filters: Tensor
@@ -101,75 +127,109 @@ class WhitenedStem(nn.Module):
     def __init__(self, image_shape: Sequence[int], width: int) -> None:
         super().__init__()
         channels, height, width_px = image_shape
-        patches = 8 * channels  # 4 * channels directions, both signs
-        self.register_buffer("filters", torch.randn(patches, channels, 2, 2) / 2.0)
-        self.bias = nn.Parameter(torch.zeros(patches))
-        self.conv = nn.Conv2d(patches, width, 3, 1, 1, bias=False)
+        num_filters = 8 * channels  # 4 * channels directions, both signs
+        # A buffer, not a parameter: whitening is measured, never trained.
+        self.register_buffer("filters", torch.randn(num_filters, channels, 2, 2) / 2.0)
+        self.bias = nn.Parameter(torch.zeros(num_filters))
+        self.conv = nn.Conv2d(num_filters, width, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
 
-        side = (-(-height // 2), -(-width_px // 2))
-        self.macs = conv_macs(channels, patches, side, kernel=2) + conv_macs(patches, width, side)
+        self.side = strided((height, width_px), 2)
+        whitening_macs = conv_macs(channels, num_filters, self.side, kernel=2)
+        self.macs = whitening_macs + conv_macs(num_filters, width, self.side)
 
     def forward(self, images: Tensor) -> Tensor:
+        # Odd sides get one zero row or column, so that every pixel lies in a patch.
         even = F.pad(images, (0, images.shape[3] % 2, 0, images.shape[2] % 2))
         whitened = F.gelu(F.conv2d(even, self.filters, self.bias, stride=2))
         return F.relu(self.norm(self.conv(whitened)))
 
 
 class ResidualGlance(nn.Module):
-    """A very small residual network. Images `(N, C, H, W)` -> pooled `(N, G)`, logits `(N, classes)`.
+    """A very small residual network over the whole image.
+
+    Images `(N, C, H, W)` -> pooled `(N, G)`, logits `(N, classes)`.
 
     Args:
         image_shape: `(C, H, W)`.
         classes: number of classes.
-        widths: channels of the whitened stem, then of one block each that halves the
-            resolution; the last is G.
+        widths: channels of the whitened stem, then of one block each that halves the resolution;
+            the last is G.
+
+    Attributes:
+        width: G.
+        macs: MACs of one image.
     """
 
     def __init__(self, image_shape: Sequence[int], classes: int, widths: Sequence[int]) -> None:
         super().__init__()
+        self.width = widths[-1]
         self.stem = WhitenedStem(image_shape, widths[0])
-        self.macs = self.stem.macs + linear_macs(widths[-1], classes)
-        side = (-(-image_shape[1] // 2), -(-image_shape[2] // 2))
+        self.macs = self.stem.macs + linear_macs(self.width, classes)
 
+        # The stem has halved the resolution already; every block halves it again.
+        side = self.stem.side
         blocks = []
         for in_width, width in itertools.pairwise(widths):
-            side = (-(-side[0] // 2), -(-side[1] // 2))
+            side = strided(side, 2)
             branch = residual_branch(in_width, width, width, 2)
             blocks.append(PlainBlock(Shortcut(in_width, width, 2), branch))
             self.macs += conv_macs(in_width, width, side) + conv_macs(width, width, side)
 
         self.blocks = nn.Sequential(*blocks)
-        self.width = widths[-1]
-        self.linear = nn.Linear(widths[-1], classes)
+        self.linear = nn.Linear(self.width, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.blocks(self.stem(images)).mean((2, 3))
+        pooled = self.blocks(self.stem(images)).mean((2, 3))  # (N, G)
         return pooled, self.linear(pooled)
 
 
 class Glance(nn.Module):
-    """A very small network over the whole image. Images `(N, C, H, W)` -> pooled `(N, G)`, logits `(N, classes)`.
+    """A very small network of plain convolutions over the whole image.
+
+    Images `(N, C, H, W)` -> pooled `(N, G)`, logits `(N, classes)`.
 
     Args:
         image_shape: `(C, H, W)`.
+        classes: number of classes.
         widths: output channels of each convolution; the last is G.
         strides: stride of each convolution.
+
+    Attributes:
+        width: G.
+        macs: MACs of one image.
     """
 
-    def __init__(self, image_shape: Sequence[int], classes: int, widths: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        classes: int,
+        widths: Sequence[int],
+        strides: Sequence[int],
+    ) -> None:
         super().__init__()
         if len(widths) != len(strides) or not widths:
-            raise ValueError(f"`glance` needs as many widths as strides, at least one, got {list(widths)} and {list(strides)}")
-        stages, self.macs = [], linear_macs(widths[-1], classes)
-        channels, height, width_px = image_shape
-        for width, stride in zip(widths, strides, strict=True):
-            height, width_px = -(-height // stride), -(-width_px // stride)
-            self.macs += conv_macs(channels, width, (height, width_px))
-            stages += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            channels = width
-        self.width, self.stages, self.linear = channels, nn.Sequential(*stages), nn.Linear(channels, classes)
+            raise ValueError(
+                "`glance` must have as many widths as strides, at least one, "
+                f"got {list(widths)} and {list(strides)}"
+            )
+        self.width = widths[-1]
+        self.macs = linear_macs(self.width, classes)
+
+        in_channels, height, width_px = image_shape
+        side = (height, width_px)
+        stages: list[nn.Module] = []
+        for channels, stride in zip(widths, strides, strict=True):
+            side = strided(side, stride)
+            self.macs += conv_macs(in_channels, channels, side)
+            stages.append(nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False))
+            stages.append(nn.BatchNorm2d(channels))
+            stages.append(nn.ReLU(inplace=True))
+            in_channels = channels
+
+        self.stages = nn.Sequential(*stages)
+        self.linear = nn.Linear(self.width, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.stages(images).mean((2, 3))
+        pooled = self.stages(images).mean((2, 3))  # (N, G)
         return pooled, self.linear(pooled)

@@ -1,7 +1,7 @@
 """Multiply-accumulates: counted by formula, kept as a table over every decision.
 
-One MAC is one multiply and one add, half of what `torch.utils.flop_counter` reports. As there, convolutions and
-matrix products count; pooling, normalisation, activations and additions do not.
+One MAC is one multiply and one add, half of what `torch.utils.flop_counter` reports. As there,
+convolutions and matrix products count; pooling, normalisation, activations and additions do not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 def conv_macs(in_channels: int, out_channels: int, side: tuple[int, int], kernel: int = 3) -> int:
     """MACs of a dense square convolution whose *output* is `side = (height, width)` pixels."""
-    return in_channels * out_channels * kernel * kernel * side[0] * side[1]
+    height, width = side
+    return in_channels * out_channels * kernel * kernel * height * width
 
 
 def linear_macs(in_features: int, out_features: int) -> int:
@@ -25,8 +26,9 @@ def linear_macs(in_features: int, out_features: int) -> int:
 class MacTable(NamedTuple):
     """MACs of one image, for T layers and K sub-paths.
 
-    `prev_sub_path` is the sub-path executed one layer earlier; at layer 0, which nothing pruned precedes, it is the full
-    path's number, K - 1. Entries for sub-paths or exits that a layer lacks are zero.
+    `prev_sub_path` is the sub-path executed one layer earlier; at layer 0, where nothing has been
+    pruned yet, it is the full path's number, K - 1. Entries for sub-paths or exits that a layer
+    does not have are zero.
 
     Attributes:
         stem: the stem.
@@ -47,6 +49,11 @@ class MacTable(NamedTuple):
 
     @property
     def ceiling(self) -> float:
-        """The most compute one image can be charged: the full path, glance and every exit head."""
-        dearest = self.exits.max(axis=1).sum() + self.layers.max(axis=(1, 2)).sum() + self.head.max()
-        return float(self.stem + dearest) / self.plain
+        """The highest compute one image can be charged: full path, glance and every exit head.
+
+        As everywhere, compute is measured in MACs of the plain network.
+        """
+        layers = self.layers.max(axis=(1, 2)).sum()
+        exits = self.exits.max(axis=1).sum()
+        head = self.head.max()
+        return float(self.stem + exits + layers + head) / self.plain

@@ -1,4 +1,4 @@
-"""Multi-path residual networks: identity beside parallel residual branches of growing width."""
+"""Multi-path residual networks: identity, and parallel residual branches of growing width."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rnr_gym.backbones.macs import conv_macs
 
 
 class Branch(nn.Module):
-    """Two 3 x 3 convolutions, each with one batch-norm for every sub-path that images can have come by.
+    """Two 3 x 3 convolutions, each with one batch-norm per previous sub-path.
 
-    What arrives differs so much with the previous sub-path that statistics over all of them would
-    fit none. The norms share scale and shift, so only their statistics are apart.
+    The features that arrive differ so much with the previous sub-path that statistics over all of
+    them would fit none. The norms share scale and shift; only their statistics are separate.
     `(N, in_width, H, W)` -> `(N, width, H / stride, W / stride)`.
 
     Args:
@@ -24,71 +24,105 @@ class Branch(nn.Module):
         inner: channels between the convolutions.
         width: channels of the output.
         stride: of the first convolution.
-        ways: previous sub-paths there are, the exit left out.
+        num_prev: number of previous sub-paths, without the exit.
     """
 
-    def __init__(self, in_width: int, inner: int, width: int, stride: int, ways: int) -> None:
+    def __init__(self, in_width: int, inner: int, width: int, stride: int, num_prev: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_width, inner, 3, stride, 1, bias=False)
-        self.norms1 = shared_norms(inner, ways)
+        self.norms1 = shared_norms(inner, num_prev)
         self.conv2 = nn.Conv2d(inner, width, 3, 1, 1, bias=False)
-        self.norms2 = shared_norms(width, ways)
+        self.norms2 = shared_norms(width, num_prev)
 
-    def forward(self, x: Tensor, way: int) -> Tensor:
-        x = F.relu(self.norms1[way](self.conv1(x)))
-        y: Tensor = self.norms2[way](self.conv2(x))
+    def forward(self, x: Tensor, prev_idx: int) -> Tensor:
+        x = F.relu(self.norms1[prev_idx](self.conv1(x)))
+        y: Tensor = self.norms2[prev_idx](self.conv2(x))
         return y
 
     def plain(self) -> nn.Sequential:
         """The branch as the full path runs it, of the same modules."""
-        return nn.Sequential(self.conv1, self.norms1[-1], nn.ReLU(inplace=True), self.conv2, self.norms2[-1])
+        return nn.Sequential(
+            self.conv1,
+            self.norms1[-1],
+            nn.ReLU(inplace=True),
+            self.conv2,
+            self.norms2[-1],
+        )
 
 
 def shared_norms(channels: int, count: int) -> nn.ModuleList:
-    """Batch-norms with statistics of their own and one scale and shift for all."""
+    """Batch-norms with separate statistics, and one scale and shift for all of them."""
+    # The same `Parameter` objects, so that the gradients of all previous sub-paths add up.
     norms = [nn.BatchNorm2d(channels) for _ in range(count)]
     for norm in norms[1:]:
-        norm.weight, norm.bias = norms[0].weight, norms[0].bias
+        norm.weight = norms[0].weight
+        norm.bias = norms[0].bias
     return nn.ModuleList(norms)
 
 
 class MultiPathLayer(Layer):
-    """Sub-paths, after the exit where there is one: identity, then one residual branch of each inner width."""
+    """Sub-paths in order: the exit if the backbone has exits, identity, branches by inner width.
 
-    def __init__(self, place: LayerSpec, inner: Sequence[int], head: PooledHead | None) -> None:
+    Args:
+        layer_spec: widths, resolution and the first sub-path that is not an exit.
+        inner: inner widths of the branches, in channels.
+        head: the exit's head, or None.
+    """
+
+    def __init__(
+        self, layer_spec: LayerSpec, inner: Sequence[int], head: PooledHead | None
+    ) -> None:
         super().__init__()
-        self.first, self.side, self.inner, self.head = place.first, place.side, list(inner), head
-        stride = 1 + place.halve
-        ways = 1 + len(inner)
-        self.shortcut = Shortcut(place.in_width, place.width, stride)
-        self.branches = nn.ModuleList(Branch(place.in_width, width, place.width, stride, ways) for width in inner)
-        self.num_paths = place.first + ways
-        self.widths = [place.width] * self.num_paths
+        self.first_sub_path = layer_spec.first_sub_path
+        self.side = layer_spec.side
+        self.inner = list(inner)
+        self.head = head
+
+        in_width = layer_spec.in_width
+        width = layer_spec.width
+        stride = 1 + layer_spec.halve
+        num_paths = 1 + len(self.inner)  # without the exit
+        self.shortcut = Shortcut(in_width, width, stride)
+        self.branches = nn.ModuleList(
+            Branch(in_width, inner_width, width, stride, num_prev=num_paths)
+            for inner_width in self.inner
+        )
+
+        self.num_paths = self.first_sub_path + num_paths
+        self.widths = [width] * self.num_paths
 
     def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
         kept: Tensor = self.shortcut(x)
-        if sub_path == self.first:
-            return kept  # already rectified by the layer before
+        # Identity; the features are rectified already, by the layer before or the stem.
+        if sub_path == self.first_sub_path:
+            return kept
 
-        way = -1 if prev_sub_path is None else prev_sub_path - self.first
-        branch = self.branches[sub_path - self.first - 1]
-        return F.relu(kept + branch(x, way))
+        # Without a previous sub-path, as at the full path: the last norm.
+        prev_idx = -1
+        if prev_sub_path is not None:
+            prev_idx = prev_sub_path - self.first_sub_path
+        branch = self.branches[sub_path - self.first_sub_path - 1]
+        return F.relu(kept + branch(x, prev_idx))
 
     def macs(self, sub_path: int, in_width: int) -> int:
-        if sub_path <= self.first:
+        # Identity computes nothing, and the exit is counted by its head.
+        if sub_path <= self.first_sub_path:
             return 0
-        inner = self.inner[sub_path - self.first - 1]
+        inner = self.inner[sub_path - self.first_sub_path - 1]
         return conv_macs(in_width, inner, self.side) + conv_macs(inner, self.widths[-1], self.side)
 
 
 class MultiPathResNet(Backbone):
-    """A CIFAR-style ResNet whose every block offers identity and residual branches of growing inner width.
+    """A CIFAR-style ResNet whose blocks offer identity and residual branches of growing width.
 
-    The full path (widest branch everywhere) is a ResNet with parameter-free shortcuts (He et al. 2016, option A).
+    The full path (widest branch everywhere) is a ResNet with parameter-free shortcuts (He et al.
+    2016, option A).
 
     Args:
-        inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a multiple of 8.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
+        inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a
+            multiple of 8.
+        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups,
+            whitened: as for `Backbone`.
     """
 
     kind = "multipath"
@@ -109,11 +143,23 @@ class MultiPathResNet(Backbone):
         whitened: bool = False,
     ) -> None:
         check_fractions(inner)
+        # Before `Backbone` builds the layers, which read it.
         self.inner = tuple(inner)
-        super().__init__(image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups, whitened, {"inner": list(inner)})
+        super().__init__(
+            image_shape=image_shape,
+            classes=classes,
+            widths=widths,
+            blocks=blocks,
+            exits=exits,
+            glance_widths=glance_widths,
+            glance_strides=glance_strides,
+            summary_groups=summary_groups,
+            whitened=whitened,
+            own_config={"inner": list(inner)},
+        )
 
-    def _layer(self, place: LayerSpec, head: PooledHead | None) -> Layer:
-        return MultiPathLayer(place, branch_widths(place.width, self.inner), head)
+    def _layer(self, layer_spec: LayerSpec, head: PooledHead | None) -> Layer:
+        return MultiPathLayer(layer_spec, branch_widths(layer_spec.width, self.inner), head)
 
     def plain(self) -> nn.Sequential:
         blocks = [PlainBlock(layer.shortcut, layer.branches[-1].plain()) for layer in self.layers]
@@ -121,14 +167,23 @@ class MultiPathResNet(Backbone):
 
 
 def branch_widths(width: int, inner: Sequence[float]) -> list[int]:
-    """The inner widths in channels; ascending, or a `ValueError` where rounding makes two of them equal."""
-    rounded = [round_to_eight(width * part) for part in inner]
+    """The inner widths in channels, ascending.
+
+    Raises `ValueError` if rounding makes two of them equal.
+    """
+    rounded = [round_to_eight(width * fraction) for fraction in inner]
     if len(set(rounded)) < len(rounded):
-        raise ValueError(f"`inner` must give distinct multiples of 8 at width {width}, got {list(inner)} -> {rounded}")
+        raise ValueError(
+            f"`inner` must give distinct multiples of 8 at width {width}, "
+            f"got {list(inner)} -> {rounded}"
+        )
     return rounded
 
 
 def check_fractions(inner: Sequence[float]) -> None:
-    """Refuse inner widths that are not ascending fractions ending in 1."""
+    """Raise `ValueError` if inner widths are not ascending fractions ending in 1."""
     if not inner or list(inner) != sorted(set(inner)) or inner[0] <= 0 or inner[-1] != 1:
-        raise ValueError(f"`inner` must be ascending fractions of the width, the last of them 1, got {list(inner)}")
+        raise ValueError(
+            "`inner` must be ascending fractions of the width, the last of them 1, "
+            f"got {list(inner)}"
+        )

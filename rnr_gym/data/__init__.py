@@ -1,4 +1,7 @@
-"""Images by name and split, loaded once a process."""
+"""Labelled images by data set and split, loaded once per process and shared read-only.
+
+May import `storage` only: data sets know neither networks nor environments.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ __all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "check_split", "dataset"
 
 
 class Dataset(NamedTuple):
-    """How a data set is read, and how its training images are varied.
+    """How a data set is read, and how its training images are augmented.
 
     Attributes:
-        load: from split, data root and whether to download to images.
+        load: from split, data root and whether to download, to images.
         augment: uint8 `(N, C, H, W)` to the same, varied at random.
-        mirrored: whether an image means the same when it is mirrored.
+        mirrored: whether mirroring an image keeps its label.
     """
 
     load: Callable[[str, str | None, bool], ImageSet]
@@ -29,31 +32,57 @@ class Dataset(NamedTuple):
 
 
 DATASETS = {
-    "digits": Dataset(digits.load, digits.augment, mirrored=False),
-    "cifar10": Dataset(partial(cifar.load, cifar.CIFAR10), augmentation.photographs, mirrored=True),
-    "cifar100": Dataset(partial(cifar.load, cifar.CIFAR100), augmentation.photographs, mirrored=True),
+    "digits": Dataset(
+        load=digits.load,
+        augment=digits.augment,
+        # A mirrored 3 is not a digit.
+        mirrored=False,
+    ),
+    "cifar10": Dataset(
+        load=partial(cifar.load, cifar.CIFAR10),
+        augment=augmentation.photographs,
+        mirrored=True,
+    ),
+    "cifar100": Dataset(
+        load=partial(cifar.load, cifar.CIFAR100),
+        augment=augmentation.photographs,
+        mirrored=True,
+    ),
 }
 
 
 def dataset(name: str) -> Dataset:
-    """The data set of that name, else a `ValueError` that lists the names."""
+    """The data set of that name.
+
+    Raises `ValueError`, with a list of the names, if there is none.
+    """
     if name not in DATASETS:
         raise ValueError(f"`dataset` must be one of {', '.join(DATASETS)}, got {name!r}")
     return DATASETS[name]
 
 
 def check_split(split: str) -> None:
-    """Refuse an unknown split."""
+    """Raise `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
-    """A split of a data set, shared read-only by all who ask for it in this process."""
+    """A split of a data set; the same arguments give the same object within a process.
+
+    Args:
+        name: a key of `DATASETS`.
+        split: one of `SPLITS`.
+        data_root: the folder that holds image sets; None for `RNR_GYM_DATA`, else the cache.
+        download: whether files that are not there may be fetched.
+
+    Raises `ValueError` for an unknown name or split, and what the data set raises.
+    """
     check_split(split)
     return _shared(name, split, data_root, download)
 
 
+# All arguments by position: the cache would tell `load(a, b)` and `load(a, split=b)` apart.
 @lru_cache(maxsize=16)
 def _shared(name: str, split: str, data_root: str | None, download: bool) -> ImageSet:
     return dataset(name).load(split, data_root, download)

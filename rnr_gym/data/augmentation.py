@@ -1,4 +1,4 @@
-"""Variations of small colour photographs for training: uint8 batches in, uint8 batches out.
+"""Augmentation of small colour photographs for training: uint8 batches in, uint8 batches out.
 
 Mirroring is left to the training loop, which alternates it (`Dataset.mirrored`).
 """
@@ -9,9 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 MARGIN = 2
-"""Images move by up to this many pixels, reflected at the border (He et al. 2016 pad with zeros)."""
+"""Images move by up to this many pixels, their border reflected (He et al. 2016 pad with zeros)."""
 HOLE = 8
 """Side in pixels of the square that is greyed out (DeVries and Taylor, *Cutout*, 2017)."""
+GREY = 128
 
 
 def photographs(images: Tensor, generator: Generator) -> Tensor:
@@ -21,36 +22,40 @@ def photographs(images: Tensor, generator: Generator) -> Tensor:
 
 def shifted(images: Tensor, generator: Generator) -> Tensor:
     """Move each image by up to `MARGIN` pixels along both axes, its border reflected."""
-    count, channels, height, width = images.shape
-    rows = _shifted_idx(height, count, generator)  # (N, H)
-    columns = _shifted_idx(width, count, generator)  # (N, W)
+    batch_size, channels, height, width = images.shape
+    rows = _shifted_idx(height, batch_size, generator)  # (N, H)
+    columns = _shifted_idx(width, batch_size, generator)  # (N, W)
 
-    image_idx = torch.arange(count, device=images.device)[:, None, None, None]
+    # One gather with four broadcast indices moves every image by its own shift, without a loop.
+    image_idx = torch.arange(batch_size, device=images.device)[:, None, None, None]
     channel_idx = torch.arange(channels, device=images.device)[:, None, None]
     return images[image_idx, channel_idx, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _shifted_idx(size: int, count: int, generator: Generator) -> Tensor:
-    """int64 `(count, size)`: the pixels that a shifted row takes, turning back at both ends."""
-    shift = _draw(generator, 2 * MARGIN + 1, count, 1) - MARGIN
+def _shifted_idx(size: int, batch_size: int, generator: Generator) -> Tensor:
+    """int64 `(N, size)`: the pixels that a shifted row takes, turning back at both ends."""
+    shift = _draw(generator, 2 * MARGIN + 1, batch_size) - MARGIN
     idx = torch.arange(size, device=generator.device) + shift
+    # -1 becomes 1, and `size` becomes `size - 2`: the border pixel itself is not repeated.
     return (size - 1) - ((size - 1) - idx.abs()).abs()
 
 
 def cut_out(images: Tensor, generator: Generator) -> Tensor:
-    """Grey out a square of `HOLE` pixels around a random place of each image."""
-    count, _, height, width = images.shape
-    rows = _in_hole(height, count, generator)
-    columns = _in_hole(width, count, generator)
-    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 128)
+    """Grey out a square of `HOLE` pixels around a random pixel of each image."""
+    batch_size, _, height, width = images.shape
+    rows = _in_hole(height, batch_size, generator)  # (N, H)
+    columns = _in_hole(width, batch_size, generator)  # (N, W)
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], GREY)
 
 
-def _in_hole(size: int, count: int, generator: Generator) -> Tensor:
-    """bool `(count, size)`: which pixels of a row lie within half a hole of a random one."""
-    centre = _draw(generator, size, count, 1)
+def _in_hole(size: int, batch_size: int, generator: Generator) -> Tensor:
+    """bool `(N, size)`: which pixels of a row lie within half a hole of a random one."""
+    centre = _draw(generator, size, batch_size)
+    # An even side has no middle pixel: `HOLE // 2` pixels lie before the centre, one fewer after.
     offset = torch.arange(size, device=generator.device) - centre
     return (offset + HOLE // 2) // HOLE == 0
 
 
-def _draw(generator: Generator, below: int, *shape: int) -> Tensor:
-    return torch.randint(0, below, shape, generator=generator, device=generator.device)
+def _draw(generator: Generator, below: int, batch_size: int) -> Tensor:
+    """int64 `(N, 1)`, uniform over 0..below-1."""
+    return torch.randint(0, below, (batch_size, 1), generator=generator, device=generator.device)

@@ -1,8 +1,7 @@
-"""Images from class folders, `<root>/<name>/{train,test}/<class>/*`, decoded once into the cache."""
+"""Images from class folders, `<root>/<name>/{train,test}/<class>/*`, decoded into the cache."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -21,79 +20,118 @@ NAMES = {"train": ("train",), "test": ("test", "val")}
 Decoded = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images uint8 `(N, C, H, W)` and labels int64 `(N,)`."""
 
-
-def data_folder(data_root: str | None = None) -> Path:
-    """Where image sets are looked for: the argument, else `RNR_GYM_DATA`, else a folder in the cache."""
-    return Path(data_root or os.environ.get("RNR_GYM_DATA") or storage.cache_folder() / "data").expanduser()
+LabelledFile = tuple[int, Path]
+"""A label and the image file that has it."""
 
 
-def load(folder: Path, part: str, classes: tuple[str, ...], side: tuple[int, int]) -> Decoded:
+def data_dir(data_root: str | None = None) -> Path:
+    """Where image sets are looked for: the argument, else `RNR_GYM_DATA`, else in the cache."""
+    chosen = data_root or os.environ.get("RNR_GYM_DATA") or storage.cache_dir() / "data"
+    return Path(chosen).expanduser()
+
+
+def load(dataset_dir: Path, part: str, classes: tuple[str, ...], side: tuple[int, int]) -> Decoded:
     """Every image of a part, by class and then by file name.
 
     Args:
-        folder: `<root>/<name>`.
-        part: `"train"`, or `"test"`, which may be called `val`.
+        dataset_dir: `<root>/<name>`.
+        part: `"train"`, or `"test"`, whose folder may be called `val`.
         classes: the class folders that must be there, no more and no fewer, in label order.
         side: `(height, width)` that every image must have.
 
     Raises:
         FileNotFoundError: the part's folder is missing.
-        ValueError: class folders are missing or unknown, or a file is no such image.
+        ValueError: class folders are missing or unknown, or a file is not such an image.
         OSError: the cache has no room.
     """
-    place = part_folder(folder, part)
-    _check_classes(place, classes)
-    files = [(label, file) for label, name in enumerate(classes) for file in sorted((place / name).iterdir())]
-    cached = storage.cache_folder() / "images" / f"{folder.name}-{part}-{_digest(files, side)}.safetensors"
+    images_dir = part_dir(dataset_dir, part)
+    _check_classes(images_dir, classes)
+
+    # Sorted, because file systems list files in any order.
+    files: list[LabelledFile] = []
+    for label, name in enumerate(classes):
+        files += [(label, file) for file in sorted((images_dir / name).iterdir())]
+
+    # The digest in the name: files that change on disk are decoded again.
+    name = f"{dataset_dir.name}-{part}-{_digest(files, side)}.safetensors"
+    cached = storage.cache_dir() / "images" / name
     try:
         return _read(cached)
     except (FileNotFoundError, ValueError):  # not there yet, or damaged
-        decoded = _decode(files, side, f"decode {folder.name}/{place.name}")
+        decoded = _decode(files, side, f"decode {dataset_dir.name}/{images_dir.name}")
         _write(cached, decoded)
         return decoded
 
 
-def part_folder(folder: Path, part: str) -> Path:
-    """Where the images of a part lie, whatever its folder is called."""
+def part_dir(dataset_dir: Path, part: str) -> Path:
+    """The folder of a part, under whichever of its `NAMES` it is there.
+
+    Raises `FileNotFoundError` if there is none.
+    """
     for name in NAMES[part]:
-        if (folder / name).is_dir():
-            return folder / name
-    raise FileNotFoundError(f"`data_root` must hold {folder.name}/{' or '.join(NAMES[part])}, got {str(folder)!r}, which has neither it nor images")
+        if (dataset_dir / name).is_dir():
+            return dataset_dir / name
+
+    names = " or ".join(NAMES[part])
+    raise FileNotFoundError(
+        f"`data_root` must hold {dataset_dir.name}/{names}, "
+        f"got {str(dataset_dir)!r}, which has no such folder"
+    )
 
 
-def _check_classes(place: Path, classes: tuple[str, ...]) -> None:
-    found = {entry.name for entry in place.iterdir() if entry.is_dir()}
-    missing, unknown = sorted(set(classes) - found), sorted(found - set(classes))
-    if missing or unknown:
-        wrong = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in (("missing", missing), ("unknown", unknown)) if names)
-        raise ValueError(f"`data_root` must have the {len(classes)} class folders of {place.parent.name}, got {str(place)!r} ({wrong})")
+def _check_classes(images_dir: Path, classes: tuple[str, ...]) -> None:
+    present = {entry.name for entry in images_dir.iterdir() if entry.is_dir()}
+    missing = sorted(set(classes) - present)
+    unknown = sorted(present - set(classes))
+
+    # Five names show what is wrong; ImageNet would have a thousand.
+    differences = []
+    if missing:
+        differences.append(f"missing: {', '.join(missing[:5])}")
+    if unknown:
+        differences.append(f"unknown: {', '.join(unknown[:5])}")
+    if differences:
+        raise ValueError(
+            f"`data_root` must have the {len(classes)} class folders of {images_dir.parent.name}, "
+            f"got {str(images_dir)!r} ({'; '.join(differences)})"
+        )
 
 
-def _digest(files: list[tuple[int, Path]], side: tuple[int, int]) -> str:
+def _digest(files: list[LabelledFile], side: tuple[int, int]) -> str:
     """Twelve hexadecimal digits that change when a file is added, removed or written."""
-    total = hashlib.sha256(repr(side).encode())
+    parts = [repr(side).encode()]
     for label, file in files:
-        facts = file.stat()
-        total.update(f"{label} {file.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return total.hexdigest()[:12]
+        stat = file.stat()
+        parts.append(f"{label} {file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return storage.short_hash(*parts)
 
 
-def _decode(files: list[tuple[int, Path]], side: tuple[int, int], title: str) -> Decoded:
+def _decode(files: list[LabelledFile], side: tuple[int, int], title: str) -> Decoded:
     images = np.empty((len(files), 3, *side), np.uint8)
-    for row, (_, file) in enumerate(tqdm(files, desc=title, unit="image", leave=False)):
-        images[row] = _pixels(file, side)
-    return images, np.array([label for label, _ in files], np.int64)
+    labels = np.empty(len(files), np.int64)
+    for idx, (label, file) in enumerate(tqdm(files, desc=title, unit="image", leave=False)):
+        images[idx] = _pixels(file, side)
+        labels[idx] = label
+    return images, labels
 
 
 def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
-    """One image as RGB `(3, H, W)`."""
+    """One image as RGB, uint8 `(3, H, W)`."""
     try:
         with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises each of these for some broken files
-        raise ValueError(f"`data_root` must hold readable images, got {str(file)!r} ({error}); replace or remove it") from error
+            pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
+    # Pillow raises each of these for some broken files.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"`data_root` must hold readable images, got {str(file)!r} ({error}); "
+            "replace or remove it"
+        ) from error
+
     if pixels.shape[:2] != side:
-        raise ValueError(f"`data_root` must hold images of {side[0]} x {side[1]} pixels, got {str(file)!r} of {pixels.shape[0]} x {pixels.shape[1]}")
+        raise ValueError(
+            f"`data_root` must hold images of {side[0]} x {side[1]} pixels, "
+            f"got {str(file)!r} of {pixels.shape[0]} x {pixels.shape[1]}"
+        )
     return pixels.transpose(2, 0, 1)
 
 
@@ -103,9 +141,14 @@ def _read(path: Path) -> Decoded:
 
 
 def _write(path: Path, decoded: Decoded) -> None:
-    tensors = {name: torch.from_numpy(part) for name, part in zip(("images", "labels"), decoded, strict=True)}
+    images, labels = decoded
+    tensors = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
     try:
         storage.save_tensors(path, tensors, {})
+    # A full disk is an OSError for Python and a SafetensorError for safetensors.
     except (OSError, SafetensorError) as error:
-        wanted = f"room for {decoded[0].nbytes / 1e6:.0f} MB of decoded images"
-        raise OSError(f"`RNR_GYM_CACHE` must name a folder with {wanted}, got {str(path.parent)!r} ({error}); nothing was kept there") from error
+        megabytes = images.nbytes / 1e6
+        raise OSError(
+            f"`RNR_GYM_CACHE` must name a folder with room for {megabytes:.0f} MB of decoded "
+            f"images, got {str(path.parent)!r} ({error}); nothing was written"
+        ) from error

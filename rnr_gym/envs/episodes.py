@@ -1,175 +1,348 @@
-"""The rule of the environment, for N episodes at once, without Gymnasium's calling conventions."""
+"""The rules of the environment, for N episodes at once, without Gymnasium's calling conventions."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from rnr_gym.data import ImageSet
 from rnr_gym.envs.rendering import Scene
+from rnr_gym.routing import rollout
 from rnr_gym.routing.observations import observe
-from rnr_gym.routing.protocols import Rows, Source, RoutingState
+from rnr_gym.routing.protocols import Indices, RoutingSource, RoutingState
 from rnr_gym.routing.rewards import check_reward, check_tradeoff, task_term
-from rnr_gym.routing.spec import RoutingSpec
 
 
-class Transition(NamedTuple):
-    """What one step brought; arrays `(N,)`, zero for episodes that had ended before.
+class StartOptions(NamedTuple):
+    """How an episode is asked to start; what is None is drawn.
 
     Attributes:
-        task: float64, the task term, given when an image is answered.
-        spent: float64, compute charged in this step. An episode's first step also pays for what ran on arrival.
-        ended: bool, answered in this very step.
-        executed: int64, the sub-path taken.
+        image_idx: the image, as a position in the source.
+        tradeoff: λ.
     """
 
-    task: NDArray[np.float64]
-    spent: NDArray[np.float64]
-    ended: NDArray[np.bool_]
-    executed: NDArray[np.int64]
+    image_idx: int | None = None
+    tradeoff: float | None = None
 
 
 class ImageSampler:
-    """One sub-environment's images, dealt without replacement, and its trade-offs; all from its own generator."""
+    """Draws images without replacement, and trade-offs, for one sub-environment.
 
-    def __init__(self, size: int, tradeoff: tuple[float, float], random: np.random.Generator) -> None:
-        self.size, self.tradeoff, self.random = size, tradeoff, random
-        self.order = np.zeros(0, np.int64)
-
-    def deal(self, index: int | None = None, tradeoff: float | None = None) -> tuple[int, float]:
-        """The next image's number and trade-off; whatever is given is taken as it is, and nothing drawn for it."""
-        return self._index() if index is None else index, self._tradeoff() if tradeoff is None else tradeoff
-
-    def _index(self) -> int:
-        if not len(self.order):
-            self.order = self.random.permutation(self.size)
-        index, self.order = int(self.order[-1]), self.order[:-1]
-        return index
-
-    def _tradeoff(self) -> float:
-        low, high = self.tradeoff
-        return low if low == high else float(np.exp(self.random.uniform(np.log(low), np.log(high))))
-
-
-class Dealing:
-    """What the scalar and the vector environment share: a source, a deck for each episode, the trade-off drawn from them.
-
-    Attributes:
-        source: what is routed.
-        decks: one for each episode side by side; none before the first reset.
+    Args:
+        num_images: images of the source.
+        np_random: the sub-environment's generator.
     """
 
-    source: Source
-    decks: list[ImageSampler]
+    def __init__(self, num_images: int, np_random: np.random.Generator) -> None:
+        self.num_images = num_images
+        self.np_random = np_random
+        self.unseen = np.zeros(0, np.int64)
+
+    def sample(
+        self,
+        tradeoff_range: tuple[float, float],
+        options: StartOptions,
+    ) -> tuple[int, float]:
+        """The image and the trade-off of the next episode.
+
+        Nothing is drawn for what `options` gives, so a given image stays among the unseen ones.
+        """
+        index = options.image_idx
+        if index is None:
+            index = self._next_image()
+
+        tradeoff = options.tradeoff
+        if tradeoff is None:
+            tradeoff = self._draw_tradeoff(*tradeoff_range)
+        return index, tradeoff
+
+    def _next_image(self) -> int:
+        if len(self.unseen) == 0:
+            self.unseen = self.np_random.permutation(self.num_images)
+        index = int(self.unseen[-1])
+        self.unseen = self.unseen[:-1]
+        return index
+
+    def _draw_tradeoff(self, low: float, high: float) -> float:
+        """Log-uniform in the range; a single value takes nothing from the generator."""
+        if low == high:
+            return low
+        exponent = self.np_random.uniform(np.log(low), np.log(high))
+        return float(np.exp(exponent))
+
+
+class Answers(NamedTuple):
+    """How the n episodes ended that terminated in a step.
+
+    Attributes:
+        batch_idx: int64 `(n,)`, their positions among the N episodes.
+        label: int64 `(n,)`, the true class.
+        prediction: int64 `(n,)`, the top class.
+        correct: bool `(n,)`, whether they are the same.
+        loss: float64 `(n,)`, cross-entropy in nats.
+        path: int8 `(n, T)`, executed sub-paths, -1 after an exit.
+    """
+
+    batch_idx: Indices
+    label: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    loss: NDArray[np.float64]
+    path: NDArray[np.int8]
+
+
+class Transition(NamedTuple):
+    """One step of N episodes; zero for those that had terminated before.
+
+    Attributes:
+        task: float64 `(N,)`, the task term, given in the step that answers an image.
+        compute: float64 `(N,)`, compute charged in this step. The first step of an episode also
+            pays for what ran on arrival.
+        reward: float64 `(N,)`, task - λ * compute.
+        terminated: bool `(N,)`, answered in this very step.
+        executed: int64 `(N,)`, the sub-path taken.
+        answers: of the terminated episodes; None if there are none.
+    """
+
+    task: NDArray[np.float64]
+    compute: NDArray[np.float64]
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    executed: Indices
+    answers: Answers | None
 
     @property
-    def tradeoff(self) -> tuple[float, float]:
-        """λ as (low, high), equal where it is one number; one that is set holds from the next episode on."""
-        return self._tradeoff
+    def vector_reward(self) -> NDArray[np.float64]:
+        """float64 `(N, 2)`: the pair whose sum weighted by (1, λ) is the reward."""
+        return np.stack([self.task, -self.compute], 1)
 
-    @tradeoff.setter
-    def tradeoff(self, value: float | tuple[float, float]) -> None:
-        self._tradeoff = check_tradeoff(value)
-        for deck in self.decks:
-            deck.tradeoff = self._tradeoff
 
-    @property
-    def routing(self) -> RoutingSpec:
-        """Decisions, costs and observation layout."""
-        return self.source.spec
+def terminal_info(answers: Answers) -> dict[str, NDArray]:
+    """The entries that only the last info of an episode has, arrays `(n, ...)`."""
+    return {
+        "is_success": answers.correct,
+        "label": answers.label,
+        "prediction": answers.prediction,
+        "loss": answers.loss,
+        "path": answers.path,
+    }
 
 
 class Episodes:
-    """N episodes over one source. `begin` some of them, then `step` all of them; those that have ended stand still."""
+    """N episodes over one source.
 
-    def __init__(self, source: Source, reward: str, num: int) -> None:
+    `seed` each of them, `begin` them all, then `step` them all; an episode that has terminated does
+    not move until it begins again.
+
+    Args:
+        source: what is routed.
+        num_envs: N.
+        tradeoff: λ, or the range that it is drawn from.
+        reward: the task term, one of `rewards.REWARDS`.
+
+    Attributes:
+        spec: the routing problem.
+        samplers: by position, those that have been seeded.
+        image_idx: int64 `(N,)`, the image of each episode, as a position in the source.
+        tradeoff: float64 `(N,)`, λ of each episode.
+        charged: int64 `(N,)`, MACs that rewards have accounted for.
+    """
+
+    def __init__(
+        self,
+        source: RoutingSource,
+        num_envs: int,
+        tradeoff: float | tuple[float, float],
+        reward: str,
+    ) -> None:
         check_reward(reward)
-        self.source, self.spec, self.reward, self.num = source, source.spec, reward, num
-        self.walk: RoutingState | None = None
-        self.index, self.tradeoff = np.zeros(num, np.int64), np.zeros(num)
-        self.paid = np.zeros(num, np.int64)
+        self.source = source
+        self.spec = source.spec
+        self.num_envs = num_envs
+        self.reward_kind = reward
+        self.tradeoff_range = tradeoff
 
-    def begin(self, rows: Rows, indices: Rows, tradeoffs: NDArray[np.float64]) -> None:
-        """Start new episodes in the places `rows`."""
-        self.index[rows], self.tradeoff[rows], self.paid[rows] = indices, tradeoffs, 0
-        started = self.source.start(indices)
-        self.walk = started if self.walk is None else self.walk.replaced(rows, started)
+        self.samplers: dict[int, ImageSampler] = {}
+        self.image_idx = np.zeros(num_envs, np.int64)
+        self.tradeoff = np.zeros(num_envs)
+        self.charged = np.zeros(num_envs, np.int64)
+        self._state: RoutingState | None = None
 
-    def step(self, actions: Rows) -> Transition:
-        """Execute each action `(N,)`, or the nearest valid one, in every episode that is going on."""
-        assert self.walk is not None
-        layer, going = self.walk.layer, ~self.walk.done
-        executed = np.where(going, self.spec.nearest[np.minimum(layer, self.spec.num_layers - 1), actions], 0)
-        self.walk = self.walk.step(executed)
-        macs, ended = self.walk.macs, going & self.walk.done
-        spent = np.where(going, macs - self.paid, 0) / self.spec.plain_macs
-        self.paid = np.where(going, macs, self.paid)
-        task = np.zeros(self.num)
-        rows = np.flatnonzero(ended)
-        if len(rows):
-            self._judge(rows)
-            task[rows] = task_term(self.reward, self.correct, self.loss, self.spec.loss_scale)
-        return Transition(task, spent, ended, executed)
+    @property
+    def state(self) -> RoutingState:
+        """The N images in progress; raises `gymnasium.error.ResetNeeded` before the first reset."""
+        if self._state is None:
+            raise ResetNeeded("call `reset` before `step`, `action_masks` or `render`")
+        return self._state
+
+    @property
+    def started(self) -> bool:
+        """Whether the episodes have begun at least once."""
+        return self._state is not None
+
+    @property
+    def tradeoff_range(self) -> tuple[float, float]:
+        """λ as (low, high), equal if it is one number; a change applies to the next episodes."""
+        return self._tradeoff_range
+
+    @tradeoff_range.setter
+    def tradeoff_range(self, value: float | tuple[float, float]) -> None:
+        self._tradeoff_range = check_tradeoff(value)
+
+    def seed(self, position: int, np_random: np.random.Generator) -> None:
+        """Draw the images and trade-offs of one episode from a new generator."""
+        self.samplers[position] = ImageSampler(len(self.source.labels), np_random)
+
+    def begin(self, batch_idx: Indices, options: Sequence[StartOptions] | None = None) -> None:
+        """Start new episodes at the positions `batch_idx`, each with its options."""
+        if options is None:
+            options = [StartOptions()] * len(batch_idx)
+
+        # Each episode draws from its own generator, so the order of positions does not matter.
+        for position, start in zip(batch_idx.tolist(), options, strict=True):
+            sampler = self.samplers[position]
+            index, tradeoff = sampler.sample(self.tradeoff_range, start)
+            self.image_idx[position] = index
+            self.tradeoff[position] = tradeoff
+
+        # What runs on arrival is charged with the first step.
+        self.charged[batch_idx] = 0
+        started = self.source.start(self.image_idx[batch_idx])
+        # Positions that are not named keep their episodes.
+        if self._state is None:
+            self._state = started
+        else:
+            self._state = self._state.replaced(batch_idx, started)
+
+    def step(self, actions: Indices) -> Transition:
+        """Execute each action `(N,)`, or the nearest valid one, in every active episode."""
+        active = ~self.state.done
+        executed = self.spec.executable(self.state.layer, actions)
+        # There is no action to execute after an answer; states ignore these entries.
+        executed = np.where(active, executed, 0)
+        state = self.state.step(executed)
+        self._state = state
+
+        # A copy, since `begin` writes into it and states are immutable.
+        compute = self.spec.compute(state.macs - self.charged)
+        self.charged = state.macs.copy()
+
+        terminated = active & state.done
+        answers = None
+        task = np.zeros(self.num_envs)
+        # Most steps answer no image, and asking a live network for outcomes takes time.
+        if terminated.any():
+            answers = self._answers(np.flatnonzero(terminated))
+            task[answers.batch_idx] = task_term(
+                self.reward_kind,
+                answers.correct,
+                answers.loss,
+                self.spec.loss_scale,
+            )
+
+        return Transition(
+            task=task,
+            compute=compute,
+            reward=task - self.tradeoff * compute,
+            terminated=terminated,
+            executed=executed,
+            answers=answers,
+        )
+
+    def _answers(self, batch_idx: Indices) -> Answers:
+        image_idx = self.image_idx[batch_idx]
+        label = self.source.labels[image_idx]
+        prediction, loss = self.source.outcome(self.state, image_idx, batch_idx)
+        return Answers(
+            batch_idx=batch_idx,
+            label=label,
+            prediction=prediction,
+            correct=prediction == label,
+            loss=loss,
+            path=self.state.path[batch_idx],
+        )
 
     def observation(self) -> NDArray[np.float32]:
         """float32 `(N, D)`, a fresh array."""
-        assert self.walk is not None
-        walk = self.walk
-        return observe(self.spec.layout, walk.summary(), walk.layer, walk.prev_sub_path, self.compute, self.tradeoff)
+        return rollout.observation(self.state, self.spec, self.tradeoff)
 
-    def last_observation(self, rows: Rows) -> NDArray[np.float32]:
-        """float32 `(n, D)`: the observations of ended episodes, whose summary is zero."""
-        assert self.walk is not None
-        nothing = np.zeros((len(rows), self.spec.layout.summary.size), np.float32)
-        layer, prev_sub_path = self.walk.layer[rows], self.walk.prev_sub_path[rows]
-        return observe(self.spec.layout, nothing, layer, prev_sub_path, self.compute[rows], self.tradeoff[rows])
+    def last_observation(self, batch_idx: Indices) -> NDArray[np.float32]:
+        """float32 `(n, D)`: the observations of terminated episodes, whose summary is zero."""
+        state = self.state
+        # Other episodes need not be summarised for that, which would pool their features.
+        summary = np.zeros((len(batch_idx), self.spec.layout.summary.size), np.float32)
+        return observe(
+            self.spec.layout,
+            summary=summary,
+            layer=state.layer[batch_idx],
+            prev_sub_path=state.prev_sub_path[batch_idx],
+            compute=self.spec.compute(state.macs[batch_idx]),
+            tradeoff=self.tradeoff[batch_idx],
+        )
 
-    def scene(self, images: ImageSet, row: int) -> Scene:
-        """What there is to show of one episode; belief and answer are worked out anew.
-
-        A table of one's own may know other images than these: then the picture stays blank.
-        """
-        assert self.walk is not None
-        index, path = self.index[[row]], self.walk.path[row]
-        walk = self.source.start(index)
-        for sub_path in path[: (path >= 0).sum() - int(self.walk.done[row])]:
-            walk = walk.step(np.array([sub_path], np.int64))
-        belief = walk.summary()[0, self.spec.layout.summary.exit_probabilities]
-        prediction = int(self.source.outcome(self.walk, index, np.array([row])).prediction[0]) if self.walk.done[row] else None
-        known = np.array_equal(images.labels, self.source.labels)
-        image = images.images[index[0]] if known else np.zeros((1, 1, 1), np.uint8)
-        classes = images.classes if known else tuple(map(str, range(self.spec.facts["classes"])))
-        facts = (image, classes, int(self.source.labels[index[0]]), self.spec.valid, self.spec.has_exits)
-        return Scene(*facts, path, float(self.compute[row]), float(self.tradeoff[row]), belief, prediction)
-
-    @property
-    def compute(self) -> NDArray[np.float64]:
-        """float64 `(N,)`: compute so far, of an image's plain network."""
-        assert self.walk is not None
-        return self.walk.macs / self.spec.plain_macs
-
-    def going_info(self) -> dict[str, NDArray]:
-        """What every step's info says; arrays `(N, ...)`."""
-        assert self.walk is not None
-        layer = self.walk.layer
-        parts: dict[str, NDArray] = {
+    def info(self, batch_idx: Indices) -> dict[str, NDArray]:
+        """The entries that every info has, fresh arrays `(n, ...)`."""
+        layer = self.state.layer[batch_idx]
+        macs = self.state.macs[batch_idx]
+        return {
             "action_mask": self.spec.masks[layer],
-            "layer": layer.copy(),
-            "compute": self.compute,
-            "macs": self.walk.macs.copy(),
+            "layer": layer,
+            "compute": self.spec.compute(macs),
+            "macs": macs,
+            "index": self.image_idx[batch_idx],
+            "tradeoff": self.tradeoff[batch_idx],
         }
-        return parts | {"index": self.index.copy(), "tradeoff": self.tradeoff.copy()}
 
-    def ended_info(self) -> dict[str, NDArray]:
-        """What the info of the episodes that ended in the last step says beside; arrays `(n, ...)`, a row each of them."""
-        assert self.walk is not None
-        facts: dict[str, Any] = {"is_success": self.correct, "label": self.source.labels[self.index[self.rows]]}
-        return facts | {"prediction": self.prediction, "loss": self.loss, "path": self.walk.path[self.rows]}
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool `(N, K)`: the actions that are valid now."""
+        masks = self.spec.masks[self.state.layer]
+        return masks.astype(np.bool_)
 
-    def _judge(self, rows: Rows) -> None:
-        assert self.walk is not None
-        self.rows = rows
-        self.prediction, self.loss = self.source.outcome(self.walk, self.index[rows], rows)
-        self.correct = self.prediction == self.source.labels[self.index[rows]]
+    def scene(self, load_images: Callable[[], ImageSet], position: int) -> Scene:
+        """One episode as it is drawn; its beliefs and its answer are computed again.
+
+        A `RouteTable` of the user's may be about other images than `load_images` gives: then the
+        picture stays blank.
+        """
+        batch_idx = np.array([position])
+        image_idx = self.image_idx[batch_idx]
+        label = int(self.source.labels[image_idx[0]])
+        path = self.state.path[position]
+        terminated = bool(self.state.done[position])
+
+        # A state knows the beliefs at its present layer only, so the path is taken once more.
+        num_sub_paths = int((path >= 0).sum())
+        if terminated:
+            # The summary is zero after the answer, so this stops one sub-path before it.
+            num_sub_paths -= 1
+        before_answer = rollout.follow(self.source.start(image_idx), path[:num_sub_paths])
+        summary = before_answer.summary()[0]  # (S,)
+
+        prediction = None
+        if terminated:
+            outcome = self.source.outcome(self.state, image_idx, batch_idx)
+            prediction = int(outcome.prediction[0])
+
+        image = np.zeros((1, 1, 1), np.uint8)
+        classes = tuple(str(number) for number in range(self.spec.num_classes))
+        images = load_images()
+        if np.array_equal(images.labels, self.source.labels):
+            image = images.images[image_idx[0]]
+            classes = images.classes
+
+        return Scene(
+            image=image,
+            classes=classes,
+            label=label,
+            valid=self.spec.valid,
+            has_exits=self.spec.has_exits,
+            path=path,
+            compute=float(self.spec.compute(self.state.macs)[position]),
+            tradeoff=float(self.tradeoff[position]),
+            belief=summary[self.spec.layout.summary.exit_probabilities],
+            prediction=prediction,
+        )

@@ -1,4 +1,4 @@
-"""The environment for N images at once: one batched pass where N scalar environments would make N."""
+"""The environment for N images at once: one batched pass instead of N."""
 
 from __future__ import annotations
 
@@ -12,28 +12,44 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rnr_gym.envs.episodes import Dealing, ImageSampler, Episodes
+from rnr_gym.envs.episodes import Episodes, StartOptions, Transition, terminal_info
 from rnr_gym.envs.rendering import frame
-from rnr_gym.envs.routing import RoutingEnv, check_arguments, check_index, check_options, observation_space, reward_space
-from rnr_gym.routing.protocols import Rows
+from rnr_gym.envs.routing import (
+    RoutingEnv,
+    check_index,
+    check_kwargs,
+    check_options,
+    observation_space,
+    reward_space,
+)
+from rnr_gym.routing.protocols import Indices
 from rnr_gym.routing.rewards import check_tradeoff
-from rnr_gym.routing.sources import SourceArguments, open_images, open_source
+from rnr_gym.routing.sources import SourceKwargs, open_images, open_source
 
 Infos = dict[str, Any]
+Observations = NDArray[np.float32]
+BatchedStep = tuple[Observations, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]
 
 
-class RoutingVectorEnv(Dealing, gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
-    """N episodes of `RoutingEnv` side by side: number for number what a `SyncVectorEnv` of N scalar ones gives.
+class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]):
+    """N episodes of `RoutingEnv` side by side.
 
-    Every sub-environment has its own generator, seeded with seed + i. `reset` takes `options` with `"index"` and
-    `"tradeoff"`, each one value or `(N,)` of them, and `"reset_mask"`, bool `(N,)`. Rewards are float64 `(N,)`, with
-    `vector_reward` `(N, 2)`. After `make_vec(..., render_mode="rgb_array")`, `render` gives a frame for each.
+    It gives, number for number, what a `SyncVectorEnv` of N scalar environments gives. Every
+    sub-environment has its own generator, seeded with seed + i. `reset` takes `options` with
+    `"index"` and `"tradeoff"`, each one value or `(N,)` of them, and `"reset_mask"`, bool `(N,)`.
+    Rewards are float64 `(N,)`, with `vector_reward` `(N, 2)`. After
+    `make_vec(..., render_mode="rgb_array")`, `render` gives a frame for each sub-environment.
+
+    `routing_spec` describes decisions, costs and where the parts of an observation are.
 
     Args:
         num_envs: N.
-        autoreset_mode: any of Gymnasium's three; next-step, as usual there, by default.
-        tradeoff, reward, vector_reward, source: as for `RoutingEnv`.
-        render_mode: None or "rgb_array".
+        autoreset_mode: any of Gymnasium's three; next-step, Gymnasium's own default, if left out.
+        tradeoff: as for `RoutingEnv`.
+        reward: as for `RoutingEnv`.
+        vector_reward: as for `RoutingEnv`.
+        render_mode: None or `"rgb_array"`.
+        source_kwargs: as for `RoutingEnv`.
     """
 
     def __init__(
@@ -44,180 +60,297 @@ class RoutingVectorEnv(Dealing, gym.vector.VectorEnv[NDArray[np.float32], NDArra
         reward: str = "accuracy",
         vector_reward: bool = False,
         render_mode: str | None = None,
-        **source: Unpack[SourceArguments],
+        **source_kwargs: Unpack[SourceKwargs],
     ) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"`num_envs` must be a whole number above 0, got {num_envs!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"`render_mode` must be None or rgb_array, got {render_mode!r}")
-        self.num_envs, self.vector_reward, self.render_mode = num_envs, vector_reward, render_mode
-        self.decks = []
-        self.tradeoff = tradeoff
+        # Before the source is opened, which may download images.
+        tradeoff_range = check_tradeoff(tradeoff)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
+        # Gymnasium's `make_vec` may pass on an option of its own.
+        source_kwargs.pop("disable_env_checker", None)  # type: ignore[typeddict-item]
+        check_kwargs(source_kwargs)
+
+        self.source = open_source(**source_kwargs)
+        self.routing_spec = self.source.spec
+        self.episodes = Episodes(self.source, num_envs, tradeoff_range, reward)
+        self.num_envs = num_envs
+        self.vector_reward = vector_reward
+        self.render_mode = render_mode
         self.metadata = {**RoutingEnv.metadata, "autoreset_mode": self.autoreset_mode}
-        source.pop("disable_env_checker", None)  # type: ignore[typeddict-item]  # Gymnasium's `make_vec` may pass it on
-        check_arguments(source)
-        self.source = open_source(**source)
-        self.episodes = Episodes(self.source, reward, num_envs)
-        self.single_observation_space = observation_space(self.routing)
-        self.single_action_space = gym.spaces.Discrete(self.routing.num_paths)
+        self._load_images = partial(open_images, **source_kwargs)
+        self._all_idx = np.arange(num_envs)
+
+        spec = self.routing_spec
+        self.single_observation_space = observation_space(spec)
+        self.single_action_space = gym.spaces.Discrete(spec.num_paths)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         if vector_reward:
-            self.reward_space = batch_space(reward_space(self.routing, reward), num_envs)
-        self._images = partial(open_images, **source)
+            self.reward_space = batch_space(reward_space(spec, reward), num_envs)
+
+    @property
+    def tradeoff(self) -> tuple[float, float]:
+        """λ as (low, high), equal if it is one number; a change applies to the next episodes."""
+        return self.episodes.tradeoff_range
+
+    @tradeoff.setter
+    def tradeoff(self, value: float | tuple[float, float]) -> None:
+        self.episodes.tradeoff_range = value
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The generator of each sub-environment."""
-        return tuple(deck.random for deck in self.decks)
+        """The generator of each sub-environment; empty before the first reset."""
+        return tuple(sampler.np_random for sampler in self.episodes.samplers.values())
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], Infos]:
-        """Start N episodes, or those that `options["reset_mask"]` picks."""
-        chosen = check_options(options, ("index", "tradeoff", "reset_mask"))
-        rows = self._picked(chosen.pop("reset_mask", None))
-        self._seed(rows, seed)
-        self._begin(rows, chosen)
-        return self.episodes.observation(), self._batched(self.episodes.going_info(), rows, rows)
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observations, Infos]:
+        """Start N episodes, or those that `options["reset_mask"]` selects."""
+        options = check_options(options, ("index", "tradeoff", "reset_mask"))
+        env_idx = self._selected(options.get("reset_mask"))
+        self._seed(env_idx, self._seeds(seed))
+        self.episodes.begin(env_idx, self._start_options(env_idx, options))
+        infos = self._batched(self.episodes.info(env_idx), env_idx)
+        return self.episodes.observation(), infos
 
-    def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        """Execute one action a sub-environment, int `(N,)`."""
-        actions = self._checked(actions)
-        over, everyone = np.flatnonzero(self._over()), np.arange(self.num_envs)
-        if len(over) and self.autoreset_mode == AutoresetMode.DISABLED:
-            raise gym.error.ResetNeeded(f'`step` needs episodes under way, those of {over.tolist()} have ended; reset with `options["reset_mask"]`')
-        moved = self.episodes.step(actions)
-        ended, stepped = np.flatnonzero(moved.ended), np.setdiff1d(everyone, over, assume_unique=True)
-        rewards = self._rewards(moved.task, moved.spent)
-        last = {"executed": moved.executed[ended], **self.episodes.ended_info()} if len(ended) else {}
-        infos: Infos = {}
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and len(ended):
-            infos |= self._final(ended, last)
-            stepped, last = np.setdiff1d(stepped, ended, assume_unique=True), {}
-            self._begin(ended, {})
-        elif self.autoreset_mode == AutoresetMode.NEXT_STEP and len(over):
-            self._begin(over, {})
-        infos |= self._batched(self.episodes.going_info(), everyone, everyone)
-        if len(stepped):
-            infos |= self._batched({"executed": moved.executed}, stepped, stepped)
-        infos |= self._batched({name: part for name, part in last.items() if name != "executed"}, ended)
-        return self.episodes.observation(), rewards, moved.ended, np.zeros(self.num_envs, np.bool_), infos
+    def step(self, actions: Indices) -> BatchedStep:
+        """Execute one action for each sub-environment, int `(N,)`.
+
+        Raises:
+            ValueError: the actions are not N numbers of the action space.
+            gymnasium.error.ResetNeeded: before a reset, or without autoreset after the end of an
+                episode.
+        """
+        actions = self._check_actions(actions)
+        active = ~self.episodes.state.done
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            transition, infos = self._next_step(actions, active)
+        elif self.autoreset_mode is AutoresetMode.SAME_STEP:
+            transition, infos = self._same_step(actions)
+        else:
+            transition, infos = self._without_autoreset(actions, active)
+
+        rewards = transition.reward
+        if self.vector_reward:
+            rewards = transition.vector_reward
+        truncated = np.zeros(self.num_envs, np.bool_)
+        return self.episodes.observation(), rewards, transition.terminated, truncated, infos
+
+    def _next_step(self, actions: Indices, active: NDArray[np.bool_]) -> tuple[Transition, Infos]:
+        """Episodes that terminated in the step before begin again now; the others move."""
+        # Terminated episodes stay where they are, and earn nothing in this step.
+        transition = self.episodes.step(actions)
+        finished_idx = np.flatnonzero(~active)
+        if len(finished_idx):
+            self.episodes.begin(finished_idx)
+
+        infos = self._infos(transition, np.flatnonzero(active))
+        return transition, infos | self._terminal_infos(transition)
+
+    def _same_step(self, actions: Indices) -> tuple[Transition, Infos]:
+        """All episodes move; those that terminate begin again at once.
+
+        Their last observations and infos are kept as `final_obs` and `final_info`.
+        """
+        transition = self.episodes.step(actions)
+        if transition.answers is None:
+            return transition, self._infos(transition, self._all_idx)
+
+        # Before the next episodes take their places.
+        final_infos = self._final_infos(transition)
+        self.episodes.begin(transition.answers.batch_idx)
+
+        continuing_idx = np.flatnonzero(~transition.terminated)
+        return transition, final_infos | self._infos(transition, continuing_idx)
+
+    def _without_autoreset(
+        self,
+        actions: Indices,
+        active: NDArray[np.bool_],
+    ) -> tuple[Transition, Infos]:
+        """All episodes move; those that have terminated must have been reset."""
+        if not active.all():
+            finished = np.flatnonzero(~active).tolist()
+            raise gym.error.ResetNeeded(
+                f"the episodes of sub-environments {finished} have terminated; call `reset` with "
+                '`options["reset_mask"]` before `step`'
+            )
+        transition = self.episodes.step(actions)
+        infos = self._infos(transition, self._all_idx)
+        return transition, infos | self._terminal_infos(transition)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """bool `(N, K)`: the actions offered to each."""
-        if self.episodes.walk is None:
-            raise gym.error.ResetNeeded("`action_masks` needs an episode; call `reset` first")
-        return self.routing.masks[self.episodes.walk.layer].astype(np.bool_)
+        """bool `(N, K)`: the valid actions of each sub-environment."""
+        return self.episodes.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """A frame uint8 `(270, 720, 3)` for each sub-environment; None without a `render_mode`."""
         if self.render_mode is None:
             return None
-        if self.episodes.walk is None:
-            raise gym.error.ResetNeeded("`render` needs an episode; call `reset` first")
-        return tuple(frame(self.episodes.scene(self._images(), row)) for row in range(self.num_envs))
+        frames = []
+        for position in range(self.num_envs):
+            scene = self.episodes.scene(self._load_images, position)
+            frames.append(frame(scene))
+        return tuple(frames)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method, or read an attribute; one result a sub-environment."""
-        value = getattr(self, name)
-        result = value(*args, **kwargs) if callable(value) else value
-        return tuple(result) if name in ("action_masks", "np_random", "render") and result is not None else (result,) * self.num_envs
+        """Call a method, or read an attribute; one result for each sub-environment."""
+        result = getattr(self, name)
+        if callable(result):
+            result = result(*args, **kwargs)
+
+        # These have a result for each; everything else is shared.
+        if name in ("action_masks", "np_random", "render") and result is not None:
+            return tuple(result)
+        return (result,) * self.num_envs
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute, once for each sub-environment."""
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute, `tradeoff` say, which all sub-environments share: a list must hold one and the same value N times."""
+        """Set an attribute, such as `tradeoff`, which all sub-environments share.
+
+        Raises:
+            ValueError: `values` is a list that does not hold the same value N times.
+        """
         if isinstance(values, list):
             if len(values) != self.num_envs or any(value != values[0] for value in values):
-                raise ValueError(f"`values` must be one value, or it {self.num_envs} times, since sub-environments share `{name}`, got {values!r}")
+                raise ValueError(
+                    f"`values` must be one value, or the same value {self.num_envs} times, since "
+                    f"sub-environments share `{name}`, got {values!r}"
+                )
             values = values[0]
         setattr(self, name, values)
 
-    def _over(self) -> NDArray[np.bool_]:
-        if self.episodes.walk is None:
-            raise gym.error.ResetNeeded("`step` needs episodes under way; call `reset` first")
-        return self.episodes.walk.done
+    def _check_actions(self, actions: Any) -> Indices:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"`actions` must be whole numbers of shape ({self.num_envs},), "
+                f"got {actions.dtype} {actions.shape}"
+            )
+        highest = self.routing_spec.num_paths - 1
+        if actions.min() < 0 or actions.max() > highest:
+            raise ValueError(f"`actions` must lie in 0..{highest}, got {actions.tolist()}")
+        return actions.astype(np.int64)
 
-    def _checked(self, actions: Any) -> NDArray[np.int64]:
-        array = np.asarray(actions)
-        if array.shape != (self.num_envs,) or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"`actions` must be whole numbers of shape ({self.num_envs},), got {array.dtype} {array.shape}")
-        if array.min() < 0 or array.max() >= self.routing.num_paths:
-            raise ValueError(f"`actions` must lie in 0..{self.routing.num_paths - 1}, got {array.tolist()}")
-        return array.astype(np.int64)
-
-    def _picked(self, mask: Any) -> Rows:
+    def _selected(self, mask: Any) -> Indices:
+        """The sub-environments that a reset mask selects; all of them without one."""
         if mask is None:
-            return np.arange(self.num_envs)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f'`options["reset_mask"]` must be bool ({self.num_envs},) with at least one True, got {mask!r}')
-        if self.episodes.walk is None and not mask.all():
+            return self._all_idx
+
+        is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+        if not is_mask or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f'`options["reset_mask"]` must be bool ({self.num_envs},) with at least one True, '
+                f"got {mask!r}"
+            )
+        # The others would have no image.
+        if not self.episodes.started and not mask.all():
             raise gym.error.ResetNeeded("the first `reset` must start every sub-environment")
         return np.flatnonzero(mask)
 
-    def _seed(self, rows: Rows, seed: int | Sequence[int | None] | None) -> None:
-        """A new deck for each row that is given a seed; for all of them where there are none yet."""
-        seeds = self._seeds(seed)
-        fresh = not self.decks
-        decks: list[Any] = self.decks or [None] * self.num_envs
-        for row in range(self.num_envs) if fresh else rows:
-            if fresh or seeds[row] is not None:
-                decks[row] = ImageSampler(len(self.source.labels), self.tradeoff, gym.utils.seeding.np_random(seeds[row])[0])
-        self.decks = decks
-
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        """One seed for each sub-environment; None to keep its generator."""
         if seed is None:
             return [None] * self.num_envs
+        # As Gymnasium's own vector environments count on from one number.
         if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
+            return [int(seed) + position for position in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {len(seed)}")
         return list(seed)
 
-    def _each(self, chosen: Mapping[str, Any], name: str) -> Any:
+    def _seed(self, env_idx: Indices, seeds: list[int | None]) -> None:
+        for position in env_idx.tolist():
+            # Without a seed the first generator is a random one.
+            if seeds[position] is not None or position not in self.episodes.samplers:
+                np_random, _ = gym.utils.seeding.np_random(seeds[position])
+                self.episodes.seed(position, np_random)
+
+    def _start_options(
+        self,
+        env_idx: Indices,
+        options: Mapping[str, Any],
+    ) -> list[StartOptions]:
+        """The options of each sub-environment in `env_idx`, checked."""
+        indices = self._for_each(options, "index")
+        tradeoffs = self._for_each(options, "tradeoff")
+        start_options = []
+        for position in env_idx.tolist():
+            start = StartOptions()
+            if indices[position] is not None:
+                index = check_index(indices[position], len(self.source.labels))
+                start = start._replace(image_idx=index)
+            if tradeoffs[position] is not None:
+                tradeoff, _ = check_tradeoff(tradeoffs[position])
+                start = start._replace(tradeoff=tradeoff)
+            start_options.append(start)
+        return start_options
+
+    def _for_each(self, options: Mapping[str, Any], name: str) -> NDArray[Any]:
         """An option's value for each sub-environment, None where it was not given."""
-        value: Any = chosen.get(name)
+        value: Any = options.get(name)
         if np.shape(value) not in ((), (self.num_envs,)):
-            raise ValueError(f'`options["{name}"]` must be one value or {self.num_envs} of them, got {value!r}')
+            raise ValueError(
+                f'`options["{name}"]` must be one value or {self.num_envs} of them, got {value!r}'
+            )
         return np.broadcast_to(value, self.num_envs)
 
-    def _begin(self, rows: Rows, chosen: Mapping[str, Any]) -> None:
-        index, tradeoff = self._each(chosen, "index"), self._each(chosen, "tradeoff")
-        size = len(self.source.labels)
-        given = [
-            (None if index[row] is None else check_index(index[row], size), None if tradeoff[row] is None else check_tradeoff(tradeoff[row])[0])
-            for row in rows
-        ]
-        dealt = [self.decks[row].deal(*pair) for row, pair in zip(rows, given, strict=True)]
-        self.episodes.begin(rows, np.array([pair[0] for pair in dealt]), np.array([pair[1] for pair in dealt]))
+    def _infos(self, transition: Transition, stepped_idx: Indices) -> Infos:
+        """What every episode's info has, and `executed` where a step was taken."""
+        infos = self._batched(self.episodes.info(self._all_idx), self._all_idx)
+        executed = {"executed": transition.executed[stepped_idx]}
+        return infos | self._batched(executed, stepped_idx)
 
-    def _rewards(self, task: NDArray[np.float64], spent: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack([task, -spent], 1) if self.vector_reward else task - self.episodes.tradeoff * spent
+    def _terminal_infos(self, transition: Transition) -> Infos:
+        """What the infos of episodes that terminated in this step have in addition."""
+        if transition.answers is None:
+            return {}
+        return self._batched(terminal_info(transition.answers), transition.answers.batch_idx)
 
-    def _final(self, ended: Rows, last: dict[str, NDArray]) -> Infos:
-        """What same-step autoreset says of the episodes it replaces."""
+    def _final_infos(self, transition: Transition) -> Infos:
+        """The last observations and infos of episodes that same-step autoreset replaces."""
+        assert transition.answers is not None
+        env_idx = transition.answers.batch_idx
+        # An array of objects, as Gymnasium has it: None for those that continue.
         final_obs = np.full(self.num_envs, None, dtype=object)
-        for row, observation in zip(ended, self.episodes.last_observation(ended), strict=True):
-            final_obs[row] = observation
-        going = {name: part[ended] for name, part in self.episodes.going_info().items()}
-        mask = np.zeros(self.num_envs, np.bool_)
-        mask[ended] = True
-        return {"final_obs": final_obs, "_final_obs": mask, "final_info": self._batched(going | last, ended), "_final_info": mask.copy()}
+        for position, obs in zip(env_idx, self.episodes.last_observation(env_idx), strict=True):
+            final_obs[position] = obs
 
-    def _batched(self, parts: dict[str, NDArray], rows: Rows, taken: Rows | None = None) -> Infos:
-        """Gymnasium's form: each entry zero outside `rows`, with a mask beside it. `parts` has a row for each of `rows`,
-        or, where `taken` is given, for every sub-environment."""
+        final_info = self.episodes.info(env_idx)
+        final_info["executed"] = transition.executed[env_idx]
+        final_info |= terminal_info(transition.answers)
+        return {
+            "final_obs": final_obs,
+            "_final_obs": transition.terminated.copy(),
+            "final_info": self._batched(final_info, env_idx),
+            "_final_info": transition.terminated.copy(),
+        }
+
+    def _batched(self, arrays: Mapping[str, NDArray], env_idx: Indices) -> Infos:
+        """Infos as Gymnasium batches them.
+
+        Each array `(n, ...)` of the sub-environments `env_idx` becomes `(N, ...)`, zero for the
+        others, with a mask under its name after an underscore. No entries if `env_idx` is empty.
+        """
         infos: Infos = {}
+        if len(env_idx) == 0:
+            return infos
+
         mask = np.zeros(self.num_envs, np.bool_)
-        mask[rows] = True
-        for name, part in parts.items():
-            values = part if taken is None else part[taken]
-            if len(rows) == self.num_envs:
-                infos[name] = values
-            else:
-                infos[name] = np.zeros((self.num_envs, *part.shape[1:]), part.dtype)
-                infos[name][rows] = values
+        mask[env_idx] = True
+        for name, array in arrays.items():
+            values = np.zeros((self.num_envs, *array.shape[1:]), array.dtype)
+            values[env_idx] = array
+            infos[name] = values
+            # No two arrays that are handed out share memory.
             infos[f"_{name}"] = mask.copy()
         return infos

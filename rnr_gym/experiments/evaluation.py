@@ -7,24 +7,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnr_gym.agents.base import TRADEOFF_RANGE
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import BudgetCurve
-from rnr_gym.routing.protocols import Router, Source
-from rnr_gym.routing.rollout import decision_macs, route
+from rnr_gym.routing import rollout
+from rnr_gym.routing.protocols import Indices, Router, RoutingSource
+from rnr_gym.routing.rewards import tradeoff_grid
 from rnr_gym.routing.spec import RoutingSpec
 
-EVAL_TRADEOFFS = tuple(np.geomspace(*TRADEOFF_RANGE, 16).tolist())
+EVAL_TRADEOFFS = tradeoff_grid(16)
 """Trade-offs at which routers are evaluated."""
 BATCH = 512
+"""Images that are routed together."""
 
 
 class Evaluation(NamedTuple):
     """Outcomes of N images.
 
     Attributes:
-        path: int8 `(N, T)`.
-        prediction: int64 `(N,)`.
+        path: int8 `(N, T)`, executed sub-paths, -1 after an exit.
+        prediction: int64 `(N,)`, the top class.
         correct: bool `(N,)`.
         loss: float64 `(N,)`, cross-entropy in nats.
         macs: int64 `(N,)`, the router's own included.
@@ -38,64 +39,114 @@ class Evaluation(NamedTuple):
     macs: NDArray[np.int64]
     router_macs: NDArray[np.int64]
 
+    @classmethod
+    def joined(cls, parts: list[Evaluation]) -> Evaluation:
+        """The images of several evaluations, in order."""
+        return cls._make(np.concatenate(field) for field in zip(*parts, strict=True))
 
-def evaluate(source: Source, router: Router, tradeoff: float) -> Evaluation:
-    """Route every image at one trade-off. A static router's path is charged as a static network's."""
+    def take(self, image_idx: Indices) -> Evaluation:
+        """The chosen images, in the order given."""
+        return Evaluation._make(field[image_idx] for field in self)
+
+    def exit_rate(self, spec: RoutingSpec) -> float:
+        """The share of the images that an exit answered."""
+        if not spec.has_exits:
+            return 0.0
+        return float((self.path == 0).any(1).mean())
+
+
+def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluation:
+    """Route every image at one trade-off.
+
+    The path of a `StaticRouter` is charged as that of a static network.
+    """
+    num_images = len(source.labels)
+    spec = source.spec
     if isinstance(router, StaticRouter):
-        count = len(source.labels)
-        return evaluate_paths(source, np.broadcast_to(router.path(tradeoff), (count, source.spec.num_layers)), static=True)
-    spent = decision_macs(router, source.spec)
+        # Its path is known beforehand, so it decides nothing and pays for no decisions.
+        paths = np.broadcast_to(router.path(tradeoff), (num_images, spec.num_layers))
+        return evaluate_paths(source, paths, static=True)
+
+    router_macs = rollout.decision_macs(router, spec)
     parts = []
-    for low in range(0, len(source.labels), BATCH):
-        rows = np.arange(low, min(low + BATCH, len(source.labels)))
-        walk = route(source.start(rows), source.spec, router, tradeoff)
-        parts.append(_evaluation(source, walk, rows, walk.macs, spent))
-    return _joined(parts)
+    for start in range(0, num_images, BATCH):
+        image_idx = np.arange(start, min(start + BATCH, num_images))
+        state = rollout.route(source.start(image_idx), spec, router, tradeoff)
+        parts.append(_evaluation(source, state, image_idx, state.macs, router_macs))
+    return Evaluation.joined(parts)
 
 
 def evaluate_paths(
-    source: Source, paths: NDArray[np.int8], static: bool = False, decision_macs: int = 0, indices: NDArray[np.int64] | None = None
+    source: RoutingSource,
+    paths: NDArray[np.int8],
+    static: bool = False,
+    decision_macs: int = 0,
+    image_idx: Indices | None = None,
 ) -> Evaluation:
-    """Send every image down its own path `(N, T)`, -1 after an exit.
+    """Send every image down its own path.
 
     Args:
         source: the images.
-        paths: whole paths.
-        indices: the images' numbers, int64 `(N,)`, where they are not all of them in order.
+        paths: int8 `(N, T)`, whole paths, -1 after an exit.
         static: charge no glance or exit but the one that answers, as for a static network.
-        decision_macs: of the router that chose the paths, for each decision.
+        decision_macs: MACs that the router which chose the paths spends on one decision.
+        image_idx: int64 `(N,)`, images of the source; None for all of them in order.
     """
-    numbers, parts = np.arange(len(source.labels)) if indices is None else indices, []
-    for low in range(0, len(numbers), BATCH):
-        rows, taken = numbers[low : low + BATCH], paths[low : low + BATCH]
-        walk = source.start(rows)
-        for layer in range(source.spec.num_layers):
-            walk = walk.step(np.maximum(taken[:, layer], 0).astype(np.int64))
-        parts.append(_evaluation(source, walk, rows, static_macs(source.spec, taken) if static else walk.macs, decision_macs))
-    return _joined(parts)
+    if image_idx is None:
+        image_idx = np.arange(len(source.labels))
+
+    parts = []
+    for start in range(0, len(image_idx), BATCH):
+        batch = slice(start, start + BATCH)
+        state = rollout.follow(source.start(image_idx[batch]), paths[batch])
+        macs = state.macs
+        if static:
+            macs = static_macs(source.spec, paths[batch])
+        parts.append(_evaluation(source, state, image_idx[batch], macs, decision_macs))
+    return Evaluation.joined(parts)
 
 
-def sweep(router: Router) -> tuple[float, ...]:
-    """The trade-offs at which a router is to be evaluated: `EVAL_TRADEOFFS`, and one for each path of a static one."""
-    return tuple(sorted({*EVAL_TRADEOFFS, *router.tradeoffs})) if isinstance(router, StaticRouter) else EVAL_TRADEOFFS
+def eval_tradeoffs(router: Router) -> tuple[float, ...]:
+    """The trade-offs to evaluate a router at: `EVAL_TRADEOFFS`, and one for each static path."""
+    if not isinstance(router, StaticRouter):
+        return EVAL_TRADEOFFS
+    return tuple(sorted({*EVAL_TRADEOFFS, *router.tradeoffs}))
 
 
-def measure_curve(source: Source, router: Router) -> BudgetCurve:
-    """Mean compute at every trade-off of the sweep, on the source's images (use `route`)."""
-    return BudgetCurve(list(EVAL_TRADEOFFS), [float(evaluate(source, router, tradeoff).macs.mean() / source.spec.plain_macs) for tradeoff in EVAL_TRADEOFFS])
+def measure_curve(source: RoutingSource, router: Router) -> BudgetCurve:
+    """Mean compute at each of `EVAL_TRADEOFFS` on the source's images (use `route`)."""
+    compute = []
+    for tradeoff in EVAL_TRADEOFFS:
+        evaluation = evaluate(source, router, tradeoff)
+        compute.append(float(source.spec.compute(evaluation.macs.mean())))
+    return BudgetCurve(list(EVAL_TRADEOFFS), compute)
 
 
 def static_macs(spec: RoutingSpec, paths: NDArray[np.int8]) -> NDArray[np.int64]:
     """int64 `(N,)`: what a static network would be charged for each path `(N, T)`."""
+    # Many images share a path, so each path is counted once.
     unique, which = np.unique(paths, axis=0, return_inverse=True)
-    return np.array([spec.static_macs(path) for path in unique])[which.ravel()]
+    macs = np.array([spec.static_macs(path) for path in unique])
+    return macs[which.ravel()]
 
 
-def _evaluation(source: Source, walk: Any, rows: NDArray[np.int64], macs: NDArray[np.int64], decision_macs: int) -> Evaluation:
-    outcome, path = source.outcome(walk, rows, np.arange(len(rows))), walk.path
-    own = decision_macs * (path >= 0).sum(1)
-    return Evaluation(path, outcome.prediction, outcome.prediction == source.labels[rows], outcome.loss, macs + own, own)
-
-
-def _joined(parts: list[Evaluation]) -> Evaluation:
-    return Evaluation(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+def _evaluation(
+    source: RoutingSource,
+    state: Any,
+    image_idx: Indices,
+    macs: NDArray[np.int64],
+    decision_macs: int,
+) -> Evaluation:
+    """The outcomes of a batch that has been answered; `macs` are without the router's own."""
+    outcome = source.outcome(state, image_idx, np.arange(len(image_idx)))
+    # To take an exit is a decision, too.
+    decisions = (state.path >= 0).sum(1)
+    router_macs = decision_macs * decisions
+    return Evaluation(
+        path=state.path,
+        prediction=outcome.prediction,
+        correct=outcome.prediction == source.labels[image_idx],
+        loss=outcome.loss,
+        macs=macs + router_macs,
+        router_macs=router_macs,
+    )

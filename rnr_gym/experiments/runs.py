@@ -1,86 +1,98 @@
-"""A fitted router in a folder: written once, taken up again if it was cut off, loaded for evaluation."""
+"""A fitted router in a folder: written once, resumed if it was interrupted, loaded again."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rnr_gym import agents, storage
 from rnr_gym.agents import FitConfig
-from rnr_gym.agents.sb3_router import CHECKPOINT
+from rnr_gym.agents.sb3 import CHECKPOINT
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.backbones import zoo
-from rnr_gym.classifier import ROUTER, BudgetCurve, RoutedClassifier
+from rnr_gym.classifier import CONFIG_FILE, ROUTER_FILE, Run
+from rnr_gym.classifier import load_run as load
 from rnr_gym.experiments.evaluation import measure_curve
-from rnr_gym.registration import registered_kwargs
-from rnr_gym.routing.protocols import FittedRouter
 from rnr_gym.routing.sources import digest_of
 
-CONFIG = "config.json"
-
-
-class Run(NamedTuple):
-    """A fitted router and what it was fitted to."""
-
-    agent: str
-    fit_config: FitConfig
-    router: FittedRouter
-    curve: BudgetCurve | None
+__all__ = ["Run", "fit", "identity", "load", "start_or_resume"]
 
 
 def identity(agent: str, fit_config: FitConfig) -> dict[str, Any]:
-    """What makes one run differ from another, as JSON holds it."""
-    facts = {"agent": agent, "env": fit_config.env, "arguments": dict(fit_config.arguments), "seed": fit_config.seed, "steps": fit_config.steps}
-    return facts | {"tradeoffs": list(fit_config.tradeoffs), "source": digest_of(fit_config.source("route"))}
+    """What distinguishes one run from another, as JSON holds it."""
+    return {
+        "agent": agent,
+        "env": fit_config.env,
+        "arguments": dict(fit_config.kwargs),
+        "seed": fit_config.seed,
+        "steps": fit_config.steps,
+        "tradeoffs": list(fit_config.tradeoffs),
+        "source": digest_of(fit_config.source("route")),
+    }
 
 
-def claim(folder: Path, facts: dict[str, Any], finished: str) -> None:
-    """Begin work in a new folder, or take up unfinished work of the same configuration; else a clear error, nothing touched."""
-    if (folder / finished).exists():
-        raise FileExistsError(f"`out` must be a new folder or unfinished work, got {str(folder)!r}, which is finished; choose another")
-    if (folder / CONFIG).exists():
-        begun = json.loads((folder / CONFIG).read_text())
-        if begun != facts:
-            different = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
-            raise ValueError(f"`out` must be taken up as it was begun, got {str(folder)!r}, where {', '.join(different)} differ; choose another")
+def start_or_resume(run_dir: Path, config: dict[str, Any], finished_by: str) -> None:
+    """Start work in a folder, or resume unfinished work with the same configuration.
+
+    Args:
+        run_dir: a new or empty folder, or that of unfinished work.
+        config: JSON-able; written when the work starts, and compared when it resumes.
+        finished_by: the name of the file that finished work has.
+
+    Raises:
+        FileExistsError: the work is finished, or `run_dir` has something else.
+        ValueError: the work was started with another configuration.
+    """
+    if (run_dir / finished_by).exists():
+        raise FileExistsError(
+            f"`out` must be a new folder or unfinished work, got {str(run_dir)!r}, which is "
+            "finished; choose another"
+        )
+
+    config_file = run_dir / CONFIG_FILE
+    if config_file.exists():
+        started = json.loads(config_file.read_text())
+        if started != config:
+            names = sorted(started.keys() | config.keys())
+            differences = [name for name in names if started.get(name) != config.get(name)]
+            raise ValueError(
+                f"`out` must be resumed with the settings that it was started with, got "
+                f"{str(run_dir)!r}, where {', '.join(differences)} differ; choose another"
+            )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"`out` must be a new folder, got {str(folder)!r}, which exists and holds something else; choose another")
-    storage.save_json(folder / CONFIG, facts)
+
+    # Work is only started where no file can be overwritten.
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise FileExistsError(
+            f"`out` must be a new folder, got {str(run_dir)!r}, which exists and holds something "
+            "else; choose another"
+        )
+    storage.save_json(config_file, config)
 
 
-def fit(agent: str, fit_config: FitConfig, folder: Path) -> Path:
-    """Fit a router into a folder, from its checkpoint if it was cut off; returns the router's file."""
+def fit(agent: str, fit_config: FitConfig, run_dir: Path) -> Path:
+    """Fit a router and write it to a folder, from its checkpoint if it was interrupted.
+
+    Returns the router's file.
+
+    Raises:
+        ValueError: there is no such agent, it cannot be fitted here, or the folder has a run
+            with other settings.
+        FileExistsError: the folder has a finished run, or something else.
+    """
     agents.check(agent, fit_config)
-    chosen, facts = agents.agent(agent), identity(agent, fit_config)
-    claim(folder, facts, ROUTER)
-    router = chosen.fit(replace(fit_config, folder=folder))
+    config = identity(agent, fit_config)
+    start_or_resume(run_dir, config, finished_by=ROUTER_FILE)
+    router = agents.agent(agent).fit(replace(fit_config, run_dir=run_dir))
+
     source = fit_config.source("route")
-    curve = None if isinstance(router, StaticRouter) else measure_curve(source, router)._asdict()
-    agents.save(router, folder / ROUTER, {**facts, "problem": source.spec.digest, "curve": curve})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return folder / ROUTER
-
-
-def load(folder: Path) -> Run:
-    """The run in a folder; an error that says what to do if there is none, or it is unfinished."""
-    if not (folder / ROUTER).exists():
-        state = "is unfinished; give the same command again" if (folder / CONFIG).exists() else "holds no run; make one with `rnr-gym train`"
-        raise FileNotFoundError(f"`run` must be the folder of a fitted router, got {str(folder)!r}, which {state}")
-    _, facts = storage.load_tensors(folder / ROUTER)
-    fit_config = FitConfig(facts["env"], facts["arguments"], facts["seed"], facts["steps"], tuple(facts["tradeoffs"]))
-    source = fit_config.source("route")
-    router, _ = agents.load(folder / ROUTER, source.spec)
-    if facts["source"] != digest_of(source):
-        raise ValueError(f"`run` must be fitted to these weights and images ({digest_of(source)}), got {str(folder)!r}, fitted to {facts['source']}")
-    return Run(facts["agent"], fit_config, router, BudgetCurve(**facts["curve"]) if facts["curve"] else None)
-
-
-def classifier(folder: Path, device: str = "cpu") -> RoutedClassifier:
-    """The router of a run and the backbone it was fitted to, as one thing to deploy."""
-    run = load(folder)
-    arguments = {**registered_kwargs(run.fit_config.env), **run.fit_config.arguments}
-    backbone = zoo.named(arguments["backbone"], arguments.get("weights", "frozen"), device=device)
-    return RoutedClassifier(backbone, run.router, arguments.get("exits", True), run.curve, run.agent)
+    # A static router jumps from path to path, so that most budgets have no trade-off.
+    curve = None
+    if not isinstance(router, StaticRouter):
+        curve = measure_curve(source, router)._asdict()
+    metadata = {**config, "problem": source.spec.digest, "curve": curve}
+    agents.save(router, run_dir / ROUTER_FILE, metadata)
+    # Not before the router's file is there, or an interruption here would cost the whole run.
+    (run_dir / CHECKPOINT).unlink(missing_ok=True)
+    return run_dir / ROUTER_FILE

@@ -1,4 +1,5 @@
-"""The routing problem itself, in NumPy and torch: decisions, observations, rewards, and the one place where a backbone runs.
+"""The routing problem itself: decisions, costs, observations, rewards, and the running of it.
 
-Imports `storage`, `data` and `backbones`; knows neither Gymnasium nor Stable-Baselines3.
+NumPy and torch only: it imports `storage`, `data` and `backbones`, and knows neither Gymnasium nor
+Stable-Baselines3.
 """

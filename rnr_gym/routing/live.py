@@ -1,4 +1,4 @@
-"""A backbone with images, run when an episode needs it."""
+"""A backbone with images, which runs when an episode needs it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.data import ImageSet
-from rnr_gym.routing.protocols import Outcome, Rows
+from rnr_gym.routing.protocols import Indices, Outcome
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
 
 @dataclass(frozen=True, eq=False)
 class Live:
-    """A backbone that runs when an episode needs it.
+    """A `RoutingSource` whose states are traversals of a network.
 
     Attributes:
         backbone: in evaluation mode.
@@ -32,56 +32,25 @@ class Live:
 
     @property
     def labels(self) -> NDArray[np.int64]:
+        """int64 `(N,)`: the label of every image."""
         return self.images.labels
 
-    @torch.inference_mode()
-    def start(self, indices: Rows) -> LiveWalk:
-        """Images by number `(N,)`, each waiting at layer 0."""
-        pixels = torch.from_numpy(self.images.images[indices]).to(self.backbone.image_mean.device)
-        exits = np.flatnonzero(self.spec.valid[:, 0]).tolist() if self.spec.has_exits else ()
-        return LiveWalk(Traversal.start(self.backbone, pixels, exits))
+    def start(self, image_idx: Indices) -> Traversal:
+        """The images `(N,)` of this source, waiting at layer 0; without gradients."""
+        pixels = torch.from_numpy(self.images.images[image_idx])
+        # What starts without gradients stays without them.
+        with torch.inference_mode():
+            return Traversal.start(
+                self.backbone,
+                pixels.to(self.backbone.device),
+                self.spec.exit_layers,
+            )
 
     @torch.inference_mode()
-    def outcome(self, walk: LiveWalk, indices: Rows, rows: Rows) -> Outcome:
-        logits = walk.traversal.logits[torch.from_numpy(rows)].float().cpu()
-        loss = F.cross_entropy(logits, torch.from_numpy(self.labels[indices]), reduction="none")
-        return Outcome(logits.argmax(1).numpy(), loss.double().numpy())
-
-
-@dataclass(frozen=True, eq=False)
-class LiveWalk:
-    """A `Traversal` without gradients, as `rnr_gym.routing.protocols.RoutingState`."""
-
-    traversal: Traversal
-
-    @property
-    def layer(self) -> Rows:
-        return self.traversal.layer
-
-    @property
-    def prev_sub_path(self) -> Rows:
-        return self.traversal.prev_sub_path
-
-    @property
-    def macs(self) -> Rows:
-        return self.traversal.macs
-
-    @property
-    def path(self) -> NDArray[np.int8]:
-        return self.traversal.path
-
-    @property
-    def done(self) -> NDArray[np.bool_]:
-        return self.traversal.done
-
-    @torch.inference_mode()
-    def step(self, sub_paths: Rows) -> LiveWalk:
-        return LiveWalk(self.traversal.step(sub_paths))
-
-    @torch.inference_mode()
-    def replaced(self, rows: Rows, other: LiveWalk) -> LiveWalk:
-        return LiveWalk(self.traversal.replaced(rows, other.traversal))
-
-    @torch.inference_mode()
-    def summary(self) -> NDArray[np.float32]:
-        return self.traversal.summary()
+    def outcome(self, state: Traversal, image_idx: Indices, batch_idx: Indices) -> Outcome:
+        """The outcome of images `image_idx`, which are at positions `batch_idx` of a state."""
+        logits = state.logits[torch.from_numpy(batch_idx)].float().cpu()  # (n, classes)
+        labels = torch.from_numpy(self.labels[image_idx])
+        # In float32, since bfloat16 logits would round the loss to two digits.
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        return Outcome(prediction=logits.argmax(1).numpy(), loss=loss.double().numpy())

@@ -13,27 +13,33 @@ from torch import Tensor
 CLIP = 5.0
 """Pooled features in a summary are z-scores clipped to this many standard deviations."""
 LEVELS = 127
-"""Quantised summaries have so many steps from 0 to their highest value."""
+"""Quantisation steps between 0 and the highest value of a summary's entry."""
 MAX_TRADEOFF = 4.0
-"""Reward units for one unit of compute; above it even the cheapest answer is worth less than none."""
+"""Highest λ, in reward units per unit of compute; above it no answer is worth even its own cost."""
 
 
-def confidence(probabilities: Tensor) -> Tensor:
-    """Class probabilities `(N, classes)` -> `(N, 3)`: the largest, its lead over the second, and entropy / log(classes)."""
+def confidence_features(probabilities: Tensor) -> Tensor:
+    """How confident an answer is: `(N, classes)` -> `(N, 3)`, each 0..1.
+
+    The columns are the largest probability, its lead over the second, and entropy / log(classes).
+    """
+    # The lead tells a choice between two classes from one among many, which the maximum cannot.
     top = probabilities.topk(2, 1).values
+    lead = top[:, 0] - top[:, 1]
     entropy = torch.special.entr(probabilities).sum(1) / np.log(probabilities.shape[1])
-    return torch.stack([top[:, 0], top[:, 0] - top[:, 1], entropy.clamp(0.0, 1.0)], 1)
+    return torch.stack([top[:, 0], lead, entropy.clamp(0.0, 1.0)], 1)
 
 
 class SummaryLayout(NamedTuple):
-    """Where the parts of a summary stand; slices of its last axis.
+    """The parts of a summary, as slices of its last axis.
 
     Attributes:
-        pooled: pooled features of this layer, z-scored with statistics from `train`, clipped to +-5, padded with zeros.
-        glance: the glance's pooled features, treated alike.
+        pooled: pooled features of this layer, z-scored with statistics from `train`, clipped to
+            +-5, padded with zeros.
+        glance: the glance's pooled features, in the same form.
         glance_probabilities: the glance's class probabilities, 0..1.
         exit_probabilities: those of the exit head that ran last (the glance at layer 0), 0..1.
-        confidence: largest exit probability, lead over the second, normalised entropy; each 0..1.
+        confidence: `confidence_features` of the exit probabilities.
     """
 
     pooled: slice
@@ -44,15 +50,16 @@ class SummaryLayout(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Width of a summary."""
         return int(self.confidence.stop)
 
 
 class ObservationLayout(NamedTuple):
-    """Where the parts of an observation stand; slices of its last axis.
+    """The parts of an observation, as slices of its last axis.
 
     Attributes:
-        summary: see `SummaryLayout`; all that depends on the image.
-        layer: one-hot over the T layers; zero once the episode has ended.
+        summary: everything that depends on the image.
+        layer: one-hot over the T layers; zero after the end of the episode.
         compute: compute so far.
         prev_sub_path: one-hot over the K sub-paths, the one executed last; zero at layer 0.
         tradeoff: λ, 0..4.
@@ -66,38 +73,61 @@ class ObservationLayout(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Width of an observation."""
         return int(self.tradeoff.stop)
 
 
+def layout(
+    pooled: int,
+    glance: int,
+    classes: int,
+    layers: int,
+    paths: int,
+    glance_classes: int | None = None,
+) -> ObservationLayout:
+    """The layout of observations.
+
+    Args:
+        pooled: pooled features in a summary.
+        glance: pooled features of the glance in a summary.
+        classes: number of classes.
+        layers: T.
+        paths: K.
+        glance_classes: class probabilities of the glance in a summary; `classes` by default.
+    """
+    if glance_classes is None:
+        glance_classes = classes
+    parts = _consecutive(0, pooled, glance, glance_classes, classes, 3)
+    summary = SummaryLayout(*parts)
+    return ObservationLayout(summary, *_consecutive(summary.size, layers, 1, paths, 1))
+
+
 def _consecutive(start: int, *widths: int) -> list[slice]:
+    """Slices of these widths, one after the other."""
     edges = np.cumsum((start, *widths)).tolist()
     return [slice(low, high) for low, high in itertools.pairwise(edges)]
 
 
-def steps(size: int, pooled: int) -> NDArray[np.float32]:
-    """float32 `(size,)`: one quantisation step of each value of a summary whose first `pooled` ones are z-scores."""
-    return np.where(np.arange(size) < pooled, CLIP, 1.0).astype(np.float32) / np.float32(LEVELS)
+def bounds(
+    where: ObservationLayout,
+    clip: float,
+    ceiling: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The finite lowest and highest value of every entry of an observation, float32 `(D,)` each.
 
-
-def quantised(summary: NDArray[np.float32], pooled: int) -> NDArray[np.float32]:
-    """A summary `(N, S)` rounded to whole steps; no zero is negative, so that one byte a value holds all there is."""
-    step = steps(summary.shape[-1], pooled)
-    return np.rint(summary / step) * step + np.float32(0.0)
-
-
-def layout(pooled: int, glance: int, classes: int, layers: int, paths: int, glance_classes: int | None = None) -> ObservationLayout:
-    """The layout for a backbone of these widths; the glance answers with `classes` probabilities if nothing else is said."""
-    glanced = classes if glance_classes is None else glance_classes
-    summary = SummaryLayout(*_consecutive(0, pooled, glance, glanced, classes, 3))
-    return ObservationLayout(summary, *_consecutive(summary.size, layers, 1, paths, 1))
-
-
-def bounds(where: ObservationLayout, clip: float, ceiling: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The finite lowest and highest value of every entry of an observation; `ceiling` is the most compute there can be."""
-    low, high = np.zeros(where.size, np.float32), np.ones(where.size, np.float32)
-    for part in (where.summary.pooled, where.summary.glance):
-        low[part], high[part] = -clip, clip
-    high[where.compute], high[where.tradeoff] = ceiling, MAX_TRADEOFF
+    Args:
+        where: the layout.
+        clip: bound of the z-scored features.
+        ceiling: the most compute that one image can be charged.
+    """
+    low = np.zeros(where.size, np.float32)
+    high = np.ones(where.size, np.float32)
+    # Probabilities, one-hot entries and confidence lie in 0..1; these entries do not.
+    for z_scored in (where.summary.pooled, where.summary.glance):
+        low[z_scored] = -clip
+        high[z_scored] = clip
+    high[where.compute] = ceiling
+    high[where.tradeoff] = MAX_TRADEOFF
     return low, high
 
 
@@ -109,18 +139,53 @@ def observe(
     compute: NDArray[np.float64],
     tradeoff: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Observations float32 `(N, D)` from summaries `(N, S)` and what has been decided; everything else is `(N,)`."""
-    observation = np.zeros((len(layer), where.size), np.float32)
-    observation[:, : where.summary.size] = summary
-    going = np.flatnonzero(layer < where.layer.stop - where.layer.start)
-    observation[going, where.layer.start + layer[going]] = 1.0
-    moved = np.flatnonzero(layer > 0)
-    observation[moved, where.prev_sub_path.start + prev_sub_path[moved]] = 1.0
-    observation[:, where.compute.start] = compute
-    observation[:, where.tradeoff.start] = tradeoff
-    return observation
+    """Observations of N images, from what the network knows and what has been decided.
+
+    Args:
+        where: the layout.
+        summary: float32 `(N, S)`.
+        layer: int64 `(N,)`, T for answered images.
+        prev_sub_path: int64 `(N,)`; ignored at layer 0.
+        compute: float64 `(N,)`.
+        tradeoff: float64 `(N,)`, λ.
+
+    Returns:
+        float32 `(N, D)`, a fresh array.
+    """
+    obs = np.zeros((len(layer), where.size), np.float32)
+    obs[:, : where.summary.size] = summary
+    obs[:, where.compute.start] = compute
+    obs[:, where.tradeoff.start] = tradeoff
+
+    num_layers = where.layer.stop - where.layer.start
+    # An answered image has no layer: its one-hot stays zero.
+    active = np.flatnonzero(layer < num_layers)
+    obs[active, where.layer.start + layer[active]] = 1.0
+
+    # Nothing was executed before layer 0.
+    later = np.flatnonzero(layer > 0)
+    obs[later, where.prev_sub_path.start + prev_sub_path[later]] = 1.0
+    return obs
 
 
 def layers_of(where: ObservationLayout, observation: NDArray[np.float32]) -> NDArray[np.int64]:
-    """int64 `(N,)`: the layer each observation `(N, D)` was made at; 0 for those of ended episodes."""
+    """int64 `(N,)`: the layer of each observation `(N, D)`; 0 after the end of an episode."""
     return observation[:, where.layer].argmax(1)
+
+
+def quantisation_steps(size: int, pooled: int) -> NDArray[np.float32]:
+    """float32 `(size,)`: the quantisation step of each entry of a summary.
+
+    Args:
+        size: width of the summary.
+        pooled: how many of its first entries are z-scores.
+    """
+    highest = np.where(np.arange(size) < pooled, CLIP, 1.0).astype(np.float32)
+    return highest / np.float32(LEVELS)
+
+
+def quantised(summary: NDArray[np.float32], pooled: int) -> NDArray[np.float32]:
+    """A summary `(N, S)` rounded to whole quantisation steps, so that one byte holds each value."""
+    step = quantisation_steps(summary.shape[-1], pooled)
+    # Adding zero turns -0.0 into 0.0, which a byte cannot tell apart.
+    return np.rint(summary / step) * step + np.float32(0.0)

@@ -7,17 +7,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnr_gym.routing.protocols import Rows
+from rnr_gym.routing.protocols import Indices
 from rnr_gym.routing.spec import RoutingSpec
 
 
 class PathTree(NamedTuple):
-    """The tree of paths. PathTree 0..M-1 are prefixes that wait for a decision, M.. are answers; `(P, ...)` arrays.
+    """The tree of paths, with P nodes for K sub-paths and T layers.
+
+    Nodes 0..M-1 are prefixes, at which an image waits for a decision; nodes M..P-1 are answers.
 
     Attributes:
-        child: int64 `(M, K)`, the place a sub-path leads to, -1 where it is not valid.
-        layer, prev_sub_path, macs: int64 `(P,)`, what a walk in that place would say.
-        path: int8 `(P, T)`.
+        child: int64 `(M, K)`, the node that a sub-path leads to, -1 where it is not valid.
+        layer: int64 `(P,)`, the layer of the decision; T for answers.
+        prev_sub_path: int64 `(P,)`, the sub-path executed last; K - 1 at layer 0.
+        macs: int64 `(P,)`, charged so far.
+        path: int8 `(P, T)`, executed sub-paths, -1 where none was.
     """
 
     child: NDArray[np.int64]
@@ -26,44 +30,92 @@ class PathTree(NamedTuple):
     macs: NDArray[np.int64]
     path: NDArray[np.int8]
 
-    def reached(self, place: Rows, sub_paths: NDArray[np.integer]) -> Rows:
-        """int64 `(n,)`: where each sub-path leads, -1 where it is not there."""
+    @classmethod
+    def of(cls, spec: RoutingSpec) -> PathTree:
+        """Enumerate the tree of a problem, layer by layer, cheaper sub-paths first."""
+        prefixes = [_root(spec)]
+        answers: list[_Node] = []
+        links: list[_Link] = []
+        for parent, node in enumerate(prefixes):  # grows while it is read
+            for sub_path in np.flatnonzero(spec.valid[node.layer]).tolist():
+                child = _child(spec, node, sub_path)
+                is_answer = child.layer == spec.num_layers
+                siblings = answers if is_answer else prefixes
+                links.append(_Link(parent, sub_path, is_answer, len(siblings)))
+                siblings.append(child)
+
+        # Answers are numbered after all prefixes, whose count is known only now.
+        children = np.full((len(prefixes), spec.num_paths), -1)
+        for link in links:
+            offset = len(prefixes) if link.to_answer else 0
+            children[link.parent, link.sub_path] = offset + link.number
+
+        nodes = prefixes + answers
+        return cls(
+            child=children,
+            layer=np.array([node.layer for node in nodes]),
+            prev_sub_path=np.array([node.prev_sub_path for node in nodes]),
+            macs=np.array([node.macs for node in nodes]),
+            path=np.array([node.path for node in nodes]),
+        )
+
+    def reached(self, node: Indices, sub_paths: NDArray[np.integer]) -> Indices:
+        """int64 `(n,)`: the node that each sub-path leads to, -1 where it is not valid."""
+        # A negative sub-path would index from the end.
         known = (sub_paths >= 0) & (sub_paths < self.child.shape[1])
-        return np.where(known, self.child[place, np.where(known, sub_paths, 0)], -1)
+        return np.where(known, self.child[node, np.where(known, sub_paths, 0)], -1)
 
 
 def num_prefixes(spec: RoutingSpec) -> int:
     """How many prefixes wait for a decision, the empty one included."""
-    going = spec.valid[:, int(spec.has_exits) :].sum(1)
-    return int(1 + np.cumprod(going[:-1]).sum())
+    continuing = spec.valid[:, spec.first_sub_path :].sum(1)
+    return int(1 + np.cumprod(continuing[:-1]).sum())
 
 
-def places(spec: RoutingSpec) -> PathTree:
-    """Enumerate the tree, layer by layer, cheaper sub-paths first."""
-    table, first = spec.mac_table, int(spec.has_exits)
-    start = np.full(spec.num_layers, -1, np.int8)
-    glanced = int(table.exits[0, -1]) if spec.stem_waits else table.stem
-    waiting = [(0, spec.full_path, glanced, start)]
-    inner: list[tuple[int, int, int, NDArray[np.int8]]] = []
-    answered: list[tuple[int, int, int, NDArray[np.int8]]] = []
-    links: list[tuple[int, int, bool, int]] = []
-    for number, (layer, prev_sub_path, macs, path) in enumerate(waiting):  # grows as it is read
-        inner.append((layer, prev_sub_path, macs, path))
-        for sub_path in np.flatnonzero(spec.valid[layer]).tolist():
-            further = path.copy()
-            further[layer] = sub_path
-            if first and sub_path == 0:
-                links.append((number, sub_path, True, len(answered)))
-                answered.append((spec.num_layers, sub_path, macs, further))
-                continue
-            spent, last = macs + int(table.layers[layer, prev_sub_path, sub_path]), layer + 1 == spec.num_layers
-            if layer == 0 and spec.stem_waits:
-                spent += table.stem
-            spent += int(table.head[sub_path] if last else table.exits[layer + 1, sub_path])
-            links.append((number, sub_path, last, len(answered) if last else len(waiting)))
-            (answered if last else waiting).append((layer + 1, sub_path, spent, further))
-    child = np.full((len(inner), spec.num_paths), -1)
-    for number, sub_path, last, target in links:
-        child[number, sub_path] = target + last * len(inner)
-    layers, came, macs_, paths_ = zip(*inner, *answered, strict=True)
-    return PathTree(child, np.array(layers), np.array(came), np.array(macs_), np.array(paths_))
+class _Node(NamedTuple):
+    """One row of a `PathTree`."""
+
+    layer: int
+    prev_sub_path: int
+    macs: int
+    path: NDArray[np.int8]
+
+
+class _Link(NamedTuple):
+    """A sub-path from a prefix to the prefix, or the answer, of a number."""
+
+    parent: int
+    sub_path: int
+    to_answer: bool
+    number: int
+
+
+def _root(spec: RoutingSpec) -> _Node:
+    """The empty prefix: the glance has run, or without one the stem."""
+    table = spec.mac_table
+    macs = int(table.exits[0, -1]) if spec.stem_waits else table.stem
+    path = np.full(spec.num_layers, -1, np.int8)
+    return _Node(layer=0, prev_sub_path=spec.full_path, macs=macs, path=path)
+
+
+def _child(spec: RoutingSpec, node: _Node, sub_path: int) -> _Node:
+    """The node that a sub-path leads to."""
+    table = spec.mac_table
+    path = node.path.copy()
+    path[node.layer] = sub_path
+    if spec.has_exits and sub_path == 0:
+        # The exit head ran on arrival and was charged then.
+        return _Node(layer=spec.num_layers, prev_sub_path=0, macs=node.macs, path=path)
+
+    macs = node.macs + int(table.layers[node.layer, node.prev_sub_path, sub_path])
+    if node.layer == 0 and spec.stem_waits:
+        # The root was charged for the glance alone.
+        macs += table.stem
+
+    layer = node.layer + 1
+    # On arrival the network's head, or the layer's exit head, runs.
+    if layer == spec.num_layers:
+        macs += int(table.head[sub_path])
+    else:
+        macs += int(table.exits[layer, sub_path])
+    return _Node(layer=layer, prev_sub_path=sub_path, macs=macs, path=path)

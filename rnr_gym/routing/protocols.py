@@ -1,4 +1,4 @@
-"""The small protocols through which the parts meet."""
+"""Protocols shared across the package."""
 
 from __future__ import annotations
 
@@ -12,49 +12,92 @@ if TYPE_CHECKING:
 
     from rnr_gym.routing.spec import RoutingSpec
 
-Rows = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class Outcome(NamedTuple):
-    """How images were answered: top class int64 `(N,)`, and cross-entropy in nats float64 `(N,)`."""
+    """How N images were answered.
+
+    Attributes:
+        prediction: int64 `(N,)`, the top class.
+        loss: float64 `(N,)`, cross-entropy in nats.
+    """
 
     prediction: NDArray[np.int64]
     loss: NDArray[np.float64]
 
 
 class RoutingState(Protocol):
-    """N images under way, whether through a live network or through a table. Immutable; every array is `(N, ...)`."""
+    """N images in progress, in a live network or in a route table.
+
+    Immutable: `step` returns the next state. Every array is `(N, ...)`.
+    """
 
     @property
-    def layer(self) -> Rows: ...
+    def layer(self) -> Indices:
+        """int64: the decision that an image waits for; T once it has been answered."""
+        ...
+
     @property
-    def prev_sub_path(self) -> Rows: ...
+    def prev_sub_path(self) -> Indices:
+        """int64: the sub-path executed last; K - 1 at layer 0."""
+        ...
+
     @property
-    def macs(self) -> Rows: ...
+    def macs(self) -> Indices:
+        """int64: MACs charged so far."""
+        ...
+
     @property
-    def path(self) -> NDArray[np.int8]: ...
+    def path(self) -> NDArray[np.int8]:
+        """int8 `(N, T)`: executed sub-paths, -1 where none was."""
+        ...
+
     @property
-    def done(self) -> NDArray[np.bool_]: ...
-    def step(self, sub_paths: Rows) -> Self: ...
-    def replaced(self, rows: Rows, other: Self) -> Self: ...
-    def summary(self) -> NDArray[np.float32]: ...
+    def done(self) -> NDArray[np.bool_]:
+        """bool: which images have been answered."""
+        ...
+
+    def step(self, sub_paths: Indices) -> Self:
+        """Move every unanswered image by its own sub-path."""
+        ...
+
+    def replaced(self, batch_idx: Indices, other: Self) -> Self:
+        """This batch with `other`'s images, in order, at the positions `batch_idx`."""
+        ...
+
+    def summary(self) -> NDArray[np.float32]:
+        """float32 `(N, S)`: see `observations.SummaryLayout`; zeros for answered images."""
+        ...
 
 
-class Source(Protocol):
+class RoutingSource(Protocol):
     """Labelled images that can be routed: a backbone with an image set, or a route table."""
 
     @property
-    def spec(self) -> RoutingSpec: ...
+    def spec(self) -> RoutingSpec:
+        """The routing problem."""
+        ...
+
     @property
-    def labels(self) -> NDArray[np.int64]: ...
-    def start(self, indices: Rows) -> Any: ...
-    def outcome(self, walk: Any, indices: Rows, rows: Rows) -> Outcome:
-        """How the images in the places `rows` of a walk, which are numbers `indices` of this source, were answered."""
+    def labels(self) -> NDArray[np.int64]:
+        """int64: the label of every image."""
+        ...
+
+    def start(self, image_idx: Indices) -> Any:
+        """The `RoutingState` in which the images `(N,)` of this source wait at layer 0."""
+        ...
+
+    def outcome(self, state: Any, image_idx: Indices, batch_idx: Indices) -> Outcome:
+        """The outcome of images `image_idx`, which are at positions `batch_idx` of a state."""
         ...
 
 
 class Router(Protocol):
-    """Whatever picks actions; Stable-Baselines3's `predict`, so its models are routers as they are."""
+    """Whatever selects actions.
+
+    The signature is that of Stable-Baselines3's `predict`, so its models are routers as they are.
+    """
 
     def predict(
         self,
@@ -63,11 +106,13 @@ class Router(Protocol):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,
     ) -> tuple[NDArray, tuple[NDArray, ...] | None]:
-        """Observations `(N, D)` -> actions int64 `(N,)`, and the recurrent state if there is one."""
+        """Actions int64 `(N,)` for observations `(N, D)`, and the recurrent state if any."""
         ...
 
 
 class FittedRouter(Router, Protocol):
-    """A router that can be kept: `state()` gives tensors and JSON-able facts, from which its agent restores it."""
+    """A router that can be saved."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, and a JSON-able configuration, from which its agent builds it again."""
+        ...

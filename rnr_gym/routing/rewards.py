@@ -1,4 +1,4 @@
-"""The reward: a task term when the image is answered, minus the trade-off times the compute spent."""
+"""The reward: a task term for the answer, minus the trade-off times the compute spent."""
 
 from __future__ import annotations
 
@@ -8,37 +8,77 @@ from numpy.typing import NDArray
 from rnr_gym.routing.observations import MAX_TRADEOFF
 
 REWARDS = ("accuracy", "cross_entropy")
+TRADEOFF_RANGE = (0.003, 2.0)
+"""λ at which routers learn and are evaluated.
+
+At the lower end the whole network may run for a gain of a third of a point of accuracy; at the
+upper end the glance has to do.
+"""
 
 
-def task_term(reward: str, correct: NDArray[np.bool_], loss: NDArray[np.float64], loss_scale: float) -> NDArray[np.float64]:
-    """float64, the shape of `correct`: 1 or 0 by top-1 correctness (`accuracy`), or minus the scaled loss (`cross_entropy`).
+def tradeoff_grid(num: int) -> tuple[float, ...]:
+    """`num` trade-offs over `TRADEOFF_RANGE`, equally spaced on a logarithmic scale, ascending."""
+    return tuple(np.geomspace(*TRADEOFF_RANGE, num).tolist())
 
-    `loss_scale` is 1 / the full path's mean loss on `route`, so that the scaled loss averages about 1 (Rao et al. 2019).
+
+def task_term(
+    reward: str,
+    correct: NDArray[np.bool_],
+    loss: NDArray[np.float64],
+    loss_scale: float,
+) -> NDArray[np.float64]:
+    """The part of the return that depends on the answer; float64, the shape of `correct`.
+
+    Args:
+        reward: `"accuracy"` for 1 or 0 by top-1 correctness, `"cross_entropy"` for minus the scaled
+            loss (Rao et al. 2019).
+        correct: whether the top class is right.
+        loss: cross-entropy in nats.
+        loss_scale: 1 / the full path's mean loss on `route`, so that the scaled loss is about 1.
     """
-    return correct.astype(np.float64) if reward == "accuracy" else -loss_scale * loss
+    if reward == "accuracy":
+        return correct.astype(np.float64)
+    return -loss_scale * loss
 
 
 def check_reward(reward: str) -> None:
-    """Refuse an unknown reward."""
+    """Raise `ValueError` for an unknown reward."""
     if reward not in REWARDS:
         raise ValueError(f"`reward` must be one of {', '.join(REWARDS)}, got {reward!r}")
 
 
 def check_tradeoff(tradeoff: object) -> tuple[float, float]:
-    """The trade-off as `(low, high)`, equal where it is one number; a `ValueError` outside 0..4 or for an empty range."""
+    """The trade-off as `(low, high)`, equal where it is a number.
+
+    Raises:
+        ValueError: it is neither a number nor a pair of them, lies outside 0..4, or is an empty
+            range.
+    """
     pair = tradeoff if isinstance(tradeoff, tuple | list) else (tradeoff, tradeoff)
-    if len(pair) != 2 or not all(isinstance(end, int | float | np.number) and not isinstance(end, bool) for end in pair):
+    if len(pair) != 2 or not all(map(_is_number, pair)):
         raise ValueError(f"`tradeoff` must be a number or a pair (low, high), got {tradeoff!r}")
-    low, high = (float(end) for end in pair)
+
+    low = float(pair[0])
+    high = float(pair[1])
     if not 0.0 <= low <= high <= MAX_TRADEOFF:
-        raise ValueError(f"`tradeoff` must lie in 0..{MAX_TRADEOFF:g}, with low <= high, got {tradeoff!r}")
+        raise ValueError(
+            f"`tradeoff` must lie in 0..{MAX_TRADEOFF:g}, with low <= high, got {tradeoff!r}"
+        )
+    # The logarithm of 0 would be drawn from.
     if low < high and low == 0.0:
-        raise ValueError(f"`tradeoff` is drawn on a logarithmic scale, so low must be above 0 where it is below high, got {tradeoff!r}")
+        raise ValueError(
+            "`tradeoff` is drawn on a logarithmic scale, so low must be above 0 where it is below "
+            f"high, got {tradeoff!r}"
+        )
     return low, high
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def check_one_tradeoff(tradeoff: object) -> float:
-    """The trade-off as a float; a `ValueError` where `check_tradeoff` has one, and for a range."""
+    """The trade-off as a float; raises `ValueError` as `check_tradeoff` does, and for a range."""
     if isinstance(tradeoff, tuple | list):
         raise ValueError(f"`tradeoff` must be a number here, got {tradeoff!r}")
     return check_tradeoff(tradeoff)[0]

@@ -1,33 +1,64 @@
-"""A router takes images to their answers, and what its decisions cost."""
+"""Taking a batch of images to their answers, by a router or along given paths."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym.routing.observations import observe
 from rnr_gym.routing.protocols import Router, RoutingState
 from rnr_gym.routing.spec import RoutingSpec
 
-AnyState = TypeVar("AnyState", bound=RoutingState)
+State = TypeVar("State", bound=RoutingState)
 
 
-def route(walk: AnyState, spec: RoutingSpec, router: Router, tradeoff: float) -> AnyState:
-    """Let a router decide until every image of a walk has been answered."""
-    count, state = len(walk.layer), None
-    start, weights = np.ones(count, np.bool_), np.full(count, tradeoff)
-    while not walk.done.all():
-        seen = observe(spec.layout, walk.summary(), walk.layer, walk.prev_sub_path, walk.macs / spec.plain_macs, weights)
-        actions, state = router.predict(seen, state, start, deterministic=True)
-        start = np.zeros(count, np.bool_)
-        walk = walk.step(spec.nearest[np.minimum(walk.layer, spec.num_layers - 1), actions])
-    return walk
+def observation(
+    state: RoutingState,
+    spec: RoutingSpec,
+    tradeoff: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """float32 `(N, D)`: what a router sees of N images at trade-offs `(N,)`."""
+    return observe(
+        spec.layout,
+        summary=state.summary(),
+        layer=state.layer,
+        prev_sub_path=state.prev_sub_path,
+        compute=spec.compute(state.macs),
+        tradeoff=tradeoff,
+    )
+
+
+def route(state: State, spec: RoutingSpec, router: Router, tradeoff: float) -> State:
+    """Let a router decide until every image has been answered."""
+    batch_size = len(state.layer)
+    tradeoffs = np.full(batch_size, tradeoff)
+    episode_start = np.ones(batch_size, np.bool_)
+    memory: Any = None
+    # Images that exit early wait for the others; their actions are ignored.
+    while not state.done.all():
+        obs = observation(state, spec, tradeoffs)
+        actions, memory = router.predict(obs, memory, episode_start, deterministic=True)
+        state = state.step(spec.executable(state.layer, actions))
+        episode_start = np.zeros(batch_size, np.bool_)
+    return state
+
+
+def follow(state: State, paths: NDArray[np.integer]) -> State:
+    """Send each image down its path `(N, T)`, or all down one path `(T,)`; -1 after an exit."""
+    batch_size = len(state.layer)
+    for sub_paths in np.broadcast_to(paths, (batch_size, paths.shape[-1])).T:
+        # Entries of answered images are ignored, but -1 is no sub-path.
+        state = state.step(np.maximum(sub_paths, 0).astype(np.int64))
+    return state
 
 
 def decision_macs(router: Router, spec: RoutingSpec) -> int:
-    """MACs that a router spends on one decision: convolutions and matrix products that run in its `predict`."""
+    """MACs of one decision: the convolutions and matrix products that run in `predict`."""
+    obs = np.zeros((1, spec.layout.size), np.float32)
+    # The counter reports a multiply and an add as two operations.
     with FlopCounterMode(display=False) as counter:
-        router.predict(np.zeros((1, spec.layout.size), np.float32), None, np.ones(1, np.bool_), deterministic=True)
+        router.predict(obs, None, np.ones(1, np.bool_), deterministic=True)
     return int(counter.get_total_flops()) // 2

@@ -1,14 +1,15 @@
-"""Every path of a small backbone, worked out once for every image: routing as a table, and its exact optimum."""
+"""The outcome of every path for every image: routing as a table, and its exact optimum."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -16,29 +17,33 @@ from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.data import ImageSet
-from rnr_gym.routing.observations import steps
+from rnr_gym.routing.observations import quantisation_steps
 from rnr_gym.routing.path_tree import PathTree, num_prefixes
-from rnr_gym.routing.protocols import Outcome, Rows
+from rnr_gym.routing.protocols import Indices, Outcome
 from rnr_gym.routing.rewards import task_term
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
 LIMIT = 1_500_000
-"""The most prefixes times images that a table may hold; at 470 summary values under three gigabytes."""
+"""The most prefixes x images that a table may hold; with 470 values per summary, 2.8 GB."""
+BATCH_SIZE = 512
+"""Images that go down all paths together while a table is built."""
 
 
 @dataclass(frozen=True, eq=False)
 class RouteTable:
-    """What every path of a backbone would do with every image.
+    """A `RoutingSource` that knows what every path of a backbone does with each of N images.
+
+    There are M prefixes, E whole paths and S values in a summary.
 
     Attributes:
         spec: the routing problem.
         labels: int64 `(N,)`.
         summary: float32 `(M, N, S)`, the summary at every prefix.
-        prediction: int16 `(E, N)`, the top class at every answer.
-        loss: float32 `(E, N)`, its cross-entropy in nats.
-        origin: digest of the weights and images it was worked out from; empty for a table made otherwise.
-        places: the tree of paths, worked out from `spec`.
+        prediction: int16 `(E, N)`, the top class of every answer.
+        loss: float32 `(E, N)`, the cross-entropy of every answer in nats.
+        origin: digest of the weights and images that it was computed from; empty for other tables.
+        tree: the tree of paths, which follows from `spec`.
     """
 
     spec: RoutingSpec
@@ -47,28 +52,38 @@ class RouteTable:
     prediction: NDArray[np.int16]
     loss: NDArray[np.float32]
     origin: str = ""
-    places: PathTree = field(init=False)
+    tree: PathTree = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "places", places(self.spec))
+        object.__setattr__(self, "tree", PathTree.of(self.spec))
 
-    def start(self, indices: Rows) -> TableState:
-        """Images by number `(N,)`, each waiting at layer 0."""
-        return TableState(self, np.asarray(indices), np.zeros(len(indices), np.int64))
+    @property
+    def num_prefixes(self) -> int:
+        """M: nodes of the tree from here on are answers."""
+        return len(self.summary)
 
-    def outcome(self, walk: TableState, indices: Rows, rows: Rows) -> Outcome:
-        answer = walk.place[rows] - len(self.summary)
-        return Outcome(self.prediction[answer, indices].astype(np.int64), self.loss[answer, indices].astype(np.float64))
+    def start(self, image_idx: Indices) -> TableState:
+        """The images `(N,)` of this table, waiting at layer 0."""
+        image_idx = np.asarray(image_idx)
+        return TableState(self, image_idx, np.zeros(len(image_idx), np.int64))
+
+    def outcome(self, state: TableState, image_idx: Indices, batch_idx: Indices) -> Outcome:
+        """The outcome of images `image_idx`, which are at positions `batch_idx` of a state."""
+        answer = state.node[batch_idx] - self.num_prefixes
+        return Outcome(
+            prediction=self.prediction[answer, image_idx].astype(np.int64),
+            loss=self.loss[answer, image_idx].astype(np.float64),
+        )
 
     @property
     def paths(self) -> NDArray[np.int8]:
         """int8 `(E, T)`: every whole path."""
-        return self.tree.path[len(self.summary) :]
+        return self.tree.path[self.num_prefixes :]
 
     @property
     def compute(self) -> NDArray[np.float64]:
         """float64 `(E,)`: what the environment charges for each whole path."""
-        return self.tree.macs[len(self.summary) :] / self.spec.plain_macs
+        return self.spec.compute(self.tree.macs[self.num_prefixes :])
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -77,154 +92,305 @@ class RouteTable:
 
     def returns(self, tradeoff: float, reward: str = "accuracy") -> NDArray[np.float64]:
         """float64 `(E, N)`: an episode's return for every whole path and image."""
-        task = task_term(reward, self.correct, self.loss.astype(np.float64), self.spec.loss_scale)
+        loss = self.loss.astype(np.float64)
+        task = task_term(reward, self.correct, loss, self.spec.loss_scale)
         return task - tradeoff * self.compute[:, None]
 
     def oracle(self, tradeoff: float, reward: str = "accuracy") -> NDArray[np.int8]:
-        """int8 `(N, T)`: the best path of each image, knowing its label; the cheaper one of two equals."""
+        """int8 `(N, T)`: the best path of each image, given its label.
+
+        Of two paths with equal returns it takes the cheaper one.
+        """
+        # In order of compute, so that argmax takes the cheapest of equal returns.
         order = np.argsort(self.compute, kind="stable")
         best = self.returns(tradeoff, reward)[order].argmax(0)
         paths: NDArray[np.int8] = self.paths[order[best]]
         return paths
 
-    def regret(self, paths: NDArray[np.int8], tradeoff: float, reward: str = "accuracy") -> float:
-        """How much less return than the oracle's the paths `(N, T)` bring, a mean over the images; 0 or above."""
+    def regret(
+        self,
+        paths: NDArray[np.int8],
+        tradeoff: float,
+        reward: str = "accuracy",
+    ) -> float:
+        """Mean return that the paths `(N, T)` lose against the oracle's; 0 or above."""
         returns = self.returns(tradeoff, reward)
-        taken = returns[self.answers(paths), np.arange(len(self.labels))]
+        taken = returns[self.path_index(paths), np.arange(len(self.labels))]
         return float((returns.max(0) - taken).mean())
 
-    def answers(self, paths: NDArray[np.int8]) -> NDArray[np.int64]:
-        """int64 `(N,)`: the number, among `paths`, of each given whole path `(N, T)`."""
-        place = np.zeros(len(paths), np.int64)
+    def path_index(self, paths: NDArray[np.int8]) -> NDArray[np.int64]:
+        """int64 `(N,)`: the index of each whole path `(N, T)` in `self.paths`.
+
+        Raises:
+            ValueError: a path ends early, or is not valid.
+        """
+        node = np.zeros(len(paths), np.int64)
         for layer in range(self.spec.num_layers):
-            going = np.flatnonzero(place < len(self.summary))
-            place[going] = self.tree.reached(place[going], paths[going, layer])
-            if (place < 0).any():
+            active = np.flatnonzero(node < self.num_prefixes)
+            node[active] = self.tree.reached(node[active], paths[active, layer])
+            # -1 would be taken for a prefix in the next round.
+            if (node < 0).any():
                 break
-        if (place < len(self.summary)).any():
-            raise ValueError("`paths` must be whole paths of this backbone, got one that ends early or is not valid")
-        return place - len(self.summary)
+
+        if (node < self.num_prefixes).any():
+            raise ValueError(
+                "`paths` must be whole paths of this backbone, got one that ends early or is not "
+                "valid"
+            )
+        return node - self.num_prefixes
 
     def front(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The exact accuracy-compute front: the most accuracy that any per-image choice of paths has at a mean compute.
+        """The exact accuracy-compute front of all choices of one path per image.
 
-        Returns compute and accuracy, each float64 `(n,)`, ascending: first everybody's cheapest path, then, dearest last,
-        each image whose cheapest right answer costs more than its cheapest answer.
+        Returns:
+            Mean compute and the highest accuracy at it, float64 `(n,)` each, ascending.
         """
-        cost = np.where(self.correct, self.compute[:, None], np.inf).min(0)
-        least = self.compute.min()
-        extra = np.sort(cost[np.isfinite(cost)] - least)
-        count = len(self.labels)
-        return least + np.concatenate([[0.0], np.cumsum(extra)]) / count, np.arange(len(extra) + 1) / count
+        # It starts with the cheapest path for all images. Then, lowest extra cost first, images
+        # whose cheapest right answer costs more switch to it.
+        cheapest = self.compute.min()
+        cost_if_right = np.where(self.correct, self.compute[:, None], np.inf).min(0)
+        extra = np.sort(cost_if_right[np.isfinite(cost_if_right)] - cheapest)
 
-    def take(self, rows: NDArray[np.bool_] | Rows) -> RouteTable:
+        num_images = len(self.labels)
+        compute = cheapest + np.concatenate([[0.0], np.cumsum(extra)]) / num_images
+        accuracy = np.arange(len(extra) + 1) / num_images
+        return compute, accuracy
+
+    def take(self, idx: NDArray[np.integer] | NDArray[np.bool_]) -> RouteTable:
         """The table of the chosen images, in the order given."""
-        parts = (self.summary[:, rows], self.prediction[:, rows], self.loss[:, rows])
-        return RouteTable(self.spec, self.labels[rows], *parts)
+        # Without `origin`: it stands for all images of the table.
+        return RouteTable(
+            spec=self.spec,
+            labels=self.labels[idx],
+            summary=self.summary[:, idx],
+            prediction=self.prediction[:, idx],
+            loss=self.loss[:, idx],
+        )
 
     def save(self, path: Path) -> None:
-        """Write the table as one safetensors file; quantised summaries in one byte a value."""
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("labels", "summary", "prediction", "loss")}
-        arrays |= {"valid": self.spec.valid, **{f"macs.{name}": part for name, part in self.spec.mac_table._asdict().items() if name != "stem"}}
+        """Write the table as one safetensors file; quantised summaries take one byte per value."""
+        summary = self.summary
+        # Quantised values are whole steps by construction, so a byte loses nothing.
         if self.spec.quantised:
-            arrays["summary"] = np.rint(self.summary / steps(self.summary.shape[-1], self.spec.facts["pooled"])).astype(np.int8)
+            step = quantisation_steps(summary.shape[-1], self.spec.pooled_width)
+            summary = np.rint(summary / step).astype(np.int8)
+
+        arrays = {
+            "labels": self.labels,
+            "summary": summary,
+            "prediction": self.prediction,
+            "loss": self.loss,
+            "valid": self.spec.valid,
+            "macs.layers": self.spec.mac_table.layers,
+            "macs.exits": self.spec.mac_table.exits,
+            "macs.head": self.spec.mac_table.head,
+        }
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        storage.save_tensors(path, tensors, {"spec": self.spec.facts, "stem": self.spec.mac_table.stem, "origin": self.origin})
+        metadata = {
+            "spec": _scalars(self.spec),
+            "stem": self.spec.mac_table.stem,
+            "origin": self.origin,
+        }
+        storage.save_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> RouteTable:
-        """Read what `save` wrote."""
-        tensors, facts = storage.load_tensors(path)
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or no route table of this version.
+        """
+        tensors, metadata = storage.load_tensors(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        macs = MacTable(facts["stem"], *(arrays[f"macs.{name}"] for name in ("layers", "exits", "head")))
-        parts, spec = {name: arrays[name] for name in ("labels", "summary", "prediction", "loss")}, RoutingSpec(facts["spec"], arrays["valid"], macs)
+        try:
+            spec = _spec_of(arrays, metadata)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"`path` must be a route table as this version writes it, got {str(path)!r}"
+            ) from error
+
+        summary = arrays["summary"]
         if spec.quantised:
-            parts["summary"] = parts["summary"] * steps(parts["summary"].shape[-1], spec.facts["pooled"])
-        return cls(spec, **parts, origin=facts["origin"])
+            summary = summary * quantisation_steps(summary.shape[-1], spec.pooled_width)
+        return cls(
+            spec=spec,
+            labels=arrays["labels"],
+            summary=summary,
+            prediction=arrays["prediction"],
+            loss=arrays["loss"],
+            origin=metadata["origin"],
+        )
+
+
+def _spec_of(arrays: dict[str, NDArray], metadata: dict[str, Any]) -> RoutingSpec:
+    """The spec of a stored table."""
+    mac_table = MacTable(
+        stem=metadata["stem"],
+        layers=arrays["macs.layers"],
+        exits=arrays["macs.exits"],
+        head=arrays["macs.head"],
+    )
+    return RoutingSpec(valid=arrays["valid"], mac_table=mac_table, **metadata["spec"])
+
+
+def _scalars(spec: RoutingSpec) -> dict[str, Any]:
+    """The fields of a spec that JSON can hold; the others are arrays."""
+    fields = asdict(spec)
+    del fields["valid"]
+    del fields["mac_table"]
+    return fields
 
 
 @dataclass(frozen=True, eq=False)
 class TableState:
-    """N images under way through a table: `rnr_gym.routing.protocols.RoutingState` without a network."""
+    """N images in progress through a table: a `RoutingState` without a network.
+
+    Attributes:
+        table: the table.
+        image_idx: int64 `(N,)`, the images.
+        node: int64 `(N,)`, where each is in the tree of paths.
+    """
 
     table: RouteTable
-    index: Rows
-    place: Rows
+    image_idx: Indices
+    node: Indices
 
     @property
-    def layer(self) -> Rows:
-        return self.table.tree.layer[self.place]
+    def layer(self) -> Indices:
+        """int64 `(N,)`: the decision that an image waits for; T once it has been answered."""
+        return self.table.tree.layer[self.node]
 
     @property
-    def prev_sub_path(self) -> Rows:
-        return self.table.tree.prev_sub_path[self.place]
+    def prev_sub_path(self) -> Indices:
+        """int64 `(N,)`: the sub-path executed last; K - 1 at layer 0."""
+        return self.table.tree.prev_sub_path[self.node]
 
     @property
-    def macs(self) -> Rows:
-        return self.table.tree.macs[self.place]
+    def macs(self) -> Indices:
+        """int64 `(N,)`: MACs charged so far."""
+        return self.table.tree.macs[self.node]
 
     @property
     def path(self) -> NDArray[np.int8]:
-        return self.table.tree.path[self.place]
+        """int8 `(N, T)`: executed sub-paths, -1 where none was."""
+        return self.table.tree.path[self.node]
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        return self.place >= len(self.table.summary)
+        """bool `(N,)`: which images have been answered."""
+        return self.node >= self.table.num_prefixes
 
-    def step(self, sub_paths: Rows) -> TableState:
-        """Move every unanswered image by its own sub-path `(N,)`; entries of answered ones are ignored."""
-        going, place = np.flatnonzero(~self.done), self.place.copy()
-        place[going] = self.table.tree.reached(self.place[going], sub_paths[going])
-        if (place < 0).any():
-            raise ValueError(f"`sub_paths` must be valid at their layers {self.layer[going].tolist()}, got {sub_paths[going].tolist()}")
-        return TableState(self.table, self.index, place)
+    def step(self, sub_paths: Indices) -> TableState:
+        """Move every unanswered image by its own sub-path `(N,)`; other entries are ignored.
 
-    def replaced(self, rows: Rows, other: TableState) -> TableState:
-        """This batch with `other`'s images, in order, in the places `rows`."""
-        index, place = self.index.copy(), self.place.copy()
-        index[rows], place[rows] = other.index, other.place
-        return TableState(self.table, index, place)
+        Raises:
+            ValueError: a sub-path is not valid at its layer.
+        """
+        active = np.flatnonzero(~self.done)
+        node = self.node.copy()
+        node[active] = self.table.tree.reached(self.node[active], sub_paths[active])
+        if (node < 0).any():
+            raise ValueError(
+                f"`sub_paths` must be valid at their layers {self.layer[active].tolist()}, got "
+                f"{sub_paths[active].tolist()}"
+            )
+        return TableState(self.table, self.image_idx, node)
+
+    def replaced(self, batch_idx: Indices, other: TableState) -> TableState:
+        """This batch with `other`'s images, in order, at the positions `batch_idx`."""
+        image_idx = self.image_idx.copy()
+        image_idx[batch_idx] = other.image_idx
+        node = self.node.copy()
+        node[batch_idx] = other.node
+        return TableState(self.table, image_idx, node)
 
     def summary(self) -> NDArray[np.float32]:
         """float32 `(N, S)`; zeros for answered images."""
+        # Answers have no summary; any prefix does for the lookup, since its row is cleared.
         done = self.done
-        summary: NDArray[np.float32] = self.table.summary[np.where(done, 0, self.place), self.index]
+        node = np.where(done, 0, self.node)
+        summary: NDArray[np.float32] = self.table.summary[node, self.image_idx]
         summary[done] = 0.0
         return summary
 
 
-def build(backbone: Backbone, images: ImageSet, spec: RoutingSpec, batch_size: int = 512, progress: bool = True) -> RouteTable:
-    """Send every image down every path. A `ValueError` where prefixes times images exceed `LIMIT`."""
-    tree, count = places(spec) if num_prefixes(spec) * len(images) <= LIMIT else None, len(images)
-    if tree is None:
-        raise ValueError(f'`backend="table"` holds at most {LIMIT:,} prefixes x images, got {num_prefixes(spec):,} x {count:,}; use `backend="live"`')
-    inner, answers = len(tree.child), len(tree.layer) - len(tree.child)
-    summary = np.zeros((inner, count, spec.layout.summary.size), np.float32)
-    prediction, loss = np.zeros((answers, count), np.int16), np.zeros((answers, count), np.float32)
-    exits = backbone.exit_layers if spec.has_exits and spec.valid[:, 0].any() else frozenset()
-    device = backbone.image_mean.device
+def fits(spec: RoutingSpec, num_images: int) -> bool:
+    """Whether a table of so many images stays within `LIMIT`."""
+    return num_prefixes(spec) * num_images <= LIMIT
 
-    def answer(number: int, rows: slice, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        prediction[number, rows] = logits.argmax(1).cpu().numpy()
-        loss[number, rows] = F.cross_entropy(logits.float(), labels, reduction="none").cpu().numpy()
 
-    def visit(walk: Traversal, place: int, rows: slice, labels: torch.Tensor) -> None:
-        summary[place, rows] = walk.summary()
-        for sub_path in np.flatnonzero(tree.child[place] >= 0).tolist():
-            target = int(tree.child[place, sub_path])
-            if spec.has_exits and sub_path == 0:
-                answer(target - inner, rows, walk.exit_logits, labels)
-                continue
-            further = walk.step(np.full(len(labels), sub_path))
-            if target >= inner:
-                answer(target - inner, rows, further.logits, labels)
-            else:
-                visit(further, target, rows, labels)
+def build(
+    backbone: Backbone,
+    images: ImageSet,
+    spec: RoutingSpec,
+    progress: bool = True,
+) -> RouteTable:
+    """Send every image down every path.
 
+    Raises:
+        ValueError: prefixes x images exceed `LIMIT`.
+    """
+    num_images = len(images)
+    if not fits(spec, num_images):
+        raise ValueError(
+            f'`backend="table"` holds at most {LIMIT:,} prefixes x images, got '
+            f'{num_prefixes(spec):,} x {num_images:,}; use `backend="live"`'
+        )
+
+    builder = _Builder(spec, num_images)
+    batches = range(0, num_images, BATCH_SIZE)
     with torch.inference_mode():
-        for low in tqdm(range(0, count, batch_size), desc="route table", unit="batch", disable=not progress, leave=False):
-            rows = slice(low, min(low + batch_size, count))
-            labels = torch.from_numpy(np.array(images.labels[rows])).to(device)
-            pixels = torch.from_numpy(np.array(images.images[rows])).to(device)
-            visit(Traversal.start(backbone, pixels, exits), 0, rows, labels)
-    return RouteTable(spec, np.array(images.labels), summary, prediction, loss)
+        bar = tqdm(batches, desc="route table", unit="batch", disable=not progress, leave=False)
+        for low in bar:
+            batch = slice(low, min(low + BATCH_SIZE, num_images))
+            pixels = torch.from_numpy(np.array(images.images[batch])).to(backbone.device)
+            labels = torch.from_numpy(np.array(images.labels[batch])).to(backbone.device)
+            start = Traversal.start(backbone, pixels, spec.exit_layers)
+            builder.visit(start, 0, batch, labels)
+
+    return RouteTable(
+        spec=spec,
+        labels=np.array(images.labels),
+        summary=builder.summary,
+        prediction=builder.prediction,
+        loss=builder.loss,
+    )
+
+
+class _Builder:
+    """The arrays of a table while it is built."""
+
+    def __init__(self, spec: RoutingSpec, num_images: int) -> None:
+        self.spec = spec
+        self.tree = PathTree.of(spec)
+        self.num_prefixes = len(self.tree.child)
+        num_answers = len(self.tree.layer) - self.num_prefixes
+        summary_shape = (self.num_prefixes, num_images, spec.layout.summary.size)
+        self.summary = np.zeros(summary_shape, np.float32)
+        self.prediction = np.zeros((num_answers, num_images), np.int16)
+        self.loss = np.zeros((num_answers, num_images), np.float32)
+
+    def visit(self, state: Traversal, node: int, batch: slice, labels: Tensor) -> None:
+        """Store the summary of a prefix, then visit everything below it, depth first."""
+        self.summary[node, batch] = state.summary()
+        children = self.tree.child[node]
+        for sub_path in np.flatnonzero(children >= 0).tolist():
+            child = int(children[sub_path])
+            if self.spec.has_exits and sub_path == 0:
+                # The exit head has run on arrival.
+                self._store_answer(child, batch, state.exit_logits, labels)
+                continue
+
+            # Depth first, so that the features of at most T prefixes are in memory.
+            next_state = state.step(np.full(len(labels), sub_path))
+            if child >= self.num_prefixes:
+                self._store_answer(child, batch, next_state.logits, labels)
+            else:
+                self.visit(next_state, child, batch, labels)
+
+    def _store_answer(self, node: int, batch: slice, logits: Tensor, labels: Tensor) -> None:
+        answer = node - self.num_prefixes
+        loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        self.prediction[answer, batch] = logits.argmax(1).cpu().numpy()
+        self.loss[answer, batch] = loss.cpu().numpy()

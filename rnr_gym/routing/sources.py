@@ -1,8 +1,7 @@
-"""What an environment routes: a backbone with images, live, or their route table. Opened once a process and shared."""
+"""Opening what an environment routes: by name, once per process, shared by all who ask for it."""
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,20 +13,22 @@ import numpy as np
 import torch
 
 from rnr_gym import data, storage
+from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.data import ImageSet
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
-from rnr_gym.routing.protocols import Source
+from rnr_gym.routing.protocols import RoutingSource
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
-BACKENDS = ("live", "table", "shipped")
+BACKENDS = ("live", "table")
+PRETRAINED = "pretrained"
 
 
-class SourceArguments(TypedDict, total=False):
-    """What says which images and which network are routed; the keyword arguments of `open_source`."""
+class SourceKwargs(TypedDict, total=False):
+    """The keyword arguments of `open_source`: which images and which network are routed."""
 
     dataset: str | ImageSet | Mapping[str, ImageSet]
     split: str
@@ -44,31 +45,64 @@ def open_source(
     dataset: str | ImageSet | Mapping[str, ImageSet] = "digits",
     split: str = "route",
     backbone: str | Backbone = "rnr-digits",
-    weights: str | None = "frozen",
+    weights: str | None = PRETRAINED,
     exits: bool = True,
     backend: str | RouteTable = "live",
     data_root: str | None = None,
     download: bool = True,
     device: str = "cpu",
-) -> Source:
-    """Images and backbone by name or as objects, checked against each other; the same arguments give the same object.
+) -> RoutingSource:
+    """Open images and backbone, checked against each other.
 
-    A `RouteTable` as `backend` is routed as it is, whatever the other arguments say. `"shipped"` routes the table that
-    comes with a named backbone, which needs no images.
+    The same arguments give the same object.
+
+    Args:
+        dataset: a name, an `ImageSet`, or a dict of them by split.
+        split: `"train"`, `"route"` or `"test"`.
+        backbone: a name, a file that `rnr-gym pretrain` wrote, or a `Backbone`.
+        weights: of a named backbone: `"pretrained"`, a file, or None for seeded random ones.
+        exits: whether exits and glance run.
+        backend: `"live"` runs the network. `"table"` routes the bundled table where there is one,
+            which needs no images, else a table that is built and kept in the cache. A `RouteTable`
+            is routed as it is, whatever the other arguments are.
+        data_root: directory of the images.
+        download: whether to fetch images that are missing.
+        device: where the network runs.
+
+    Raises:
+        ValueError: an argument is unknown, or the images do not fit the backbone.
+        FileNotFoundError: there are no images.
     """
     if isinstance(backend, RouteTable):
         return backend
-    if backend == "shipped":
-        return shipped_table(backbone, split, weights, exits)
     if not isinstance(backbone, str | Backbone):
-        raise ValueError(f"`backbone` must be a name, a file or a `Backbone`, got {type(backbone).__name__}")
+        raise ValueError(
+            "`backbone` must be a name, a file or a `Backbone`, got " + type(backbone).__name__
+        )
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if not isinstance(backbone, str) and weights not in (*zoo.STAGES, None):
-        raise ValueError(f"`weights` go with a named backbone, got {weights!r} beside a `Backbone`, which has its own")
-    network = zoo.named(backbone, weights, device=device) if isinstance(backbone, str) else backbone.eval()
-    state = "" if isinstance(backbone, str) else storage.digest(network.state_dict())
-    return _opened(network, state, open_images(dataset, split, data_root, download), bool(exits), backend)
+
+    # A bundled table goes first, because it needs neither weights nor images.
+    if backend == "table":
+        table = bundled_table(dataset, split, backbone, weights, exits)
+        if table is not None:
+            return table
+
+    # Named weights never change, so their name identifies them.
+    if isinstance(backbone, str):
+        network = zoo.named(backbone, weights, device=device)
+        state_digest = ""
+    elif weights in (PRETRAINED, None):
+        network = backbone.eval()
+        state_digest = storage.digest(network.state_dict())
+    else:
+        raise ValueError(
+            f"`weights` go with a named backbone, got {weights!r} with a `Backbone`, which has its "
+            "own"
+        )
+
+    images = open_images(dataset, split, data_root, download)
+    return _opened(network, state_digest, images, bool(exits), backend)
 
 
 def open_images(
@@ -76,35 +110,61 @@ def open_images(
     split: str = "route",
     data_root: str | None = None,
     download: bool = True,
-    backend: str | RouteTable = "live",
-    **source: Any,
+    **other: Any,
 ) -> ImageSet:
-    """The images that `open_source` routes, given the same arguments. A bare `ImageSet` stands for every split."""
+    """The images that `open_source` routes, given the same arguments.
+
+    An `ImageSet` serves for every split. Where a bundled table is routed, these are the images that
+    it was computed from.
+    """
     if isinstance(dataset, str):
         images = data.load(dataset, split, data_root, download)
-        if backend != "shipped":
+        table = None
+        if other.get("backend") == "table":
+            table = bundled_table(
+                dataset,
+                split,
+                other.get("backbone", "rnr-digits"),
+                other.get("weights", PRETRAINED),
+                other.get("exits", True),
+            )
+        if table is None:
             return images
-        known = len(shipped_table(source.get("backbone", "rnr-digits"), split).labels)
-        return images.take(np.arange(min(known, len(images))))
-    data.check_split(split)
-    if isinstance(dataset, Mapping) and split not in dataset:
-        raise ValueError(f"`split` must be one that `dataset` holds, {', '.join(dataset)}, got {split!r}")
-    images = dataset[split] if isinstance(dataset, Mapping) else dataset
-    if not isinstance(images, ImageSet):
-        raise ValueError(f"`dataset` must be a name, an `ImageSet`, or a dict of them by split, got {type(images).__name__}")
-    return images
+        # A table holds the first images of its split.
+        return images.take(np.arange(min(len(table.labels), len(images))))
 
-
-def shipped_table(backbone: str | Backbone, split: str, weights: str | None = "frozen", exits: bool = True) -> RouteTable:
-    """The route table that comes with a named backbone; it holds the first images of its split."""
     data.check_split(split)
-    path = zoo.bundled(str(backbone), f"{weights}.{split}")
-    if not exits or not isinstance(backbone, str) or not path.is_file():
-        tables = sorted(file.name.removesuffix(".safetensors") for part in data.SPLITS for file in zoo.FOLDER.glob(f"*.*.{part}.safetensors"))
-        asked = f"{backbone if isinstance(backbone, str) else type(backbone).__name__}.{weights}.{split}{'' if exits else ' without exits'}"
+    chosen: Any = dataset
+    if isinstance(dataset, Mapping):
+        if split not in dataset:
+            raise ValueError(
+                f"`split` must be one that `dataset` holds, {', '.join(dataset)}, got {split!r}"
+            )
+        chosen = dataset[split]
+    if not isinstance(chosen, ImageSet):
         raise ValueError(
-            f'`backend="shipped"` needs a table that ships, {", ".join(tables) or "none so far"}, got {asked}; "live" and "table" need images'
+            "`dataset` must be a name, an `ImageSet`, or a dict of them by split, got "
+            + type(chosen).__name__
         )
+    return chosen
+
+
+def bundled_table(
+    dataset: str | ImageSet | Mapping[str, ImageSet],
+    split: str,
+    backbone: str | Backbone,
+    weights: str | None = PRETRAINED,
+    exits: bool = True,
+) -> RouteTable | None:
+    """The route table that comes with a named backbone and its own data set; None without one."""
+    data.check_split(split)
+    if not isinstance(backbone, str) or weights != PRETRAINED or not exits:
+        return None
+    # Other images than those of its own data set are not in the table.
+    architecture = zoo.ARCHITECTURES.get(backbone)
+    path = weight_files.table_file(backbone, split)
+    if architecture is None or dataset != architecture.dataset or not path.is_file():
+        return None
     return _loaded(path)
 
 
@@ -114,40 +174,70 @@ def _loaded(path: Path) -> RouteTable:
 
 
 @lru_cache(maxsize=8)
-def _opened(backbone: Backbone, state: str, images: ImageSet, exits: bool, backend: str) -> Source:
-    """One object for the same arguments; `state` tells the weights of an own backbone, which may change, apart."""
+def _opened(
+    backbone: Backbone,
+    state_digest: str,
+    images: ImageSet,
+    exits: bool,
+    backend: str,
+) -> RoutingSource:
+    """One object for the same arguments.
+
+    `state_digest` tells apart the weights of a user's own backbone, which may change in place.
+    """
     if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)  # workers share the cores; torch would give each of them all
+        # Workers share the cores; torch would give each of them all.
+        torch.set_num_threads(1)
+
     _check_fit(backbone, images)
-    spec = backbone.spec(exits)
-    return Live(backbone, images, spec) if backend == "live" else _table(backbone, images, spec)
+    spec = RoutingSpec.of(backbone, exits)
+    live = Live(backbone, images, spec)
+    if backend == "live":
+        return live
+    return _cached_table(live)
 
 
 def _check_fit(backbone: Backbone, images: ImageSet) -> None:
-    if images.images.shape[1:] != backbone.image_shape:
-        raise ValueError(f"`dataset` must hold images of the backbone's shape {backbone.image_shape}, got {images.images.shape[1:]}")
+    """Raise `ValueError` unless the images have the backbone's shape and classes."""
+    shape = images.images.shape[1:]
+    if shape != backbone.image_shape:
+        raise ValueError(
+            f"`dataset` must hold images of the backbone's shape {backbone.image_shape}, got "
+            f"{shape}"
+        )
     if len(images.classes) != backbone.num_classes:
-        raise ValueError(f"`dataset` must have the backbone's {backbone.num_classes} classes, got {len(images.classes)}")
+        raise ValueError(
+            f"`dataset` must have the backbone's {backbone.num_classes} classes, got "
+            f"{len(images.classes)}"
+        )
 
 
-def digest_of(source: Source) -> str:
-    """Twelve hexadecimal digits that change with weights, images and costs; a table's are those of what it was worked out from."""
+def digest_of(source: RoutingSource) -> str:
+    """Twelve hexadecimal digits that change with weights, images and costs.
+
+    Those of a table are the digits of what it was computed from.
+    """
     if isinstance(source, RouteTable) and source.origin:
         return source.origin
-    key = hashlib.sha256(source.spec.digest.encode() + source.labels.tobytes())
+
+    parts = [source.spec.digest.encode(), source.labels.tobytes()]
     if isinstance(source, Live):
-        key.update(storage.digest(source.backbone.state_dict()).encode() + source.images.images.tobytes())
+        parts.append(storage.digest(source.backbone.state_dict()).encode())
+        parts.append(source.images.images.tobytes())
     if isinstance(source, RouteTable):
-        key.update(source.prediction.tobytes() + source.loss.tobytes())
-    return key.hexdigest()[:12]
+        parts.append(source.prediction.tobytes())
+        parts.append(source.loss.tobytes())
+    return storage.short_hash(*parts)
 
 
-def _table(backbone: Backbone, images: ImageSet, spec: RoutingSpec) -> RouteTable:
-    """The table from the cache, else built and put there: it is named after weights, images and problem."""
-    origin = digest_of(Live(backbone, images, spec))
-    path = storage.cache_folder() / "tables" / f"{origin}.safetensors"
+def _cached_table(live: Live) -> RouteTable:
+    """The table from the cache; else built, and kept there under the digest of its origin."""
+    origin = digest_of(live)
+    path = storage.cache_dir() / "tables" / f"{origin}.safetensors"
     try:
         return RouteTable.load(path)
-    except (FileNotFoundError, ValueError):  # not there yet, or damaged
-        replace(route_table.build(backbone, images, spec), origin=origin).save(path)
+    except (FileNotFoundError, ValueError):
+        # Not there yet, damaged, or of another version.
+        table = route_table.build(live.backbone, live.images, live.spec)
+        replace(table, origin=origin).save(path)
         return RouteTable.load(path)

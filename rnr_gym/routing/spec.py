@@ -2,100 +2,211 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym import storage
+from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.routing.observations import ObservationLayout, layout
 
 
+@dataclass(frozen=True, eq=False)
 class RoutingSpec:
-    """Which decisions there are, what they cost, and what an observation looks like.
+    """Decisions, costs and observation layout of a backbone with T layers and K sub-paths.
 
-    Args:
-        facts: `pooled`, `glance`, `classes`, `has_exits` and `loss_scale`, `quantised` where summaries are, and
-            `exits_read_glance` where exit heads do, as JSON holds them.
+    Attributes:
         valid: bool `(T, K)`, the sub-paths that may be taken.
-        mac_table: MACs, with the exits' rows zeroed where they are switched off.
+        mac_table: MACs; its exits are zero where exits are switched off.
+        num_classes: number of classes.
+        pooled_width: pooled features in a summary.
+        glance_width: pooled features of the glance in a summary; 0 for none.
+        has_exits: whether sub-path 0 is the exit.
+        loss_scale: 1 / the full path's mean loss on `route`.
+        quantised: whether summaries are rounded to `observations.quantisation_steps` and leave out
+            what the glance said once it is past.
+        exits_read_glance: whether exit heads read the glance, which then has to run for them.
     """
 
-    def __init__(self, facts: dict[str, Any], valid: NDArray[np.bool_], mac_table: MacTable) -> None:
-        self.facts, self.valid, self.mac_table = facts, valid, mac_table
-        self.num_layers, self.num_paths = valid.shape
-        self.has_exits: bool = facts["has_exits"]
-        self.loss_scale: float = facts["loss_scale"]
-        self.full_path = self.num_paths - 1
-        self.plain_macs, self.ceiling = mac_table.plain, mac_table.ceiling
+    valid: NDArray[np.bool_]
+    mac_table: MacTable
+    num_classes: int
+    pooled_width: int
+    glance_width: int
+    has_exits: bool
+    loss_scale: float = 1.0
+    quantised: bool = False
+    exits_read_glance: bool = False
 
-    @cached_property
-    def layout(self) -> ObservationLayout:
-        """Where the parts of an observation stand."""
-        glance_classes = 0 if self.quantised else self.facts["classes"]
-        return layout(self.facts["pooled"], self.facts["glance"], self.facts["classes"], self.num_layers, self.num_paths, glance_classes)
+    @classmethod
+    def of(cls, backbone: Backbone, exits: bool = True) -> RoutingSpec:
+        """The problem that a backbone poses.
+
+        Args:
+            backbone: the network.
+            exits: False masks, and does not charge for, exits and glance.
+        """
+        valid = backbone.valid.copy()
+        mac_table = backbone.mac_table
+        if backbone.has_exits and not exits:
+            # Exit heads that do not run are not charged, and neither is the glance.
+            valid[:, 0] = False
+            mac_table = mac_table._replace(exits=np.zeros_like(mac_table.exits))
+
+        return cls(
+            valid=valid,
+            mac_table=mac_table,
+            num_classes=backbone.num_classes,
+            pooled_width=backbone.pooled_width,
+            glance_width=backbone.glance_width,
+            has_exits=backbone.has_exits,
+            loss_scale=float(backbone.loss_scale),
+            quantised=bool(backbone.summary_groups),
+            exits_read_glance=backbone.exits_read_glance and exits,
+        )
 
     @property
-    def quantised(self) -> bool:
-        """Whether summaries come in whole steps of `summaries.steps`, without what the glance said once it is past."""
-        return bool(self.facts.get("quantised"))
+    def num_layers(self) -> int:
+        """T, the number of decisions."""
+        return len(self.valid)
+
+    @property
+    def num_paths(self) -> int:
+        """K, the number of sub-paths, the exit included."""
+        return self.valid.shape[1]
+
+    @property
+    def full_path(self) -> int:
+        """The number of the sub-path that costs most, K - 1."""
+        return self.num_paths - 1
+
+    @property
+    def first_sub_path(self) -> int:
+        """The number of the cheapest sub-path that is not an exit."""
+        return int(self.has_exits)
+
+    @cached_property
+    def exit_layers(self) -> tuple[int, ...]:
+        """The layers at which an image can be answered at once; 0 stands for the glance."""
+        if not self.has_exits:
+            return ()
+        return tuple(np.flatnonzero(self.valid[:, 0]).tolist())
 
     @property
     def stem_waits(self) -> bool:
-        """Whether layer 0's exit is the glance, so that the stem runs only for images that continue."""
-        return self.has_exits and bool(self.valid[0, 0])
+        """Whether layer 0 exits by the glance, so that the stem runs only for images that stay."""
+        return 0 in self.exit_layers
+
+    @cached_property
+    def plain_macs(self) -> int:
+        """MACs of the plain network."""
+        return self.mac_table.plain
+
+    @cached_property
+    def ceiling(self) -> float:
+        """The most compute that one image can be charged."""
+        return self.mac_table.ceiling
+
+    def compute(self, macs: NDArray[np.int64]) -> NDArray[np.float64]:
+        """MACs as a share of those of the plain network."""
+        return macs / self.plain_macs
+
+    @cached_property
+    def layout(self) -> ObservationLayout:
+        """The slices of an observation."""
+        return layout(
+            pooled=self.pooled_width,
+            glance=self.glance_width,
+            classes=self.num_classes,
+            layers=self.num_layers,
+            paths=self.num_paths,
+            glance_classes=0 if self.quantised else self.num_classes,
+        )
 
     @cached_property
     def nearest(self) -> NDArray[np.int64]:
-        """int64 `(T, K)`: what is executed for an action; itself where valid, else the nearest valid one, cheaper first."""
+        """int64 `(T, K)`: the nearest valid sub-path to each action, the cheaper one of two."""
         return _nearest(self.valid)
 
     @cached_property
     def onward(self) -> NDArray[np.int64]:
-        """int64 `(T, K)`: as `nearest`, among the sub-paths that go on to the next layer; never an exit."""
-        going = self.valid.copy()
-        going[:, 0] &= not self.has_exits
-        return _nearest(going)
+        """int64 `(T, K)`: as `nearest`, among sub-paths that continue to the next layer."""
+        continuing = self.valid.copy()
+        if self.has_exits:
+            continuing[:, 0] = False
+        return _nearest(continuing)
+
+    def executable(self, layer: NDArray[np.int64], actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 `(N,)`: what is executed for actions at layers `(N,)`; meaningless for layer T."""
+        return self.nearest[np.minimum(layer, self.num_layers - 1), actions]
 
     @cached_property
     def masks(self) -> NDArray[np.int8]:
         """int8 `(T + 1, K)`: the valid actions at each layer; none once answered."""
-        return np.vstack([self.valid, np.zeros(self.num_paths, np.bool_)]).astype(np.int8)
+        answered = np.zeros(self.num_paths, np.bool_)
+        return np.vstack([self.valid, answered]).astype(np.int8)
 
     def static_macs(self, path: NDArray[np.int8]) -> int:
-        """MACs of a path `(T,)` taken by a static network, which runs no exit or glance but the one it answers with.
+        """MACs of a path `(T,)` taken by a static network.
 
-        A head that reads the glance needs it to run, so it is charged as well.
+        Such a network runs no exit or glance but the one that answers. An exit head that reads the
+        glance needs it to run, so the glance is charged as well.
         """
+        table = self.mac_table
+        # A -1 follows the exit, so the first zero is the only one.
         exits = np.flatnonzero(path == 0) if self.has_exits else np.zeros(0, np.int64)
         end = int(exits[0]) if len(exits) else self.num_layers
         if end == 0:
-            return int(self.mac_table.exits[0, -1])
+            return int(table.exits[0, -1])
+
+        # Nothing pruned precedes layer 0, so it counts as reached by the full path.
         prev_sub_path = np.concatenate([[self.full_path], path[:end]])
-        spent = self.mac_table.stem + self.mac_table.layers[np.arange(end), prev_sub_path[:end], path[:end]].sum()
-        answer = self.mac_table.exits[end] if end < self.num_layers else self.mac_table.head
-        if end < self.num_layers and self.facts.get("exits_read_glance"):
-            spent += self.mac_table.exits[0, -1]
-        return int(spent + answer[prev_sub_path[end]])
+        layers = table.layers[np.arange(end), prev_sub_path[:end], path[:end]]
+        macs = table.stem + layers.sum()
+        if end == self.num_layers:
+            return int(macs + table.head[prev_sub_path[end]])
+
+        if self.exits_read_glance:
+            macs += table.exits[0, -1]
+        return int(macs + table.exits[end, prev_sub_path[end]])
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that change with decisions, costs or observation layout (not with weights)."""
-        shape = {name: value for name, value in self.facts.items() if name != "loss_scale"}
-        parts = [shape, self.valid.tolist(), self.mac_table.stem, *(part.tolist() for part in self.mac_table[1:])]
+        """Twelve hexadecimal digits that change with decisions, costs or observation layout.
+
+        Weights and `loss_scale` do not change it.
+        """
+        shape: dict[str, int | bool] = {
+            "pooled": self.pooled_width,
+            "glance": self.glance_width,
+            "classes": self.num_classes,
+            "has_exits": self.has_exits,
+        }
+        # Named only where they hold, so that problems without them keep their digests.
+        if self.quantised:
+            shape["quantised"] = True
+        if self.exits_read_glance:
+            shape["exits_read_glance"] = True
+
+        table = self.mac_table
+        costs = [table.layers.tolist(), table.exits.tolist(), table.head.tolist()]
+        parts = [shape, self.valid.tolist(), table.stem, *costs]
         if self.stem_waits:
             parts.append("stem after glance")
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+        return storage.short_hash(json.dumps(parts, sort_keys=True).encode())
 
 
 def _nearest(valid: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """int64 `(T, K)`: for each layer and sub-path the nearest one that is `valid`, cheaper first."""
+    """int64 `(T, K)`: the nearest `valid` sub-path to each, the cheaper one of two."""
     nearest = np.zeros(valid.shape, np.int64)
-    for layer, row in enumerate(valid):
-        offered = np.flatnonzero(row)
+    for layer, offered in enumerate(valid):
+        sub_paths = np.flatnonzero(offered)
         for action in range(valid.shape[1]):
-            nearest[layer, action] = min(offered, key=lambda other: (abs(other - action), other))
+            # Sub-paths ascend in cost and argmin takes the first, so of two the cheaper one wins.
+            distance = np.abs(sub_paths - action)
+            nearest[layer, action] = sub_paths[distance.argmin()]
     return nearest

@@ -1,8 +1,9 @@
-"""A batch of images on its way through a backbone: the one place where a backbone runs layer by layer."""
+"""A batch of images in progress through a backbone: the one place where it runs layer by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.routing.observations import CLIP, confidence, quantised
-
-Rows = NDArray[np.int64]
+from rnr_gym.routing.observations import CLIP, confidence_features, quantised
+from rnr_gym.routing.protocols import Indices
 
 
 class Group(NamedTuple):
@@ -22,41 +22,53 @@ class Group(NamedTuple):
 
     Where the glance answers for layer 0, the stem has not run there yet: the features are the
     prepared images.
+
+    Attributes:
+        layer: the layer.
+        prev_sub_path: the sub-path executed last; None where the backbone does not read it.
+        batch_idx: int64 `(n,)`, positions in the batch.
+        features: `(n, C, H, W)`.
     """
 
     layer: int
     prev_sub_path: int | None
-    rows: Rows  # (n,) places in the batch
-    features: Tensor  # (n, C, H, W)
+    batch_idx: Indices
+    features: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Traversal:
-    """N images under way. Immutable: `step` returns the next one, and gradients pass through it.
+    """N images in progress, a `RoutingState`. Immutable: `step` returns the next one.
 
-    Make one with `Traversal.start`. On arrival at a layer its exit head has run and been charged, if `exits` names it.
-    The stem runs with layer 0's sub-path where the glance is on, so that an answer at the glance does not pay for it;
-    otherwise at once.
+    Make one with `Traversal.start`. Gradients pass through it, unless it was started where they are
+    disabled: then all its steps run in inference mode.
+
+    On arrival at a layer its exit head runs and is charged, if `exit_layers` has that layer. The
+    stem runs with layer 0's sub-path where the glance is on, so that an answer at the glance does
+    not pay for it; otherwise it runs at once.
 
     Attributes:
         backbone: the network.
-        exits: layers whose exit head runs on arrival; 0 stands for the glance.
-        groups: the feature maps under way.
+        exit_layers: layers whose exit head runs on arrival; 0 stands for the glance.
+        grad: whether gradients pass through it.
+        groups: the feature maps in progress.
         layer: int64 `(N,)`, the decision an image waits for; T once it has been answered.
         prev_sub_path: int64 `(N,)`, the sub-path executed last; K - 1 at layer 0.
         macs: int64 `(N,)`, charged so far.
         path: int8 `(N, T)`, executed sub-paths, -1 where none was.
         logits: float `(N, classes)`, the answers; zero until answered.
         exit_logits: float `(N, classes)`, of the exit head that ran last; zero before the first.
-        glance_pooled, glance_logits: float `(N, G)` and `(N, classes)`; zero where no glance ran.
+        glance_pooled: float `(N, G)`, the glance's pooled features; zero where it did not run.
+        glance_logits: float `(N, classes)`, the glance's logits; zero where it did not run.
     """
 
     backbone: Backbone
-    exits: frozenset[int]
+    exit_layers: frozenset[int]
+    grad: bool
     groups: tuple[Group, ...]
-    layer: Rows
-    prev_sub_path: Rows
-    macs: Rows
+    layer: Indices
+    prev_sub_path: Indices
+    macs: Indices
     path: NDArray[np.int8]
     logits: Tensor
     exit_logits: Tensor
@@ -64,195 +76,321 @@ class Traversal:
     glance_logits: Tensor
 
     @classmethod
-    def start(cls, backbone: Backbone, images: Tensor, exits: Collection[int] | None = None) -> Traversal:
-        """Run the glance, or without it the stem, on images `(N, C, H, W)`, uint8 or float 0..1, on the backbone's device.
+    def start(
+        cls,
+        backbone: Backbone,
+        images: Tensor,
+        exits: Collection[int] | None = None,
+    ) -> Traversal:
+        """Run the glance, or without it the stem, on a batch of images.
 
         Args:
             backbone: the network.
-            images: the batch.
-            exits: layers whose exits are run and charged; None for all that the backbone has, `()` for none.
+            images: `(N, C, H, W)`, uint8 or float 0..1, on the backbone's device.
+            exits: layers whose exits run and are charged; None for all that the backbone has, `()`
+                for none.
+
+        Raises:
+            ValueError: `exits` has a layer without an exit, or leaves out a glance that the
+                backbone's exit heads read.
         """
-        on = backbone.exit_layers if exits is None else frozenset(exits)
-        if not on <= backbone.exit_layers:
-            raise ValueError(f"`exits` must be among {sorted(backbone.exit_layers)}, got {sorted(on)}")
-        if backbone.exits_read_glance and on and 0 not in on:
-            raise ValueError(f"`exits` must include 0, the glance, which this backbone's exit heads read, got {sorted(on)}")
-        x = backbone.prepare(images)
-        count = len(images)
-        blank = x.new_zeros(count, backbone.num_classes)
-        if backbone.glance is not None and 0 in on:
-            pooled, glanced = backbone.glance(x)
-            features, spent = x, 0
+        exit_layers = backbone.exit_layers if exits is None else frozenset(exits)
+        _check_exits(backbone, exit_layers)
+        batch_size = len(images)
+        x = backbone.prepare(images)  # (N, C, H, W)
+        no_logits = x.new_zeros(batch_size, backbone.num_classes)
+
+        # The glance is layer 0's exit, so it runs only where that exit is on; then the stem waits.
+        if backbone.glance is not None and 0 in exit_layers:
+            glance_pooled, glance_logits = backbone.glance(x)  # (N, G), (N, classes)
+            features = x
+            macs = 0
         else:
-            pooled, glanced = x.new_zeros(count, len(backbone.glance_mean)), blank
-            features, spent = backbone.stem(x), backbone.mac_table.stem
+            glance_pooled = x.new_zeros(batch_size, len(backbone.glance_mean))
+            glance_logits = no_logits
+            features = backbone.stem(x)
+            macs = backbone.mac_table.stem
 
         start = cls(
             backbone=backbone,
-            exits=on,
+            exit_layers=exit_layers,
+            grad=torch.is_grad_enabled(),
             groups=(),
-            layer=np.zeros(count, np.int64),
-            prev_sub_path=np.full(count, backbone.full_path),
-            macs=np.full(count, spent),
-            path=np.full((count, backbone.num_layers), -1, np.int8),
-            logits=blank,
-            exit_logits=glanced,
-            glance_pooled=pooled,
-            glance_logits=glanced,
+            layer=np.zeros(batch_size, np.int64),
+            prev_sub_path=np.full(batch_size, backbone.full_path),
+            macs=np.full(batch_size, macs),
+            path=np.full((batch_size, backbone.num_layers), -1, np.int8),
+            logits=no_logits,
+            exit_logits=glance_logits,  # layer 0's exit *is* the glance
+            glance_pooled=glance_pooled,
+            glance_logits=glance_logits,
         )
         prev_sub_path = backbone.full_path if backbone.reads_prev_sub_path else None
-        return start._arrive([Group(0, prev_sub_path, np.arange(count), features)])
+        return start._arrive([Group(0, prev_sub_path, np.arange(batch_size), features)])
 
     @property
     def stem_waits(self) -> bool:
         """Whether the stem runs only for images that continue past the glance."""
-        return 0 in self.exits
+        return 0 in self.exit_layers
 
     @property
     def done(self) -> NDArray[np.bool_]:
         """bool `(N,)`: which images have been answered."""
         return self.layer == self.backbone.num_layers
 
-    def step(self, sub_paths: Rows) -> Traversal:
-        """Move every unanswered image by its own sub-path `(N,)`; entries of answered ones are ignored."""
-        going = np.flatnonzero(~self.done)
-        self._check(sub_paths, going)
-        layer, chosen = self.layer[going], sub_paths[going]
-        macs, path, next_layer, prev_sub_path = self.macs.copy(), self.path.copy(), self.layer.copy(), self.prev_sub_path.copy()
-        macs[going] += self.backbone.mac_table.layers[layer, prev_sub_path[going], chosen]
+    def step(self, sub_paths: Indices) -> Traversal:
+        """Move every unanswered image by its own sub-path `(N,)`; other entries are ignored.
+
+        Raises:
+            ValueError: a sub-path is not valid at its layer, or is an exit that is off.
+        """
+        # States are immutable, so what changes is copied.
+        active = np.flatnonzero(~self.done)
+        layer = self.layer[active]
+        chosen = sub_paths[active]
+        self._check(layer, chosen)
+
+        macs = self.macs.copy()
+        macs[active] += self.backbone.mac_table.layers[layer, self.prev_sub_path[active], chosen]
         if self.stem_waits:
-            macs[going[(layer == 0) & (chosen > 0)]] += self.backbone.mac_table.stem
-        path[going, layer] = chosen
-        exiting = going[chosen == 0] if self.backbone.has_exits else going[:0]
-        next_layer[going], prev_sub_path[going] = layer + 1, chosen
-        next_layer[exiting] = self.backbone.num_layers
-        logits = _placed(self.logits, exiting, self.exit_logits[exiting]) if len(exiting) else self.logits
-        moved = replace(self, layer=next_layer, prev_sub_path=prev_sub_path, macs=macs, path=path, logits=logits)
-        return moved._arrive(_merged(self._moved(sub_paths)))
+            macs[active[(layer == 0) & (chosen > 0)]] += self.backbone.mac_table.stem
 
-    def replaced(self, rows: Rows, other: Traversal) -> Traversal:
-        """This batch with `other`'s images, in order, in the places `rows`."""
-        kept = [group for group in (_without(group, rows) for group in self.groups) if len(group.rows)]
-        incoming = [group._replace(rows=rows[group.rows]) for group in other.groups]
-        state: dict[str, Any] = {name: _put(getattr(self, name), rows, getattr(other, name)) for name in ("layer", "prev_sub_path", "macs", "path")}
-        answers: dict[str, Any] = {
-            name: _placed(getattr(self, name), rows, getattr(other, name)) for name in ("logits", "exit_logits", "glance_pooled", "glance_logits")
-        }
-        return replace(self, groups=tuple(_merged(kept + incoming)), **state, **answers)
+        path = self.path.copy()
+        path[active, layer] = chosen
+        prev_sub_path = self.prev_sub_path.copy()
+        prev_sub_path[active] = chosen
+        next_layer = self.layer.copy()
+        next_layer[active] = layer + 1
 
+        with self._grad_mode():
+            logits = self.logits
+            exiting = active[chosen == 0] if self.backbone.has_exits else active[:0]
+            # The exit head has run on arrival; its answer becomes final.
+            if len(exiting):
+                next_layer[exiting] = self.backbone.num_layers
+                logits = _placed(logits, exiting, self.exit_logits[exiting])
+
+            moved = replace(
+                self,
+                layer=next_layer,
+                prev_sub_path=prev_sub_path,
+                macs=macs,
+                path=path,
+                logits=logits,
+            )
+            return moved._arrive(_merged(self._run_layers(sub_paths)))
+
+    def replaced(self, batch_idx: Indices, other: Traversal) -> Traversal:
+        """This batch with `other`'s images, in order, at the positions `batch_idx`."""
+        with self._grad_mode():
+            kept = [_without(group, batch_idx) for group in self.groups]
+            kept = [group for group in kept if len(group.batch_idx)]
+            new = [group._replace(batch_idx=batch_idx[group.batch_idx]) for group in other.groups]
+            return replace(
+                self,
+                groups=tuple(_merged(kept + new)),
+                layer=_put(self.layer, batch_idx, other.layer),
+                prev_sub_path=_put(self.prev_sub_path, batch_idx, other.prev_sub_path),
+                macs=_put(self.macs, batch_idx, other.macs),
+                path=_put(self.path, batch_idx, other.path),
+                logits=_placed(self.logits, batch_idx, other.logits),
+                exit_logits=_placed(self.exit_logits, batch_idx, other.exit_logits),
+                glance_pooled=_placed(self.glance_pooled, batch_idx, other.glance_pooled),
+                glance_logits=_placed(self.glance_logits, batch_idx, other.glance_logits),
+            )
+
+    @torch.no_grad()
     def summary(self) -> NDArray[np.float32]:
-        """float32 `(N, S)`: what the network knows of each image; its parts stand in `summaries.SummaryLayout`."""
+        """float32 `(N, S)`: what the network knows of each image, see `SummaryLayout`."""
         backbone = self.backbone
-        pooled = backbone.summary_mean.new_zeros(len(self.layer), backbone.pooled_width)
-        with torch.no_grad():
-            for group in self.groups:
-                if group.layer == 0 and self.stem_waits:
-                    continue
-                found = backbone.pool(group.features)
-                mean, std = (part[group.layer, : found.shape[1]] for part in (backbone.summary_mean, backbone.summary_std))
-                pooled[torch.from_numpy(group.rows), : found.shape[1]] = ((found - mean) / std).clamp(-CLIP, CLIP)
-            answer = self.exit_logits.float().softmax(1)
-            glanced = [] if backbone.summary_groups else [self._glanced(), self.glance_logits.float().softmax(1)]
-            summary: NDArray[np.float32] = torch.cat([pooled, *glanced, answer, confidence(answer)], 1).float().cpu().numpy()
+        parts = [self._pooled()]
+        if not backbone.summary_groups:
+            parts.append(self._glance_z_scores())
+            parts.append(self.glance_logits.float().softmax(1))
+
+        probabilities = self.exit_logits.float().softmax(1)
+        parts.append(probabilities)
+        parts.append(confidence_features(probabilities))
+
+        summary: NDArray[np.float32] = torch.cat(parts, 1).float().cpu().numpy()  # (N, S)
+        # An answered image has left: what the last groups hold says nothing of it.
         summary[self.done] = 0.0
-        return quantised(summary, backbone.pooled_width) if backbone.summary_groups else summary
+        if backbone.summary_groups:
+            return quantised(summary, backbone.pooled_width)
+        return summary
 
-    def _glanced(self) -> Tensor:
-        """The glance's pooled features `(N, G)`, z-scored; zeros where it did not run."""
+    def _pooled(self) -> Tensor:
+        """Z-scored pooled features `(N, pooled_width)`; zeros before the stem has run."""
         backbone = self.backbone
-        if 0 not in self.exits:
-            return self.glance_pooled.float()
-        return ((self.glance_pooled.float() - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
-
-    def _check(self, sub_paths: Rows, going: Rows) -> None:
-        chosen, layer = sub_paths[going], self.layer[going]
-        known = (chosen >= 0) & (chosen < self.backbone.num_paths)
-        if not known.all() or not self.backbone.valid[layer, chosen].all():
-            raise ValueError(f"`sub_paths` must be valid at their layers {layer.tolist()}, got {chosen.tolist()}")
-        if self.backbone.has_exits and not set(layer[chosen == 0].tolist()) <= self.exits:
-            raise ValueError(f"`sub_paths` may exit at layers {sorted(self.exits)} only, got an exit at {layer[chosen == 0].tolist()}")
-
-    def _moved(self, sub_paths: Rows) -> list[Group]:
-        first, moved = int(self.backbone.has_exits), []
+        z_scores = backbone.summary_mean.new_zeros(len(self.layer), backbone.pooled_width)
         for group in self.groups:
             if group.layer == 0 and self.stem_waits:
-                group = self._past_stem(group, sub_paths)
-            chosen = sub_paths[group.rows]
-            for sub_path in np.unique(chosen[chosen >= first]).tolist():
-                part = _chosen(group, chosen == sub_path)
-                features = self.backbone.layers[group.layer](part.features, sub_path, group.prev_sub_path)
-                prev_sub_path = sub_path if self.backbone.reads_prev_sub_path else None
-                moved.append(Group(group.layer + 1, prev_sub_path, part.rows, features))
+                continue
+
+            # Features may be narrower than the widest layer's; the rest stays zero.
+            pooled = backbone.pool(group.features)  # (n, C) with C <= pooled_width
+            width = pooled.shape[1]
+            mean = backbone.summary_mean[group.layer, :width]
+            std = backbone.summary_std[group.layer, :width]
+            batch_idx = torch.from_numpy(group.batch_idx)
+            z_scores[batch_idx, :width] = ((pooled - mean) / std).clamp(-CLIP, CLIP)
+        return z_scores
+
+    def _glance_z_scores(self) -> Tensor:
+        """The glance's pooled features `(N, G)`, z-scored; zeros where it did not run."""
+        backbone = self.backbone
+        pooled = self.glance_pooled.float()
+        if 0 not in self.exit_layers:
+            return pooled
+        return ((pooled - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
+
+    def _grad_mode(self) -> AbstractContextManager[Any]:
+        if self.grad:
+            return nullcontext()
+        return torch.inference_mode()
+
+    def _check(self, layer: Indices, chosen: Indices) -> None:
+        """Raise `ValueError` unless every chosen sub-path can be taken at its layer."""
+        known = (chosen >= 0) & (chosen < self.backbone.num_paths)
+        if not known.all() or not self.backbone.valid[layer, chosen].all():
+            raise ValueError(
+                f"`sub_paths` must be valid at their layers {layer.tolist()}, got {chosen.tolist()}"
+            )
+
+        if self.backbone.has_exits:
+            exit_at = layer[chosen == 0].tolist()
+            if not set(exit_at) <= self.exit_layers:
+                raise ValueError(
+                    f"`sub_paths` may exit at layers {sorted(self.exit_layers)} only, got an exit "
+                    f"at {exit_at}"
+                )
+
+    def _run_layers(self, sub_paths: Indices) -> list[Group]:
+        """Run each group's layer, once per sub-path that is taken there."""
+        backbone = self.backbone
+        moved = []
+        for group in self.groups:
+            if group.layer == 0 and self.stem_waits:
+                group = self._run_stem(group, sub_paths)
+
+            chosen = sub_paths[group.batch_idx]
+            layer = backbone.layers[group.layer]
+            for sub_path in np.unique(chosen[chosen >= backbone.first_sub_path]).tolist():
+                part = _picked(group, chosen == sub_path)
+                features = layer(part.features, sub_path, group.prev_sub_path)
+                prev_sub_path = sub_path if backbone.reads_prev_sub_path else None
+                moved.append(Group(group.layer + 1, prev_sub_path, part.batch_idx, features))
         return moved
 
-    def _past_stem(self, group: Group, sub_paths: Rows) -> Group:
+    def _run_stem(self, group: Group, sub_paths: Indices) -> Group:
         """The images of a group that do not leave at the glance, with the stem's features."""
-        staying = _chosen(group, sub_paths[group.rows] > 0)
-        if len(staying.rows) == 0:
+        staying = _picked(group, sub_paths[group.batch_idx] > 0)
+        if len(staying.batch_idx) == 0:
             return staying
         return staying._replace(features=self.backbone.stem(staying.features))
 
     def _arrive(self, groups: list[Group]) -> Traversal:
-        """Run and charge exit heads, and the network's head for those who have passed every layer."""
-        backbone, table = self.backbone, self.backbone.mac_table
-        macs, logits, exit_logits, waiting = self.macs.copy(), self.logits, self.exit_logits, []
+        """Run and charge exit heads, and the network's head for groups past the last layer."""
+        backbone = self.backbone
+        table = backbone.mac_table
+        macs = self.macs.copy()
+        logits = self.logits
+        exit_logits = self.exit_logits
+        waiting = []
         for group in groups:
-            rows = group.rows
+            batch_idx = group.batch_idx
+            prev_sub_path = self.prev_sub_path[batch_idx]
             if group.layer == backbone.num_layers:
-                macs[rows] += table.head[self.prev_sub_path[rows]]
-                logits = _placed(logits, rows, backbone.head(group.features))
+                macs[batch_idx] += table.head[prev_sub_path]
+                logits = _placed(logits, batch_idx, backbone.head(group.features))
                 continue
-            waiting.append(group)
-            if group.layer in self.exits:
-                macs[rows] += table.exits[group.layer, self.prev_sub_path[rows]]
-                if group.layer:
-                    answer = backbone.layers[group.layer].exit(group.features, self._context(rows))
-                    exit_logits = _placed(exit_logits, rows, answer)
-        return replace(self, groups=tuple(waiting), macs=macs, logits=logits, exit_logits=exit_logits)
 
-    def _context(self, rows: Rows) -> Tensor | None:
-        """What exit heads read of the glance: pooled features and class probabilities `(n, G + classes)`, without gradients."""
+            waiting.append(group)
+            if group.layer in self.exit_layers:
+                macs[batch_idx] += table.exits[group.layer, prev_sub_path]
+            # Layer 0's exit, the glance, has run at the start.
+            if group.layer in self.exit_layers and group.layer > 0:
+                layer = backbone.layers[group.layer]
+                answer = layer.exit(group.features, self._glance_context(batch_idx))
+                exit_logits = _placed(exit_logits, batch_idx, answer)
+
+        return replace(
+            self,
+            groups=tuple(waiting),
+            macs=macs,
+            logits=logits,
+            exit_logits=exit_logits,
+        )
+
+    def _glance_context(self, batch_idx: Indices) -> Tensor | None:
+        """What exit heads read of the glance, without gradients; None where they do not read it.
+
+        Pooled features and class probabilities, `(n, G + classes)`.
+        """
         if not self.backbone.exits_read_glance:
             return None
-        places = torch.from_numpy(rows).to(self.glance_logits.device)
-        pooled = self.glance_pooled.detach().index_select(0, places)
-        logits = self.glance_logits.detach().index_select(0, places)
+        idx = torch.from_numpy(batch_idx).to(self.glance_logits.device)
+        pooled = self.glance_pooled.detach().index_select(0, idx)
+        logits = self.glance_logits.detach().index_select(0, idx)
         return torch.cat([pooled, logits.softmax(1)], 1)
 
 
-def _chosen(group: Group, mask: NDArray[np.bool_]) -> Group:
-    """The images of a group that a mask picks; the group itself, nothing moved, where it picks all."""
+def _check_exits(backbone: Backbone, exit_layers: frozenset[int]) -> None:
+    """Raise `ValueError` unless these exits can be on together."""
+    if not exit_layers <= backbone.exit_layers:
+        raise ValueError(
+            f"`exits` must be among {sorted(backbone.exit_layers)}, got {sorted(exit_layers)}"
+        )
+    if backbone.exits_read_glance and exit_layers and 0 not in exit_layers:
+        raise ValueError(
+            "`exits` must include 0, the glance, which this backbone's exit heads read, got "
+            f"{sorted(exit_layers)}"
+        )
+
+
+def _picked(group: Group, mask: NDArray[np.bool_]) -> Group:
+    """The images of a group that a mask picks; the group itself, uncopied, where it picks all."""
     if mask.all():
         return group
-    places = torch.from_numpy(np.flatnonzero(mask)).to(group.features.device)
-    return group._replace(rows=group.rows[mask], features=group.features.index_select(0, places))
+    idx = torch.from_numpy(np.flatnonzero(mask)).to(group.features.device)
+    features = group.features.index_select(0, idx)
+    return group._replace(batch_idx=group.batch_idx[mask], features=features)
 
 
-def _without(group: Group, rows: Rows) -> Group:
-    return _chosen(group, ~np.isin(group.rows, rows))
+def _without(group: Group, batch_idx: Indices) -> Group:
+    """A group without the images at some positions of the batch."""
+    return _picked(group, ~np.isin(group.batch_idx, batch_idx))
 
 
 def _merged(groups: list[Group]) -> list[Group]:
-    """Groups at the same layer with the same `prev_sub_path` become one."""
-    together: dict[tuple[int, int | None], list[Group]] = {}
+    """Groups at the same layer with the same previous sub-path become one."""
+    # Fewer and larger batches run faster.
+    alike: dict[tuple[int, int | None], list[Group]] = {}
     for group in groups:
-        together.setdefault((group.layer, group.prev_sub_path), []).append(group)
-    return [parts[0] if len(parts) == 1 else _joined(parts) for parts in together.values()]
+        alike.setdefault((group.layer, group.prev_sub_path), []).append(group)
+    return [_joined(parts) for parts in alike.values()]
 
 
 def _joined(parts: list[Group]) -> Group:
-    rows, features = np.concatenate([part.rows for part in parts]), torch.cat([part.features for part in parts])
-    return parts[0]._replace(rows=rows, features=features)
+    """One group of several that are alike."""
+    if len(parts) == 1:
+        return parts[0]
+    batch_idx = np.concatenate([part.batch_idx for part in parts])
+    features = torch.cat([part.features for part in parts])
+    return parts[0]._replace(batch_idx=batch_idx, features=features)
 
 
-def _placed(base: Tensor, rows: Rows, values: Tensor) -> Tensor:
-    """`base` with `values` in the places `rows`, as a new tensor through which gradients pass."""
-    if len(rows) == len(base) and np.array_equal(rows, np.arange(len(base))):
+def _placed(base: Tensor, batch_idx: Indices, values: Tensor) -> Tensor:
+    """`base` with `values` at some positions; a new tensor through which gradients pass."""
+    # Mostly the whole batch is one group in order, and nothing needs copying.
+    if len(batch_idx) == len(base) and np.array_equal(batch_idx, np.arange(len(base))):
         return values
-    return base.index_copy(0, torch.from_numpy(rows).to(base.device), values.to(base.dtype))
+    idx = torch.from_numpy(batch_idx).to(base.device)
+    return base.index_copy(0, idx, values.to(base.dtype))
 
 
-def _put(base: NDArray, rows: Rows, values: NDArray) -> NDArray:
+def _put(base: NDArray, batch_idx: Indices, values: NDArray) -> NDArray:
+    """A copy of `base` with `values` at some positions."""
     result = base.copy()
-    result[rows] = values
+    result[batch_idx] = values
     return result

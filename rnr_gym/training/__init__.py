@@ -1,4 +1,4 @@
-"""How a backbone gets its weights: pretraining of all paths, and the statistics stored beside them.
+"""How a backbone gets its weights: pretraining of all paths, and the statistics stored with them.
 
 Imports `storage`, `data`, `backbones` and `routing`.
 """

@@ -1,7 +1,11 @@
-"""What a backbone stores beside its weights, measured: pixel, batch-norm and summary statistics, the loss scale."""
+"""Measuring what a backbone stores with its weights.
+
+These are pixel, batch-norm and summary statistics, whitening filters and the loss scale.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -14,23 +18,31 @@ from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import WhitenedStem
 from rnr_gym.data import ImageSet
 from rnr_gym.routing.traversal import Traversal
-from rnr_gym.training.random_paths import answers, fixed_path, random_path, spread_paths, uniform_paths
+from rnr_gym.training.random_paths import (
+    fixed_path,
+    path_logits,
+    random_path,
+    spread_paths,
+    uniform_paths,
+)
 
 MEASURED = 10_240
 """Images that statistics are measured on; each gives many values, so more would change little."""
 MEASURED_ON_EACH = 2_560
-"""Images for each of the paths that share batch-norm statistics; the paths are many, so these suffice."""
+"""Images for each path that shares batch-norm statistics; with many such paths, fewer suffice."""
 UNIFORM_SHARE = 3
-"""How often each uniform path runs beside mixtures that take every pair of sub-paths once."""
+"""How often each uniform path runs for one set of `spread_paths`."""
 WHITENING_EPSILON = 5e-4
 """Added to the eigenvalues of patches, or filters of the weakest directions would amplify noise."""
 
 
 def set_pixel_statistics(backbone: Backbone, train: ImageSet) -> None:
-    """Store the training images' mean and standard deviation a channel, of pixels scaled to 0..1."""
-    scaled = train.images.astype(np.float32) / 255.0
-    for buffer, value in ((backbone.image_mean, scaled.mean((0, 2, 3))), (backbone.image_std, scaled.std((0, 2, 3)))):
-        buffer.copy_(torch.from_numpy(value)[:, None, None])
+    """Store mean and standard deviation of each channel, of training pixels scaled to 0..1."""
+    scaled = train.images.astype(np.float32) / 255.0  # (N, C, H, W)
+    mean = torch.from_numpy(scaled.mean((0, 2, 3)))  # (C,)
+    std = torch.from_numpy(scaled.std((0, 2, 3)))
+    backbone.image_mean.copy_(mean[:, None, None])
+    backbone.image_std.copy_(std[:, None, None])
 
 
 @torch.no_grad()
@@ -41,15 +53,25 @@ def measure_whitening(backbone: Backbone, train: ImageSet) -> None:
         return
 
     images, _ = next(batches(backbone, train, MEASURED))
-    patches = F.unfold(backbone.prepare(images), 2).transpose(1, 2).flatten(0, 1)  # (P, 4 * C)
+    columns = F.unfold(backbone.prepare(images), 2)  # (N, C, H, W) -> (N, 4 * C, L)
+    patches = columns.transpose(1, 2).flatten(0, 1)  # (N * L, 4 * C)
+
     values, vectors = torch.linalg.eigh(patches.T.cov())
-    filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T.unflatten(1, (-1, 2, 2))
+    scaled = vectors / (values + WHITENING_EPSILON).sqrt()
+    filters = scaled.T.unflatten(1, (-1, 2, 2))  # (4 * C, C, 2, 2)
+    # Both signs of each filter, so that the activation after them loses nothing.
     for stem in stems:
         stem.filters.copy_(torch.cat([filters, -filters]))
 
 
-def calibrate(backbone: Backbone, train: ImageSet, route: ImageSet, seed: int = 0, batch_size: int = 512) -> None:
-    """Measure what the backbone stores beside its weights.
+def calibrate(
+    backbone: Backbone,
+    train: ImageSet,
+    route: ImageSet,
+    seed: int = 0,
+    batch_size: int = 512,
+) -> None:
+    """Measure what the backbone stores with its weights.
 
     Batch-norm and summary statistics come from `train`, the loss scale from `route`.
     """
@@ -57,57 +79,81 @@ def calibrate(backbone: Backbone, train: ImageSet, route: ImageSet, seed: int = 
     recalibrate(backbone, train, generator, batch_size)
     measure_summaries(backbone, train, generator, batch_size)
 
+    # The scaled loss of the full path is then 1 on average.
     path = fixed_path(backbone, backbone.full_path)
     losses = []
     with torch.no_grad():
         for images, labels in batches(backbone, route, batch_size):
-            logits, _ = answers(backbone, images, path, ())
+            logits, _ = path_logits(backbone, images, path, ())
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
         backbone.loss_scale.fill_(1.0 / float(torch.cat(losses).mean()))
 
 
-def batches(backbone: Backbone, images: ImageSet, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels on the backbone's device, in order, or shuffled where a generator is given."""
-    order = torch.arange(len(images)) if generator is None else torch.randperm(len(images), generator=generator)
-    device = backbone.image_mean.device
-    for rows in order.split(batch_size):
-        yield torch.from_numpy(images.images[rows.numpy()]).to(device), torch.from_numpy(images.labels[rows.numpy()]).to(device)
+def batches(
+    backbone: Backbone,
+    images: ImageSet,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images `(N, C, H, W)` and labels `(N,)` on the backbone's device.
+
+    They come in order, or shuffled if a generator is given.
+    """
+    if generator is None:
+        order = torch.arange(len(images))
+    else:
+        order = torch.randperm(len(images), generator=generator)
+
+    for image_idx in order.split(batch_size):
+        pixels = torch.from_numpy(images.images[image_idx.numpy()])
+        labels = torch.from_numpy(images.labels[image_idx.numpy()])
+        yield pixels.to(backbone.device), labels.to(backbone.device)
 
 
 @torch.no_grad()
 def full_path_norms(backbone: Backbone, images: Tensor) -> set[nn.BatchNorm2d]:
     """The batch-norms that run on the full path, exits and glance included."""
-    seen: set[nn.BatchNorm2d] = set()
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [norm.register_forward_hook(lambda module, *_: seen.add(module)) for norm in norms]
+    norms: set[nn.BatchNorm2d] = set()
+    hooks = []
+    for norm in _norms(backbone):
+        hooks.append(norm.register_forward_hook(lambda module, *_: norms.add(module)))
+
     backbone.eval()
-    answers(backbone, images[:1], fixed_path(backbone, backbone.full_path), None)
+    path_logits(backbone, images[:1], fixed_path(backbone, backbone.full_path), None)
     for hook in hooks:
         hook.remove()
-    return seen
+    return norms
 
 
 @torch.no_grad()
-def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
+def recalibrate(
+    backbone: Backbone,
+    train: ImageSet,
+    generator: torch.Generator,
+    batch_size: int = 512,
+) -> None:
     """Measure batch-norm statistics again.
 
-    The full path's set is measured on the full path alone, with `MEASURED` images; every other under
-    random routing, with `MEASURED_ON_EACH` images for each path.
+    Those of the full path are measured on the full path alone, with `MEASURED` images; all others
+    under random routing, with `MEASURED_ON_EACH` images for each path.
     """
     full_path = fixed_path(backbone, backbone.full_path)
 
     def run_full_path(images: Tensor) -> None:
-        answers(backbone, images, full_path, None)
+        path_logits(backbone, images, full_path, None)
 
     # Uniform paths count as much as all mixtures together: most images that take a narrow sub-path
-    # have come by narrow ones.
+    # have taken narrow ones before.
     def run_other_paths(images: Tensor) -> None:
         mixtures = spread_paths(backbone, generator)
         for path in mixtures + UNIFORM_SHARE * uniform_paths(backbone):
-            answers(backbone, images, path, None)
+            path_logits(backbone, images, path, None)
 
-    full_norms = full_path_norms(backbone, next(batches(backbone, train, 1))[0])
+    # The full path must stay the plain network, so no other path touches its statistics.
+    first_image, _ = next(batches(backbone, train, 1))
+    full_norms = full_path_norms(backbone, first_image)
     other_norms = _norms(backbone) - full_norms
+
     shuffled = batches(backbone, train, batch_size, generator)
     _measure_norms(backbone, full_norms, shuffled, run_full_path, MEASURED)
     shuffled = batches(backbone, train, batch_size, generator)
@@ -115,7 +161,12 @@ def recalibrate(backbone: Backbone, train: ImageSet, generator: torch.Generator,
 
 
 @torch.no_grad()
-def measure_glance(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
+def measure_glance(
+    backbone: Backbone,
+    train: ImageSet,
+    generator: torch.Generator,
+    batch_size: int = 512,
+) -> None:
     """Measure the batch-norm statistics of the glance again."""
     glance = backbone.glance
     assert glance is not None
@@ -127,26 +178,31 @@ def measure_glance(backbone: Backbone, train: ImageSet, generator: torch.Generat
     _measure_norms(backbone, _norms(glance), shuffled, run_glance, MEASURED)
 
 
-def _norms(module: nn.Module) -> set[nn.BatchNorm2d]:
-    return {part for part in module.modules() if isinstance(part, nn.BatchNorm2d)}
+def _norms(network: nn.Module) -> set[nn.BatchNorm2d]:
+    return {module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
 
 
 def _measure_norms(
     backbone: Backbone,
     norms: set[nn.BatchNorm2d],
-    pairs: Iterator[tuple[Tensor, Tensor]],
+    labelled_batches: Iterator[tuple[Tensor, Tensor]],
     run: Callable[[Tensor], None],
     num_images: int,
 ) -> None:
-    """Average the statistics of `norms` over about `num_images` images; the network is left in evaluation mode."""
+    """Average the statistics of `norms` over about `num_images` images.
+
+    The network is left in evaluation mode.
+    """
     backbone.eval()
     momenta = {norm: norm.momentum for norm in norms}
     for norm in norms:
         norm.reset_running_stats()
-        norm.train().momentum = None
+        norm.train()
+        # Without momentum, a batch-norm keeps the plain average of all batches.
+        norm.momentum = None
 
     measured = 0
-    for images, _ in pairs:
+    for images, _ in labelled_batches:
         run(images)
         measured += len(images)
         if measured >= num_images:
@@ -158,31 +214,54 @@ def _measure_norms(
 
 
 @torch.no_grad()
-def measure_summaries(backbone: Backbone, train: ImageSet, generator: torch.Generator, batch_size: int = 512) -> None:
-    """Store mean and standard deviation of the pooled features, by layer and channel, under random routing."""
-    moments = [torch.zeros(3, backbone.pooled_width, dtype=torch.float64) for _ in range(backbone.num_layers)]
-    glanced = []
-    for images, _ in islice(batches(backbone, train, batch_size, generator), -(-MEASURED // batch_size)):
-        glanced.append(Traversal.start(backbone, images).glance_pooled.cpu().double())
-        traversal = Traversal.start(backbone, images, ())  # no exits, so that the stem runs at once
+def measure_summaries(
+    backbone: Backbone,
+    train: ImageSet,
+    generator: torch.Generator,
+    batch_size: int = 512,
+) -> None:
+    """Store mean and standard deviation of pooled features, under random routing.
+
+    There is one of each for every layer and channel, and for every channel of the glance.
+    """
+    num_batches = math.ceil(MEASURED / batch_size)
+    # Count, sum and sum of squares; in double precision, since squares of means are subtracted.
+    size = (3, backbone.pooled_width)
+    moments = [torch.zeros(size, dtype=torch.float64) for _ in range(backbone.num_layers)]
+    glances = []
+
+    shuffled = batches(backbone, train, batch_size, generator)
+    for images, _ in islice(shuffled, num_batches):
+        glances.append(Traversal.start(backbone, images).glance_pooled.cpu().double())
+
+        # Without exits the stem runs at once, so that layer 0 has features to measure.
+        traversal = Traversal.start(backbone, images, ())
         for layer, sub_path in enumerate(random_path(backbone, generator)):
             (group,) = traversal.groups
-            pooled = backbone.pool(group.features).cpu().double()
-            moments[layer][:, : pooled.shape[1]] += torch.stack([torch.ones_like(pooled), pooled, pooled**2]).sum(1)
+            pooled = backbone.pool(group.features).cpu().double()  # (N, C)
+            powers = torch.stack([torch.ones_like(pooled), pooled, pooled**2])  # (3, N, C)
+            moments[layer][:, : pooled.shape[1]] += powers.sum(1)
             traversal = traversal.step(np.full(len(images), sub_path))
+
     for layer, (count, total, squares) in enumerate(moments):
-        mean = total / count.clamp(min=1)
-        spread = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+        count = count.clamp(min=1)
+        mean = total / count
+        std = (squares / count - mean**2).clamp(min=0).sqrt()
         backbone.summary_mean[layer] = mean.float()
-        backbone.summary_std[layer] = torch.where(spread > 1e-6, spread, 1.0).float()
-    everything = torch.cat(glanced)
-    backbone.glance_mean.copy_(everything.mean(0).float())
-    backbone.glance_std.copy_(everything.std(0).clamp(min=1e-6).float())
+        # A channel that is always zero stays zero.
+        backbone.summary_std[layer] = torch.where(std > 1e-6, std, 1.0).float()
+
+    glance = torch.cat(glances)  # (N, G)
+    backbone.glance_mean.copy_(glance.mean(0).float())
+    backbone.glance_std.copy_(glance.std(0).clamp(min=1e-6).float())
 
 
 @torch.no_grad()
 def evaluate_full_path(backbone: Backbone, images: ImageSet, batch_size: int = 512) -> float:
     """Top-1 accuracy of the plain network, 0..1."""
     path = fixed_path(backbone, backbone.full_path)
-    right = [(answers(backbone, pixels, path, ())[0].argmax(1) == labels).cpu() for pixels, labels in batches(backbone, images, batch_size)]
-    return float(torch.cat(right).float().mean())
+    correct = []
+    for pixels, labels in batches(backbone, images, batch_size):
+        logits, _ = path_logits(backbone, pixels, path, ())
+        correct.append((logits.argmax(1) == labels).cpu())
+    return float(torch.cat(correct).float().mean())

@@ -1,14 +1,15 @@
-"""Pretraining: the glance by itself, then every path of the backbone at once.
+"""Pretraining: the glance by itself, then all paths of the backbone at once.
 
 A step of the second part runs the full path on the whole batch, which learns from the labels, and
-one other path on a part of it, which learns from the full path's answers. So cheap paths grow up with
-the full path instead of being fitted to a finished one, and no path is neglected.
-Sources: Yu and Huang, *Universally Slimmable Networks* (2019) for in-place distillation; Rao et al.
-(2019) for random routing before there is a router.
+one other path on a part of it, which learns from the full path's outputs. So cheap paths are
+trained together with the full path instead of being fitted to a finished one, and no path is left
+out. Sources: Yu and Huang, *Universally Slimmable Networks* (2019) for in-place distillation; Rao
+et al. (2019) for random routing before there is a router.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,51 +18,62 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from rnr_gym import storage
-from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.weights import round_weights
 from rnr_gym.data import Dataset, ImageSet
-from rnr_gym.training.calibration import calibrate, measure_glance, measure_whitening, set_pixel_statistics
+from rnr_gym.training.calibration import (
+    calibrate,
+    measure_glance,
+    measure_whitening,
+    set_pixel_statistics,
+)
 from rnr_gym.training.muon import Muon
-from rnr_gym.training.random_paths import answers, fixed_path, random_path
+from rnr_gym.training.random_paths import fixed_path, path_logits, random_path
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how hard to train. The defaults were measured on CIFAR-10."""
+    """Duration and hyperparameters of training. The defaults were measured on CIFAR-10."""
 
     epochs: int = 16
     """Passes over the training images in which all paths learn."""
     glance_epochs: int = 20
-    """Passes before that in which only the glance learns; it costs a tenth as much."""
+    """Passes before that in which only the glance learns; each costs a tenth as much."""
     batch_size: int = 500
     learning_rate: float = 0.1
-    """Peak of Muon's, on convolutions: warmed up over `WARM_UP` of a part's steps, then falling to 0."""
+    """Peak of Muon's, on convolutions: warmed up over `WARM_UP` of a part's steps, then to 0."""
     norm_learning_rate: float = 0.05
     """Peak of that of SGD with Nesterov momentum 0.85, on everything else."""
     smoothing: float = 0.1
     """Label smoothing (Szegedy et al. 2016)."""
     exit_weight: float = 0.3
-    """Weight of every exit's loss beside that of the path it lies on."""
+    """Weight of every exit's loss, relative to that of the path it lies on."""
     path_share: float = 0.5
     """Part of the batch that the other path runs on."""
     path_weight: float = 0.5
-    """Weight of the other path's loss beside the full path's; 0 trains the full path alone."""
+    """Weight of the other path's loss, relative to the full path's; 0 trains only the full path."""
     seed: int = 0
     bf16: bool = True
     """Run convolutions in bfloat16: about twice the speed on recent CPUs and GPUs."""
 
 
 WARM_UP = 0.08
+"""Share of a part's steps in which learning rates rise."""
 SGD: dict[str, Any] = {"momentum": 0.85, "nesterov": True, "weight_decay": 5e-4}
 
 
-def glance_loss(backbone: Backbone, images: Tensor, labels: Tensor, schedule: Schedule) -> Iterator[Tensor]:
-    """The one loss of a step in which the glance learns."""
+def glance_loss(
+    backbone: Backbone,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+) -> Iterator[Tensor]:
+    """The only loss of a step in which the glance learns."""
     assert backbone.glance is not None
     _, logits = backbone.glance(backbone.prepare(images))
     yield F.cross_entropy(logits, labels, label_smoothing=schedule.smoothing)
@@ -80,7 +92,8 @@ def path_losses(
     it has no weight.
     """
     smoothing = schedule.smoothing
-    logits, exit_logits = _run(backbone, images, fixed_path(backbone, backbone.full_path))
+    full_path = fixed_path(backbone, backbone.full_path)
+    logits, exit_logits = _run(backbone, images, full_path)
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     for exit_logit in exit_logits:
         exit_loss = F.cross_entropy(exit_logit, labels, label_smoothing=smoothing)
@@ -89,10 +102,13 @@ def path_losses(
     if schedule.path_weight == 0.0:
         return
 
-    # Batch-norm needs two images at least.
+    # Batch-norm needs at least two images.
     size = max(2, round(schedule.path_share * len(images)))
-    teacher = logits[:size].detach().softmax(1)
-    logits, exit_logits = _run(backbone, images[:size], other_path(backbone, generator))
+    teacher = logits[:size].detach().softmax(1)  # (n, classes)
+
+    path = other_path(backbone, generator)
+    logits, exit_logits = _run(backbone, images[:size], path)
+    # Soft labels: the full path teaches, and gradients do not reach it from here.
     loss = F.cross_entropy(logits, teacher)
     for exit_logit in exit_logits:
         loss = loss + schedule.exit_weight * F.cross_entropy(exit_logit, teacher)
@@ -100,13 +116,16 @@ def path_losses(
 
 
 def _run(backbone: Backbone, images: Tensor, path: list[int]) -> tuple[Tensor, list[Tensor]]:
-    """Logits of a path and of the exit heads on it; the glance, which has learnt, is left out."""
-    logits, exit_logits = answers(backbone, images, path, None)
-    return logits, exit_logits[int(0 in backbone.exit_layers) :]
+    """Logits of a path, and of the exit heads on it."""
+    logits, exit_logits = path_logits(backbone, images, path, None)
+    # Layer 0 exits by the glance, which is not trained any more.
+    if 0 in backbone.exit_layers:
+        exit_logits = exit_logits[1:]
+    return logits, exit_logits
 
 
 def other_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
-    """The path beside the full one: the narrowest, or one width everywhere, or random; a third each.
+    """The other path of a step: the narrowest, or one width everywhere, or random; a third each.
 
     The narrowest is drawn most often, since it is the farthest from the full path.
     """
@@ -126,8 +145,8 @@ class Pretraining:
     Args:
         backbone: changed in place.
         train: the training images; those of severity 0 are used.
-        dataset: says how images are varied, and whether they may be mirrored.
-        schedule: how long and how hard.
+        dataset: how images are augmented, and whether they may be mirrored.
+        schedule: duration and hyperparameters.
         device: where to train.
     """
 
@@ -142,13 +161,15 @@ class Pretraining:
         self.schedule = schedule
         self.dataset = dataset
         self.device = torch.device(device)
-        self.backbone: Backbone = backbone.to(self.device).to(memory_format=torch.channels_last)
+        backbone = backbone.to(self.device)
+        self.backbone: Backbone = backbone.to(memory_format=torch.channels_last)
 
         self.train = train.take(train.severity == 0)
         self.images = torch.from_numpy(np.array(self.train.images)).to(self.device)
         self.labels = torch.from_numpy(np.array(self.train.labels)).to(self.device)
-        self.steps_per_epoch = -(-len(self.images) // schedule.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.images) / schedule.batch_size)
 
+        # Images are augmented on the device, which needs a generator of its own.
         self.generator = torch.Generator().manual_seed(schedule.seed)
         self.augment_generator = torch.Generator(self.device).manual_seed(schedule.seed)
         mirrored = torch.randint(2, (len(self.images),), generator=self.generator)
@@ -160,7 +181,9 @@ class Pretraining:
     @property
     def glance_epochs(self) -> int:
         """Epochs of the first part: none without a glance."""
-        return self.schedule.glance_epochs if self.backbone.glance is not None else 0
+        if self.backbone.glance is None:
+            return 0
+        return self.schedule.glance_epochs
 
     @property
     def epochs(self) -> int:
@@ -173,25 +196,36 @@ class Pretraining:
         return self.epoch < self.glance_epochs
 
     def _begin_part(self) -> None:
-        """Let only what learns in this part learn, with fresh optimizers."""
-        glance = set(self.backbone.glance.parameters()) if self.backbone.glance is not None else set()
-        learning = []
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_((parameter in glance) == self.in_glance_part)
-            if parameter.requires_grad:
-                learning.append(parameter)
+        """Let only those parameters learn that belong to this part, with new optimizers."""
+        glance: set[nn.Parameter] = set()
+        if self.backbone.glance is not None:
+            glance = set(self.backbone.glance.parameters())
 
-        filters = [parameter for parameter in learning if parameter.ndim == 4]
-        others = [parameter for parameter in learning if parameter.ndim != 4]
+        # Muon takes filters `(O, I, H, W)` only; norms, biases and linear layers are left to SGD.
+        filters = []
+        others = []
+        for parameter in self.backbone.parameters():
+            learns = (parameter in glance) == self.in_glance_part
+            parameter.requires_grad_(learns)
+            if learns and parameter.ndim == 4:
+                filters.append(parameter)
+            elif learns:
+                others.append(parameter)
+
         self.muon = Muon(filters, self.schedule.learning_rate)
         self.sgd = torch.optim.SGD(others, self.schedule.norm_learning_rate, **SGD)
 
     def _set_learning_rates(self, step: int) -> None:
         """Warm up, then fall to zero over the steps of a part."""
-        epochs = self.glance_epochs if self.in_glance_part else self.schedule.epochs
+        epochs = self.schedule.epochs
+        if self.in_glance_part:
+            epochs = self.glance_epochs
+
         total = epochs * self.steps_per_epoch
         warm_up = max(1.0, WARM_UP * total)
-        factor = min(1.0, (step + 1) / warm_up, (total - step) / max(1.0, total - warm_up))
+        rising = (step + 1) / warm_up
+        falling = (total - step) / max(1.0, total - warm_up)
+        factor = min(1.0, rising, falling)
         self.muon.param_groups[0]["lr"] = factor * self.schedule.learning_rate
         self.sgd.param_groups[0]["lr"] = factor * self.schedule.norm_learning_rate
 
@@ -202,35 +236,48 @@ class Pretraining:
         if self.backbone.glance is not None:
             self.backbone.glance.train(self.in_glance_part)
 
-        first_epoch = 0 if self.in_glance_part else self.glance_epochs
+        first_epoch = self.glance_epochs
+        if self.in_glance_part:
+            first_epoch = 0
         step = (self.epoch - first_epoch) * self.steps_per_epoch
+
         order = torch.randperm(len(self.images), generator=self.generator).to(self.device)
         total = 0.0
-        for idx in order.split(self.schedule.batch_size):
+        for image_idx in order.split(self.schedule.batch_size):
             self._set_learning_rates(step)
-            total += self._step(idx)
+            total += self._step(image_idx)
             step += 1
             on_step()
 
         self.epoch += 1
         if self.epoch == self.glance_epochs:
+            # Running averages lag behind the weights, so the glance ends with true averages.
             measure_glance(self.backbone, self.train, self.generator)
             self._begin_part()
         return total / self.steps_per_epoch
 
-    def _step(self, idx: Tensor) -> float:
+    def _step(self, image_idx: Tensor) -> float:
+        """Learn from one batch; the sum of its losses."""
         # Gradients of sub-paths that do not run must be None, or momentum would move them.
         self.muon.zero_grad(set_to_none=True)
         self.sgd.zero_grad(set_to_none=True)
 
-        images = self.dataset.augment(self._mirrored(idx), self.augment_generator)
-        labels = self.labels[idx]
+        images = self.dataset.augment(self._mirrored(image_idx), self.augment_generator)
+        labels = self.labels[image_idx]
         total = 0.0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
             if self.in_glance_part:
                 losses = glance_loss(self.backbone, images, labels, self.schedule)
             else:
-                losses = path_losses(self.backbone, images, labels, self.schedule, self.generator)
+                losses = path_losses(
+                    self.backbone,
+                    images,
+                    labels,
+                    self.schedule,
+                    self.generator,
+                )
+
+            # One at a time, so that the graph of a path is freed before the next one runs.
             for loss in losses:
                 loss.backward()
                 total += loss.item()
@@ -239,19 +286,19 @@ class Pretraining:
         self.sgd.step()
         return total
 
-    def _mirrored(self, idx: Tensor) -> Tensor:
+    def _mirrored(self, image_idx: Tensor) -> Tensor:
         """Images `(N, C, H, W)`, each mirrored in every other epoch rather than at random.
 
-        Two epochs in a row then show both views of each image (Jordan 2024, *alternating flip*).
+        Two consecutive epochs then show both views of each image (Jordan 2024, *alternating flip*).
         """
-        images = self.images[idx]
+        images = self.images[image_idx]
         if not self.dataset.mirrored:
             return images
-        mirror = (self.mirrored[idx] + self.epoch) % 2 == 1
+        mirror = (self.mirrored[image_idx] + self.epoch) % 2 == 1  # (N,)
         return torch.where(mirror[:, None, None, None], images.flip(3), images)
 
     def save(self, path: Path) -> None:
-        """Write all that is needed to continue as if nothing had happened."""
+        """Write everything needed to resume; the result equals that of an uninterrupted run."""
         state = {
             "backbone": self.backbone.state_dict(),
             "muon": self.muon.state_dict()["state"],
@@ -266,7 +313,7 @@ class Pretraining:
         storage.save_tensors(path, tensors, metadata)
 
     def resume(self, path: Path) -> None:
-        """Continue what `save` wrote.
+        """Continue from what `save` wrote.
 
         Raises:
             ValueError: it was written for another architecture or schedule.
@@ -280,19 +327,28 @@ class Pretraining:
                 )
 
         prefix = "backbone/"
-        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        self.backbone.load_state_dict(weights)
+        state_dict = {}
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                state_dict[name.removeprefix(prefix)] = tensor
+        self.backbone.load_state_dict(state_dict)
         self.epoch = metadata["epoch"]
         self._begin_part()
 
+        # The optimizers are those of the part that the epoch belongs to.
         state = storage.nested(tensors, metadata["leaves"])
-        for name, optimizer in (("muon", self.muon), ("sgd", self.sgd)):
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state.get(name, {}), "param_groups": groups})
+        self._load_optimizer(self.muon, state.get("muon", {}))
+        self._load_optimizer(self.sgd, state.get("sgd", {}))
         self.generator.set_state(state["generators"]["main"])
         self.augment_generator.set_state(state["generators"]["augment"])
 
+    def _load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
+        # The groups hold settings, which the schedule gives again.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
     def _identity(self) -> dict[str, Any]:
+        """What a run must have in common with a checkpoint that it resumes."""
         return {"schedule": asdict(self.schedule), "config": self.backbone.config}
 
 
@@ -313,30 +369,36 @@ def pretrain(
         backbone: the network, changed in place and returned in evaluation mode.
         dataset: supplies the augmentation.
         splits: `train` for weights and batch-norm, `route` for the loss scale.
-        schedule: how long and how hard.
-        checkpoint: written after the first epoch that ends `save_every` seconds after the last time.
+        schedule: duration and hyperparameters.
+        checkpoint: written after the first epoch that ends at least `save_every` seconds after it
+            was last written.
         device: where to train.
         save_every: seconds between checkpoints.
     """
-    work = Pretraining(backbone, splits["train"], dataset, schedule, device)
+    pretraining = Pretraining(backbone, splits["train"], dataset, schedule, device)
+    # For a run that starts; a checkpoint has the same values.
     set_pixel_statistics(backbone, splits["train"])
     measure_whitening(backbone, splits["train"])
     if checkpoint.exists():
-        work.resume(checkpoint)
+        pretraining.resume(checkpoint)
 
     saved = time.monotonic()
-    steps = work.steps_per_epoch
-    with tqdm(total=work.epochs * steps, initial=work.epoch * steps, unit="step") as bar:
-        while work.epoch < work.epochs:
-            bar.set_description("pretrain glance" if work.in_glance_part else "pretrain paths")
-            loss = work.run_epoch(bar.update)
-            bar.set_postfix(epoch=work.epoch, loss=f"{loss:.3f}")
+    steps = pretraining.steps_per_epoch
+    total = pretraining.epochs * steps
+    with tqdm(total=total, initial=pretraining.epoch * steps, unit="step") as bar:
+        while pretraining.epoch < pretraining.epochs:
+            part = "glance" if pretraining.in_glance_part else "paths"
+            bar.set_description(f"pretrain {part}")
+            loss = pretraining.run_epoch(bar.update)
+            bar.set_postfix(epoch=pretraining.epoch, loss=f"{loss:.3f}")
+
             if time.monotonic() - saved >= save_every:
-                work.save(checkpoint)
+                pretraining.save(checkpoint)
                 saved = time.monotonic()
 
+    # Statistics are measured on the weights that are stored, so rounding comes first.
     backbone.requires_grad_(True)
-    zoo.round_weights(backbone)
+    round_weights(backbone)
     calibrate(backbone, splits["train"], splits["route"], schedule.seed)
     checkpoint.unlink(missing_ok=True)
     return backbone

@@ -1,4 +1,4 @@
-"""Paths for whole batches: which sub-path at every layer, and what comes of it."""
+"""Paths for whole batches: drawing them, and running a backbone along one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ def fixed_path(backbone: Backbone, sub_path: int) -> list[int]:
 
 
 def random_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
-    """A uniformly drawn path that does not exit."""
-    first = int(backbone.has_exits)
-    return torch.randint(first, backbone.num_paths, (backbone.num_layers,), generator=generator).tolist()
+    """A path drawn uniformly from those that do not exit."""
+    size = (backbone.num_layers,)
+    sub_paths = torch.randint(
+        backbone.first_sub_path,
+        backbone.num_paths,
+        size,
+        generator=generator,
+    )
+    return sub_paths.tolist()
 
 
 def spread_paths(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
-    """Random paths that do not exit, together taking every pair of sub-paths in a row once."""
-    sub_paths = torch.arange(int(backbone.has_exits), backbone.num_paths)
-    pairs = torch.cartesian_prod(sub_paths, sub_paths) - sub_paths[0]
+    """Random paths that do not exit, with every pair of consecutive sub-paths exactly once."""
+    sub_paths = torch.arange(backbone.first_sub_path, backbone.num_paths)
+    pairs = torch.cartesian_prod(sub_paths, sub_paths) - sub_paths[0]  # (P, 2)
 
-    # Layers in a row take the two entries of a pair, so that each meets each once.
+    # Even layers read the first entry of a pair and odd layers the second, so that any two
+    # consecutive layers see all pairs.
     columns = []
     for layer in range(backbone.num_layers):
         shuffled = sub_paths[torch.randperm(len(sub_paths), generator=generator)]
@@ -42,12 +49,28 @@ def uniform_paths(backbone: Backbone) -> list[list[int]]:
     return [fixed_path(backbone, width) for width in widths]
 
 
-def answers(backbone: Backbone, images: Tensor, path: list[int], exits: Collection[int] | None) -> tuple[Tensor, list[Tensor]]:
-    """Send a batch down one path; its logits, and those of every exit head passed on the way."""
+def path_logits(
+    backbone: Backbone,
+    images: Tensor,
+    path: list[int],
+    exits: Collection[int] | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Send a batch down one path.
+
+    Args:
+        backbone: the network.
+        images: `(N, C, H, W)`, uint8 or float 0..1, on the backbone's device.
+        path: one sub-path for each layer.
+        exits: layers whose exits run; None for all that the backbone has, `()` for none.
+
+    Returns:
+        The logits `(N, classes)` of the path, and those of every exit on it, in order of layers.
+    """
     traversal = Traversal.start(backbone, images, exits)
-    passed = []
+    exit_logits = []
     for layer, sub_path in enumerate(path):
-        if layer in traversal.exits:
-            passed.append(traversal.exit_logits)
+        # An exit head has run on arrival, whether or not the path exits there.
+        if layer in traversal.exit_layers:
+            exit_logits.append(traversal.exit_logits)
         traversal = traversal.step(np.full(len(images), sub_path))
-    return traversal.logits, passed
+    return traversal.logits, exit_logits

@@ -1,132 +1,136 @@
-"""The table of routers: each can be fitted by name, kept and restored; and what a fit_config opens."""
+"""The table of agents: each can be fitted by name, saved and restored."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from rnr_gym import agents
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, FitConfig, fqi
-from rnr_gym.backbones import zoo
-from rnr_gym.routing import route_table
-from rnr_gym.routing.live import Live
-from rnr_gym.routing.route_table import RouteTable
-from tests import small
-from tests.agents import drawn, paper, spec
+from rnr_gym.backbones import weights
+from rnr_gym.routing.spec import RoutingSpec
+from tests.fixtures import small
+from tests.fixtures.learners import fit_agent, same_tensors
+from tests.fixtures.observations import random_observations
+from tests.fixtures.paper_problem import drawn, spec
 
-EVERY = pytest.mark.parametrize("name", [*AGENTS])
+EVERY_AGENT = pytest.mark.parametrize("name", [*AGENTS])
+
+pytestmark = pytest.mark.usefixtures("early_learning")
 
 
 @pytest.fixture(autouse=True)
-def _light(monkeypatch):
-    """DQN and QR-DQN begin to learn after 256 steps, so that short fits learn something, and from small batches.
-
-    FittedRouter Q iteration takes few steps.
-    """
+def _few_fqi_steps(monkeypatch):
     monkeypatch.setattr(fqi, "CONFIG", replace(fqi.CONFIG, steps=50))
-    for name in ("dqn", "qr-dqn"):
-        arguments = {**RECIPES[name].arguments, "learning_starts": 256, "batch_size": 32}
-        monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], arguments=arguments))
 
 
-def fitted(name, seed=0, table=None):
-    if name in ("maskable-ppo", "qr-dqn"):
-        pytest.importorskip("sb3_contrib")
-    return AGENTS[name].fit(FitConfig("RNR-v0", {"backend": table or drawn(0)}, seed, 1024, progress=False))
+def fitted(name, seed=0):
+    """A router of an agent, fitted to random outcomes."""
+    return fit_agent(name, drawn(0), seed=seed)
 
 
-def observations(problem, count=200, seed=0):
-    """Random observations, each at some layer."""
-    rng = np.random.default_rng(seed)
-    seen = rng.random((count, problem.layout.size)).astype(np.float32)
-    seen[:, problem.layout.layer] = np.eye(problem.num_layers)[rng.integers(0, problem.num_layers, count)]
-    return seen
+def same_router(router, other):
+    """Whether two routers have the same `state_dict`."""
+    tensors, config = router.state_dict()
+    other_tensors, other_config = other.state_dict()
+    return config == other_config and same_tensors(tensors, other_tensors)
 
 
-def same(one, other):
-    """Whether two routers say the same of themselves."""
-    (tensors, facts), (others, other_facts) = one.state(), other.state()
-    return facts == other_facts and tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
-
-
-def test_the_default_is_all_but_the_last_three():
+def test_default_agents_omit_last_three():
     assert set(DEFAULT_AGENTS) == set(list(AGENTS)[:-3])
-    assert {"random", "full", "cheapest", "static", "blind", "confidence", "thresholds", "fqi", "dqn", "ppo"} == set(DEFAULT_AGENTS)
+    assert set(DEFAULT_AGENTS) == {
+        "random",
+        "full",
+        "cheapest",
+        "static",
+        "blind",
+        "confidence",
+        "thresholds",
+        "fqi",
+        "dqn",
+        "ppo",
+    }
 
 
-def test_every_recipe_is_an_agent():
-    assert RECIPES.keys() <= AGENTS.keys()
+def test_learners_are_the_agents_with_recipe():
+    learners = {name for name, agent in AGENTS.items() if agent.kind == "learner"}
+    assert learners == RECIPES.keys()
 
 
-def test_an_unknown_agent_is_refused_by_the_names_of_all():
-    with pytest.raises(ValueError, match=f"`agent` must be one of {', '.join(AGENTS)}, got 'sarsa'"):
-        agents.agent("sarsa")
+def test_agent_is_looked_up_by_name():
     for name in AGENTS:
         assert agents.agent(name) is AGENTS[name]
 
 
-@EVERY
-def test_another_seed_gives_another_router_only_where_the_table_says_so(name):
-    one, again, other = fitted(name, 1), fitted(name, 1), fitted(name, 2)
-    assert same(one, again)
-    assert same(one, other) is not AGENTS[name].seeded
+def test_agent_rejects_unknown_name():
+    message = f"`agent` must be one of {', '.join(AGENTS)}, got 'sarsa'"
+    with pytest.raises(ValueError, match=message):
+        agents.agent("sarsa")
 
 
-@EVERY
-def test_a_router_comes_back_from_disk(tmp_path, name):
-    router, problem = fitted(name), spec()
-    agents.save(router, tmp_path / "router", {"agent": name, "problem": problem.digest, "more": [1, None]})
-    again, facts = agents.load(tmp_path / "router", problem)
-    assert (facts["agent"], facts["problem"], facts["more"]) == (name, problem.digest, [1, None])
-    assert type(again) is type(router)
-    assert same(router, again)
-    actions, found = (part.predict(observations(problem))[0] for part in (fitted(name), again))
-    assert (actions.dtype, actions.shape) == (found.dtype, found.shape) == (np.int64, (200,))
-    assert actions.tolist() == found.tolist()
+def test_check_needs_known_name_and_table(images, backbone):
+    live = {"dataset": images, "backbone": backbone, "backend": "live"}
+    for name in AGENTS:
+        agents.check(name, FitConfig("RNR-v0", {"backend": drawn(0)}))
+    agents.check("ppo", FitConfig("RNR-v0", live))
+    with pytest.raises(ValueError, match="`agent` fqi needs a route table, got RNR-v0"):
+        agents.check("fqi", FitConfig("RNR-v0", live))
+    with pytest.raises(ValueError, match=r"`agent` must be one of .*, got 'sarsa'"):
+        agents.check("sarsa", FitConfig("RNR-v0", live))
+
+
+@EVERY_AGENT
+def test_seed_matters_only_where_table_says_so(name):
+    router = fitted(name, seed=1)
+    assert same_router(router, fitted(name, seed=1))
+    assert same_router(router, fitted(name, seed=2)) is not AGENTS[name].seeded
+
+
+@EVERY_AGENT
+def test_router_survives_save_and_load(tmp_path, name):
+    problem = spec()
+    router = fitted(name)
+    metadata = {"agent": name, "problem": problem.digest, "more": [1, None]}
+    agents.save(router, tmp_path / "router", metadata)
+    loaded, stored = agents.load(tmp_path / "router", problem)
+
+    assert metadata.items() <= stored.items()
+    assert type(loaded) is type(router)
+    assert same_router(router, loaded)
+
+    # A router that draws has drawn nothing yet, neither this one nor the loaded one.
+    obs = random_observations(problem)
+    actions, _ = router.predict(obs)
+    loaded_actions, _ = loaded.predict(obs)
+    for array in (actions, loaded_actions):
+        assert array.dtype == np.int64
+        assert array.shape == (200,)
+    assert actions.tolist() == loaded_actions.tolist()
     assert set(actions.tolist()) <= {0, 1, 2}
 
 
-@EVERY
-def test_a_router_for_another_problem_is_refused(tmp_path, name):
-    agents.save(fitted(name), tmp_path / "router", {"agent": name, "problem": spec().digest})
-    other = small.backbone("multipath").spec()
-    with pytest.raises(ValueError, match=f"fitted to problem {spec().digest}, not {other.digest}"):
+@EVERY_AGENT
+def test_load_rejects_router_of_other_problem(tmp_path, name):
+    metadata = {"agent": name, "problem": spec().digest}
+    agents.save(fitted(name), tmp_path / "router", metadata)
+    other = RoutingSpec.of(small.backbone("multipath"))
+    message = f"fitted to problem {spec().digest}, not {other.digest}"
+    with pytest.raises(ValueError, match=message):
         agents.load(tmp_path / "router", other)
 
 
-def test_a_file_that_is_no_router_is_refused(tmp_path):
-    zoo.save(small.backbone("multipath"), tmp_path / "backbone")
+def test_load_rejects_backbone_file(tmp_path):
+    weights.save(small.backbone("multipath"), tmp_path / "backbone")
     with pytest.raises(ValueError, match="must be a router file as `rnr-gym train` writes it"):
         agents.load(tmp_path / "backbone", spec())
+
+
+def test_load_rejects_damaged_file(tmp_path):
     (tmp_path / "text").write_text("no safetensors")
     with pytest.raises(ValueError, match="cut off or damaged"):
         agents.load(tmp_path / "text", spec())
+
+
+def test_load_rejects_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         agents.load(tmp_path / "nothing", spec())
-
-
-def test_a_setting_opens_a_table_where_it_fits_and_else_the_live_network(monkeypatch, images, backbone):
-    arguments = {"dataset": images, "backbone": backbone}
-    fit_config, held = FitConfig("RNR-v0", arguments), route_table.num_prefixes(backbone.spec()) * len(images)
-    monkeypatch.setattr(route_table, "LIMIT", held)
-    assert isinstance(fit_config.source("route"), RouteTable)
-    assert fit_config.table("route") is fit_config.source("route")
-    monkeypatch.setattr(route_table, "LIMIT", held - 1)
-    assert isinstance(fit_config.source("route"), Live)
-    assert fit_config.table("route") is None
-
-
-def test_a_setting_hands_on_what_it_was_told(images, backbone):
-    fit_config = FitConfig("RNR-v0", {"dataset": images, "backbone": backbone, "exits": False, "backend": "live"})
-    assert fit_config.env_kwargs("test") == {"dataset": images, "backbone": backbone, "exits": False, "backend": "live", "split": "test"}
-    assert not fit_config.source("route").spec.valid[:, 0].any()
-    table = paper()
-    assert FitConfig("RNR-v0", {"backend": table}).table("route") is table
-
-
-def test_a_setting_is_for_a_registered_id_and_does_not_change():
-    with pytest.raises(ValueError, match="`env` must be one of RNR-Digits-v0"):
-        FitConfig("RNR-v1").source("route")
-    with pytest.raises(FrozenInstanceError):
-        FitConfig("RNR-v0").seed = 1

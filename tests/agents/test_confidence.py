@@ -1,148 +1,161 @@
-"""The confidence rule: a threshold for each trade-off, and nothing else."""
+"""The confidence rule: one threshold for each trade-off."""
 
 import numpy as np
 import pytest
 
 from rnr_gym.agents import FitConfig, confidence
 from rnr_gym.agents.confidence import GRID, ConfidenceRouter, along_uniform_path
-from rnr_gym.envs.routing import observation_space
 from rnr_gym.experiments.evaluation import evaluate
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
-from tests import small
-from tests.agents import drawn, paper
+from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.spec import RoutingSpec
+from tests.fixtures import small
+from tests.fixtures.observations import random_observations
+from tests.fixtures.paper_problem import drawn, paper
+from tests.fixtures.threshold_rule import mean_return
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
 
 def fitted(table):
+    """The router that is fitted to a route table."""
     return confidence.fit(FitConfig("RNR-v0", {"backend": table}))
 
 
-def mean_return(table, threshold, tradeoff):
-    """What a threshold brings, image by image: leave at the first layer that is sure enough, else take the full path."""
-    spec, total = table.spec, 0.0
-    numbers = {tuple(path): number for number, path in enumerate(table.paths.tolist())}
-    for image in range(len(table.labels)):
-        place, path = 0, []
-        for layer in range(spec.num_layers):
-            sure = table.summary[place, image, spec.layout.summary.confidence.start]
-            if spec.valid[layer, 0] and sure >= threshold:
-                path.append(0)
-                break
-            path.append(spec.full_path)
-            place = table.tree.child[place, spec.full_path]
-        answer = numbers[tuple(path + [-1] * (spec.num_layers - len(path)))]
-        total += float(table.prediction[answer, image] == table.labels[image]) - tradeoff * table.compute[answer]
-    return total / len(table.labels)
+def return_of(table, threshold, tradeoff):
+    """Mean return of one threshold for all exits, and the full path for images that stay."""
+    thresholds = [threshold] * table.spec.num_layers
+    return mean_return(table, thresholds, table.spec.full_path, tradeoff)
 
 
 def every_threshold(table):
-    """Each confidence that occurs, and more than there can be."""
-    return [*np.unique(table.summary[..., table.spec.layout.summary.confidence.start]).astype(float).tolist(), 2.0]
+    """Each confidence that occurs, and one that no image can have."""
+    confidences = table.summary[..., table.spec.layout.summary.confidence.start]
+    return [*np.unique(confidences).astype(float).tolist(), 2.0]
 
 
 @SEEDS
-def test_each_threshold_is_the_best_of_all(seed):
+def test_thresholds_are_the_best_of_all(seed):
     table = drawn(seed)
     router = fitted(table)
     assert router.tradeoffs_fitted.tolist() == list(GRID)
     for tradeoff, threshold in zip(GRID, router.thresholds.tolist(), strict=True):
-        best = max(mean_return(table, candidate, tradeoff) for candidate in every_threshold(table))
-        assert mean_return(table, threshold, tradeoff) == pytest.approx(best, abs=1e-12)
+        returns = [return_of(table, other, tradeoff) for other in every_threshold(table)]
+        expected = pytest.approx(max(returns), abs=1e-12)
+        assert return_of(table, threshold, tradeoff) == expected
 
 
 @SEEDS
-def test_the_dearer_compute_is_the_less_confidence_will_do(seed):
-    """A higher threshold leaves later and so costs more; the dearer compute is the less of it is worth buying."""
+def test_thresholds_fall_as_tradeoffs_rise(seed):
+    # Images leave earlier at a lower threshold, which saves compute where it is expensive.
     thresholds = fitted(drawn(seed)).thresholds
     assert (np.diff(thresholds) <= 0).all()
     assert thresholds[-1] < thresholds[0]
 
 
 @pytest.mark.parametrize("exits", ["glance and exits", "one exit"])
-def test_it_exits_exactly_where_it_is_sure_enough_and_an_exit_is_offered(exits):
-    spec = small.backbone("multipath", exits).spec()
-    router, where = ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.5, 0.5])), spec.layout
-    rng, box = np.random.default_rng(0), observation_space(spec)
-    seen = rng.uniform(box.low, box.high, (300, where.size)).astype(np.float32)
-    layers = rng.integers(0, 3, 300)
-    seen[:, where.layer] = np.eye(3)[layers]
-    seen[:20, where.summary.confidence.start] = 0.5  # just enough
-    actions, state = router.predict(seen, "kept")
+def test_router_exits_where_confident_and_offered(exits):
+    spec = RoutingSpec.of(small.backbone("multipath", exits))
+    router = ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.5, 0.5]))
+    obs = random_observations(spec, 300)
+    confidence_column = spec.layout.summary.confidence.start
+    # Exactly at the threshold is enough.
+    obs[:20, confidence_column] = 0.5
+    actions, state = router.predict(obs, "kept")
+
+    offered = spec.valid[layers_of(spec.layout, obs), 0]
     for row, action in enumerate(actions.tolist()):
-        leave = float(seen[row, where.summary.confidence.start]) >= 0.5 and spec.valid[layers[row], 0]
-        assert action == (0 if leave else spec.full_path)
+        leaves = obs[row, confidence_column] >= 0.5 and offered[row]
+        assert action == (0 if leaves else spec.full_path)
+    assert set(actions.tolist()) == {0, spec.full_path}
     assert state == "kept"
-    assert {0, spec.full_path} == set(actions.tolist())
 
 
-def test_only_the_largest_probability_counts():
+def test_router_reads_only_largest_probability():
     spec = paper().spec
-    router, where = ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.6, 0.6])), spec.layout
-    rng, box = np.random.default_rng(0), observation_space(spec)
-    seen = rng.uniform(box.low, box.high, (100, where.size)).astype(np.float32)
-    seen[:, where.layer] = np.eye(2)[rng.integers(0, 2, 100)]
-    other = rng.uniform(box.low, box.high, (100, where.size)).astype(np.float32)
-    other[:, where.summary.confidence.start] = seen[:, where.summary.confidence.start]
-    assert router.predict(seen)[0].tolist() == router.predict(other)[0].tolist()
+    router = ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.6, 0.6]))
+    obs = random_observations(spec, 100)
+    other = random_observations(spec, 100, seed=1)
+    confidence_column = spec.layout.summary.confidence.start
+    other[:, confidence_column] = obs[:, confidence_column]
+
+    actions, _ = router.predict(obs)
+    other_actions, _ = router.predict(other)
+    assert actions.tolist() == other_actions.tolist()
 
 
-@pytest.mark.parametrize(("tradeoff", "threshold"), [(0.0, 0.9), (0.01, 0.9), (0.1, 0.6), (1.0, 0.3), (4.0, 0.3), (10**-1.5, 0.75)])
-def test_between_fitted_tradeoffs_the_threshold_is_interpolated_over_their_logarithm(tradeoff, threshold):
+@pytest.mark.parametrize(
+    ("tradeoff", "threshold"),
+    [(0.0, 0.9), (0.01, 0.9), (0.1, 0.6), (1.0, 0.3), (4.0, 0.3), (10**-1.5, 0.75)],
+)
+def test_thresholds_are_interpolated_over_log_tradeoff(tradeoff, threshold):
     spec = paper().spec
-    router, where = ConfidenceRouter(spec, np.array([0.01, 0.1, 1.0]), np.array([0.9, 0.6, 0.3])), spec.layout
-    seen = np.zeros((2, where.size), np.float32)
-    seen[:, where.tradeoff.start], seen[:, where.layer.start] = tradeoff, 1.0
-    seen[:, where.summary.confidence.start] = threshold - 1e-4, threshold + 1e-4
-    assert router.predict(seen)[0].tolist() == [spec.full_path, 0]
+    router = ConfidenceRouter(spec, np.array([0.01, 0.1, 1.0]), np.array([0.9, 0.6, 0.3]))
+    obs = np.zeros((2, spec.layout.size), np.float32)
+    obs[:, spec.layout.tradeoff] = tradeoff
+    obs[:, spec.layout.layer.start] = 1.0
+    obs[:, spec.layout.summary.confidence.start] = [threshold - 1e-4, threshold + 1e-4]
+    actions, _ = router.predict(obs)
+    assert actions.tolist() == [spec.full_path, 0]
 
 
 @SEEDS
-def test_routing_by_the_thresholds_brings_what_they_promise(seed):
+def test_routing_returns_what_thresholds_promise(seed):
     table = drawn(seed)
     router = fitted(table)
     for tradeoff, threshold in zip(GRID, router.thresholds.tolist(), strict=True):
-        found = evaluate(table, router, tradeoff)
-        gained = (found.correct - tradeoff * found.macs / table.spec.plain_macs).mean()
-        assert gained == pytest.approx(mean_return(table, threshold, tradeoff), abs=1e-9)
+        evaluation = evaluate(table, router, tradeoff)
+        returns = evaluation.correct - tradeoff * table.spec.compute(evaluation.macs)
+        expected = return_of(table, threshold, tradeoff)
+        assert returns.mean() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
 @pytest.mark.parametrize("exits", ["one exit", "glance and exits"])
-def test_a_live_network_and_its_table_are_fitted_alike(kind, exits):
-    backbone, images = small.backbone(kind, exits), small.images()
-    spec = backbone.spec()
+def test_trail_is_the_same_live_and_by_table(kind, exits):
+    backbone = small.backbone(kind, exits)
+    images = small.images()
+    spec = RoutingSpec.of(backbone)
     table = route_table.build(backbone, images, spec, progress=False)
-    ours = along_uniform_path(Live(backbone, images, spec), backbone.full_path)
-    theirs = along_uniform_path(table, backbone.full_path)
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    sure, right, compute = ours
-    assert np.isfinite(sure).tolist() == [[bool(offered)] * 24 for offered in [*spec.valid[:, 0], False]]
-    logits = small.travel(backbone, small.pixels(24), np.full((24, 3), backbone.full_path)).logits
-    assert right[-1].tolist() == (logits.argmax(1).numpy() == images.labels).tolist()
-    assert (np.diff(compute, axis=0) > 0).all()
+    trail = along_uniform_path(Live(backbone, images, spec), backbone.full_path)
+    table_trail = along_uniform_path(table, backbone.full_path)
+    for live_array, table_array in zip(trail, table_trail, strict=True):
+        np.testing.assert_allclose(live_array, table_array, atol=1e-5)
+
+    # Of infinite confidence are the end, and layers without an exit.
+    offered = np.append(spec.valid[:, 0], False)
+    assert (np.isfinite(trail.confidence) == offered[:, None]).all()
+    assert trail.confidence.shape == (4, 24)
+    assert (np.diff(trail.compute, axis=0) > 0).all()
+
+    full_path = np.full((24, 3), backbone.full_path)
+    logits = small.travel(backbone, small.pixels(24), full_path).logits
+    correct = logits.argmax(1).numpy() == images.labels
+    assert trail.correct[-1].tolist() == correct.tolist()
 
 
 @pytest.mark.parametrize("exits", ["bare", "glance and exits"])
-def test_without_exits_every_image_takes_the_full_path(exits):
-    backbone, images = small.backbone("multipath", exits), small.images()
-    arguments = {"dataset": images, "backbone": backbone, "backend": "live", "exits": False}
-    router = confidence.fit(FitConfig("RNR-v0", arguments))
+def test_without_exits_all_take_the_full_path(exits):
+    backbone = small.backbone("multipath", exits)
+    images = small.images()
+    kwargs = {"dataset": images, "backbone": backbone, "backend": "live", "exits": False}
+    router = confidence.fit(FitConfig("RNR-v0", kwargs))
+    live = Live(backbone, images, RoutingSpec.of(backbone, exits=False))
     for tradeoff in (0.01, 0.5, 4.0):
-        found = evaluate(Live(backbone, images, backbone.spec(False)), router, tradeoff)
-        assert (found.path == backbone.full_path).all()
-        assert (found.macs == backbone.mac_table.plain).all()
+        evaluation = evaluate(live, router, tradeoff)
+        assert (evaluation.path == backbone.full_path).all()
+        assert (evaluation.macs == backbone.mac_table.plain).all()
 
 
-def test_with_exits_switched_off_a_table_is_fitted_too():
+def test_table_without_exits_gives_the_full_path():
     table = drawn(0, exits=False)
-    assert (evaluate(table, fitted(table), 2.0).path == 2).all()
+    evaluation = evaluate(table, fitted(table), 2.0)
+    assert (evaluation.path == 2).all()
 
 
-def test_a_router_comes_back_from_what_it_says_of_itself():
+def test_state_dict_restores_the_router():
     router = fitted(drawn(1))
-    again = ConfidenceRouter.restore(router.spec, *router.state())
-    assert again.thresholds.tolist() == router.thresholds.tolist()
-    assert again.tradeoffs_fitted.tolist() == router.tradeoffs_fitted.tolist()
+    restored = ConfidenceRouter.from_state_dict(router.spec, *router.state_dict())
+    assert restored.thresholds.tolist() == router.thresholds.tolist()
+    assert restored.tradeoffs_fitted.tolist() == router.tradeoffs_fitted.tolist()

@@ -1,4 +1,4 @@
-"""One threshold for each exit: solved on `route`, held to a recount image by image."""
+"""One threshold for each exit: what is solved on `route`, against a recount image by image."""
 
 import itertools
 
@@ -10,146 +10,153 @@ from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path
 from rnr_gym.agents.thresholds import SHARES, ThresholdsRouter, solve_trail
 from rnr_gym.experiments.evaluation import evaluate
 from rnr_gym.routing.live import Live
-from tests import small
-from tests.agents import drawn, paper
+from rnr_gym.routing.spec import RoutingSpec
+from tests.fixtures import small
+from tests.fixtures.paper_problem import drawn, paper
+from tests.fixtures.threshold_rule import mean_return
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
 
 def fitted(table):
+    """The router that is fitted to a route table."""
     return thresholds.fit(FitConfig("RNR-v0", {"backend": table}))
 
 
-def recount(table, levels, sub_path, tradeoff):
-    """Mean return of leaving at the first exit whose own level is reached, image by image."""
-    spec = table.spec
-    numbers = {tuple(path): number for number, path in enumerate(table.paths.tolist())}
-    total = 0.0
-    for image in range(len(table.labels)):
-        place, path = 0, []
-        for layer in range(spec.num_layers):
-            sure = table.summary[place, image, spec.layout.summary.confidence.start]
-            if spec.valid[layer, 0] and sure >= levels[layer]:
-                path.append(0)
-                break
-            path.append(sub_path)
-            place = table.tree.child[place, sub_path]
-        answer = numbers[tuple(path + [-1] * (spec.num_layers - len(path)))]
-        total += float(table.correct[answer, image]) - tradeoff * table.compute[answer]
-    return total / len(table.labels)
-
-
-def cuts(table, sub_path):
-    """For each layer all levels that tell images apart: every confidence that occurs, and never."""
-    sure = along_uniform_path(table, sub_path).confidence[:-1]
-    return [[*np.unique(row[np.isfinite(row)]).tolist(), NEVER] for row in sure]
-
-
-def solved(router):
-    """Trade-off, levels and sub-path of each row of a router."""
-    return zip(
+def solutions(router):
+    """Trade-off, thresholds and sub-path of each row of a router."""
+    rows = zip(
         router.tradeoffs_fitted.tolist(),
         router.thresholds.tolist(),
         router.sub_paths.tolist(),
         strict=True,
     )
+    return list(rows)
+
+
+def candidates(table, sub_path):
+    """For each layer, all thresholds that make a difference."""
+    confidences = along_uniform_path(table, sub_path).confidence[:-1]
+    return [[*np.unique(row[np.isfinite(row)]).tolist(), NEVER] for row in confidences]
+
+
+def evaluated_return(table, router, tradeoff):
+    """Mean return of routing all images of a table."""
+    evaluation = evaluate(table, router, tradeoff)
+    return (evaluation.correct - tradeoff * table.spec.compute(evaluation.macs)).mean()
 
 
 @SEEDS
 def test_no_other_single_threshold_is_better(seed):
     table = drawn(seed)
-    for tradeoff, levels, sub_path in list(solved(fitted(table)))[::4]:
-        value = recount(table, levels, sub_path, tradeoff)
-        for layer, candidates in enumerate(cuts(table, sub_path)):
-            for level in candidates:
-                other = [*levels[:layer], level, *levels[layer + 1 :]]
-                assert recount(table, other, sub_path, tradeoff) <= value + 1e-12
+    for tradeoff, levels, sub_path in solutions(fitted(table))[::4]:
+        solved = mean_return(table, levels, sub_path, tradeoff)
+        for layer, options in enumerate(candidates(table, sub_path)):
+            for option in options:
+                others = [*levels]
+                others[layer] = option
+                assert mean_return(table, others, sub_path, tradeoff) <= solved + 1e-12
 
 
 @SEEDS
 def test_solution_is_close_to_exhaustive_search(seed):
-    """Coordinate ascent may stop short of the best pair of thresholds, by an image or so."""
     table = drawn(seed, images=12)
-    for tradeoff, levels, sub_path in list(solved(fitted(table)))[::6]:
-        values = [
-            recount(table, pair, other, tradeoff)
-            for other in (1, 2)
-            for pair in itertools.product(*cuts(table, other))
-        ]  # fmt: skip
-        best = max(values)
-        found = recount(table, levels, sub_path, tradeoff)
-        assert best - 1 / 12 <= found <= best + 1e-12
+    for tradeoff, levels, sub_path in solutions(fitted(table))[::6]:
+        returns = []
+        for other in (1, 2):
+            for pair in itertools.product(*candidates(table, other)):
+                returns.append(mean_return(table, pair, other, tradeoff))
+
+        # Coordinate ascent may stop short of the best pair of thresholds, by an image or so.
+        best = max(returns)
+        solved = mean_return(table, levels, sub_path, tradeoff)
+        assert best - 1 / 12 <= solved <= best + 1e-12
 
 
 @SEEDS
 def test_never_worse_than_a_single_threshold(seed):
     table = drawn(seed)
-    ours, single = fitted(table), confidence.fit(FitConfig("RNR-v0", {"backend": table}))
+    router = fitted(table)
+    single = confidence.fit(FitConfig("RNR-v0", {"backend": table}))
     gains = []
     for tradeoff in GRID:
-        one, other = evaluate(table, ours, tradeoff), evaluate(table, single, tradeoff)
-        returns = [part.correct.mean() - tradeoff * part.macs.mean() / 100 for part in (one, other)]
-        gains.append(returns[0] - returns[1])
+        single_return = evaluated_return(table, single, tradeoff)
+        gains.append(evaluated_return(table, router, tradeoff) - single_return)
     assert min(gains) >= -1e-12
     assert max(gains) > 0.01
 
 
-def test_exits_of_different_scale_get_their_own_thresholds():
-    """Exit 0 is right from .95 on, exit 1 from .55 on; what is less sure needs the end."""
-    sure = np.array([[0.99, 0.95, 0.9, 0.9, 0.9, 0.9], [0.5, 0.5, 0.6, 0.55, 0.5, 0.5]])
-    right = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], np.bool_)
+def test_exits_of_different_scale_differ_in_threshold():
+    # Exit 0 is right from .95 on, exit 1 from .55 on; all other images need the end.
     trail = Trail(
-        confidence=np.vstack([sure, np.full(6, np.inf)]),
-        correct=right,
+        confidence=np.array(
+            [
+                [0.99, 0.95, 0.9, 0.9, 0.9, 0.9],
+                [0.5, 0.5, 0.6, 0.55, 0.5, 0.5],
+                [np.inf] * 6,
+            ]
+        ),
+        correct=np.array(
+            [
+                [True, True, False, False, False, False],
+                [False, False, True, True, False, False],
+                [True] * 6,
+            ]
+        ),
         compute=np.repeat([[0.1], [0.4], [1.0]], 6, axis=1),
     )
-    found = solve_trail(trail, np.array([0.2]))
-    assert 0.9 < found.thresholds[0, 0] <= 0.95
-    assert 0.5 < found.thresholds[0, 1] <= 0.55
-    assert found.returns == pytest.approx([1 - 0.2 * (0.1 + 0.4 + 1.0) / 3])
+    solution = solve_trail(trail, np.array([0.2]))
+    assert 0.9 < solution.thresholds[0, 0] <= 0.95
+    assert 0.5 < solution.thresholds[0, 1] <= 0.55
+    # A third of the images leaves at each exit, and a third stays to the end.
+    assert solution.returns == pytest.approx([1 - 0.2 * (0.1 + 0.4 + 1.0) / 3])
 
 
 @SEEDS
-def test_no_member_of_the_geometric_family_is_better(seed):
+def test_no_member_of_geometric_family_is_better(seed):
     trail = along_uniform_path(drawn(seed, images=80), 2)
-    found = solve_trail(trail, np.array([0.05, 0.5, 1.5]))
+    tradeoffs = (0.05, 0.5, 1.5)
+    solution = solve_trail(trail, np.array(tradeoffs))
     for share in SHARES:
         first = np.quantile(trail.confidence[0], 1 - share)
-        going = trail.confidence[0] < first
-        second = np.quantile(trail.confidence[1][going], 1 - share)
-        leave = np.select([~going, trail.confidence[1] >= second], [0, 1], 2)
-        for value, tradeoff in zip(found.returns, (0.05, 0.5, 1.5), strict=True):
+        stays = trail.confidence[0] < first
+        second = np.quantile(trail.confidence[1][stays], 1 - share)
+        leave = np.select([~stays, trail.confidence[1] >= second], [0, 1], 2)
+        for solved, tradeoff in zip(solution.returns, tradeoffs, strict=True):
             returns = (trail.correct - tradeoff * trail.compute)[leave, np.arange(80)]
-            assert value >= returns.mean() - 1e-12
+            assert solved >= returns.mean() - 1e-12
 
 
 @SEEDS
-def test_routing_returns_what_the_solution_promises(seed):
+def test_routing_returns_what_solution_promises(seed):
     table = drawn(seed)
     router = fitted(table)
-    for tradeoff, levels, sub_path in solved(router):
-        found = evaluate(table, router, tradeoff)
-        value = (found.correct - tradeoff * found.macs / table.spec.plain_macs).mean()
-        assert value == pytest.approx(recount(table, levels, sub_path, tradeoff), abs=1e-9)
-        assert set(found.path[found.path > 0].tolist()) <= {sub_path}
+    for tradeoff, levels, sub_path in solutions(router):
+        expected = mean_return(table, levels, sub_path, tradeoff)
+        assert evaluated_return(table, router, tradeoff) == pytest.approx(expected, abs=1e-9)
+        path = evaluate(table, router, tradeoff).path
+        assert set(path[path > 0].tolist()) <= {sub_path}
 
 
 @pytest.mark.parametrize(
     ("tradeoff", "row"),
     [(0.0, 0), (0.01, 0), (0.031, 0), (0.033, 1), (0.1, 1), (0.31, 1), (0.32, 2), (4.0, 2)],
 )
-def test_nearest_fitted_tradeoff_by_ratio_is_used(tradeoff, row):
+def test_nearest_tradeoff_by_ratio_is_used(tradeoff, row):
     spec = paper().spec
     levels = np.array([[0.9, 0.8], [0.6, 0.5], [0.3, 0.2]])
-    router = ThresholdsRouter(spec, np.array([0.01, 0.1, 1.0]), levels, np.array([2, 1, 2]))
+    sub_paths = np.array([2, 1, 2])
+    router = ThresholdsRouter(spec, np.array([0.01, 0.1, 1.0]), levels, sub_paths)
+
+    # Two observations at each layer, one just below and one just above its threshold.
     layout = spec.layout
-    seen = np.zeros((4, layout.size), np.float32)
-    seen[:, layout.tradeoff] = tradeoff
-    seen[:, layout.layer] = np.eye(2)[[0, 0, 1, 1]]
-    seen[:, layout.summary.confidence.start] = np.repeat(levels[row], 2) + [-0.01, 0.01] * 2
-    onward = [2, 1, 2][row]
-    actions, state = router.predict(seen, "kept")
-    assert actions.tolist() == [onward, 0, onward, 0]
+    obs = np.zeros((4, layout.size), np.float32)
+    obs[:, layout.tradeoff] = tradeoff
+    obs[:, layout.layer] = np.eye(2)[[0, 0, 1, 1]]
+    obs[:, layout.summary.confidence.start] = np.repeat(levels[row], 2) + [-0.01, 0.01] * 2
+
+    actions, state = router.predict(obs, "kept")
+    assert actions.tolist() == [sub_paths[row], 0, sub_paths[row], 0]
     assert state == "kept"
 
 
@@ -157,35 +164,48 @@ def test_without_exits_only_the_sub_path_is_chosen():
     table = drawn(0, exits=False)
     router = fitted(table)
     assert (router.thresholds == NEVER).all()
-    for tradeoff, _, sub_path in solved(router):
-        values = {other: recount(table, [NEVER, NEVER], other, tradeoff) for other in (1, 2)}
-        assert values[sub_path] == max(values.values())
+    for tradeoff, levels, sub_path in solutions(router):
+        returns = {other: mean_return(table, levels, other, tradeoff) for other in (1, 2)}
+        assert returns[sub_path] == max(returns.values())
         assert (evaluate(table, router, tradeoff).path == sub_path).all()
     assert router.sub_paths[-1] == 1
 
 
-@pytest.mark.parametrize("exits", ["bare", "one exit", "glance and exits"])
-def test_layers_without_an_exit_never_exit(exits):
-    backbone, images = small.backbone("multipath", exits), small.images()
-    arguments = {"dataset": images, "backbone": backbone, "backend": "live"}
-    router = thresholds.fit(FitConfig("RNR-v0", arguments))
-    spec = backbone.spec()
-    offered = spec.valid[:, 0] if spec.has_exits else np.zeros(3, np.bool_)
+@pytest.mark.parametrize(
+    ("exits", "exit_layers"),
+    [("bare", []), ("one exit", [2]), ("glance and exits", [0, 1, 2])],
+)
+def test_layers_without_an_exit_never_exit(exits, exit_layers):
+    backbone = small.backbone("multipath", exits)
+    images = small.images()
+    kwargs = {"dataset": images, "backbone": backbone, "backend": "live"}
+    router = thresholds.fit(FitConfig("RNR-v0", kwargs))
+    offered = np.isin(np.arange(3), exit_layers)
     assert (router.thresholds[:, ~offered] == NEVER).all()
+
+    spec = RoutingSpec.of(backbone)
     for tradeoff in (0.01, 4.0):
-        found = evaluate(Live(backbone, images, spec), router, tradeoff)
-        left = {int((path >= 0).sum()) - 1 for path in found.path if 0 in path and spec.has_exits}
-        assert left <= set(np.flatnonzero(offered).tolist())
+        path = evaluate(Live(backbone, images, spec), router, tradeoff).path
+        # In a backbone without exits 0 is a sub-path like any other.
+        exited_at = np.nonzero((path == 0) & spec.has_exits)[1]
+        assert set(exited_at.tolist()) <= set(exit_layers)
 
 
 @pytest.mark.parametrize("sub_path", [1, 2, 3])
-def test_trail_of_any_uniform_path_is_what_the_network_does(sub_path):
-    backbone, images = small.backbone("multipath"), small.images()
-    trail = along_uniform_path(Live(backbone, images, backbone.spec()), sub_path)
-    ways = np.full((24, 3), sub_path)
-    logits = small.travel(backbone, small.pixels(24), ways).logits
-    assert trail.correct[-1].tolist() == (logits.argmax(1).numpy() == images.labels).tolist()
-    ways[:, 2] = 0
-    walk = small.travel(backbone, small.pixels(24), ways)
-    assert trail.correct[2].tolist() == (walk.logits.argmax(1).numpy() == images.labels).tolist()
-    np.testing.assert_allclose(trail.compute[2], walk.macs / backbone.mac_table.plain)
+def test_trail_of_uniform_path_matches_network(sub_path):
+    backbone = small.backbone("multipath")
+    images = small.images()
+    pixels = small.pixels(24)
+    trail = along_uniform_path(Live(backbone, images, RoutingSpec.of(backbone)), sub_path)
+
+    paths = np.full((24, 3), sub_path)
+    logits = small.travel(backbone, pixels, paths).logits
+    correct = logits.argmax(1).numpy() == images.labels
+    assert trail.correct[-1].tolist() == correct.tolist()
+
+    # The last entry but one answers by the exit of layer 2.
+    paths[:, 2] = 0
+    state = small.travel(backbone, pixels, paths)
+    correct = state.logits.argmax(1).numpy() == images.labels
+    assert trail.correct[2].tolist() == correct.tolist()
+    np.testing.assert_allclose(trail.compute[2], state.macs / backbone.mac_table.plain)

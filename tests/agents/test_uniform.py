@@ -5,58 +5,75 @@ import pytest
 
 from rnr_gym.agents import FitConfig, uniform
 from rnr_gym.agents.uniform import UniformRouter
+from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.rollout import route
-from tests import small
-from tests.agents import drawn, paper
+from rnr_gym.routing.spec import RoutingSpec
+from tests.fixtures import small
+from tests.fixtures.paper_problem import drawn, paper
 
 
-def observations(spec, each=3000):
-    """`each` observations at every layer."""
-    layers = np.repeat(np.arange(spec.num_layers), each)
-    seen = np.zeros((len(layers), spec.layout.size), np.float32)
-    seen[np.arange(len(layers)), spec.layout.layer.start + layers] = 1.0
-    return seen, layers
+def observations(spec, per_layer=50):
+    """As many observations at every layer, all of them blank."""
+    layers = np.repeat(np.arange(spec.num_layers), per_layer)
+    obs = np.zeros((len(layers), spec.layout.size), np.float32)
+    obs[:, spec.layout.layer] = np.eye(spec.num_layers)[layers]
+    return obs
+
+
+def predict(router, obs, **kwargs):
+    """The router's sub-paths, as a list."""
+    actions, _ = router.predict(obs, **kwargs)
+    return actions.tolist()
 
 
 @pytest.mark.parametrize("exits", small.EXITS)
-@pytest.mark.parametrize("on", [True, False])
-def test_every_valid_sub_path_has_the_same_chance_and_no_other_has_any(exits, on):
-    spec = small.backbone("multipath", exits).spec(on)
-    seen, layers = observations(spec)
-    actions, state = UniformRouter(spec, 0).predict(seen, "kept")
+@pytest.mark.parametrize("use_exits", [True, False])
+def test_valid_sub_paths_are_equally_frequent(exits, use_exits):
+    spec = RoutingSpec.of(small.backbone("multipath", exits), use_exits)
+    obs = observations(spec, per_layer=3000)
+    layers = layers_of(spec.layout, obs)
+    actions, state = UniformRouter(spec, seed=0).predict(obs, "kept")
+
     for layer, valid in enumerate(spec.valid):
         share = np.bincount(actions[layers == layer], minlength=spec.num_paths) / 3000
         assert (share[~valid] == 0).all()
-        np.testing.assert_allclose(share[valid], 1 / valid.sum(), atol=0.045)  # five standard deviations
+        # Five standard deviations.
+        np.testing.assert_allclose(share[valid], 1 / valid.sum(), atol=0.045)
     assert state == "kept"
 
 
-def test_a_seed_gives_one_router():
+def test_seed_determines_the_draws():
     spec = paper().spec
-    seen, _ = observations(spec, 50)
-    one, again, other = (UniformRouter(spec, seed) for seed in (5, 5, 6))
-    first = one.predict(seen)[0].tolist()
-    assert first == again.predict(seen)[0].tolist() != other.predict(seen)[0].tolist()
-    assert first != one.predict(seen)[0].tolist()  # it goes on drawing
+    obs = observations(spec)
+    router = UniformRouter(spec, seed=5)
+    first = predict(router, obs)
+    assert predict(UniformRouter(spec, seed=5), obs) == first
+    assert predict(UniformRouter(spec, seed=6), obs) != first
+    # The draws continue from one call to the next.
+    assert predict(router, obs) != first
 
 
-def test_it_draws_whether_or_not_it_is_to_be_deterministic():
+def test_deterministic_predictions_are_random_too():
     spec = paper().spec
-    seen, _ = observations(spec, 50)
-    calm, wild = UniformRouter(spec, 5), UniformRouter(spec, 5)
-    assert calm.predict(seen, deterministic=True)[0].tolist() == wild.predict(seen, deterministic=False)[0].tolist()
-    assert len(set(calm.predict(seen)[0].tolist())) == 3
+    obs = observations(spec)
+    router = UniformRouter(spec, seed=5)
+    actions = predict(router, obs, deterministic=True)
+    assert predict(UniformRouter(spec, seed=5), obs, deterministic=False) == actions
+    assert set(predict(router, obs)) == {0, 1, 2}
 
 
-def test_its_paths_are_whole_whatever_is_masked():
+def test_paths_are_whole_without_exits():
     table = drawn(0, exits=False)
-    walk = route(table.start(np.arange(30)), table.spec, UniformRouter(table.spec, 1), 0.3)
-    assert set(walk.path.ravel().tolist()) == {1, 2}
+    router = UniformRouter(table.spec, seed=1)
+    state = route(table.start(np.arange(30)), table.spec, router, 0.3)
+    assert set(state.path.ravel().tolist()) == {1, 2}
 
 
-def test_it_is_fitted_by_keeping_the_seed_and_comes_back_with_it():
+def test_fit_and_state_dict_keep_the_seed():
     table = paper()
+    obs = observations(table.spec)
     router = uniform.fit(FitConfig("RNR-v0", {"backend": table}, seed=11))
-    again = UniformRouter.restore(table.spec, *router.state())
-    seen, _ = observations(table.spec, 50)
-    assert router.predict(seen)[0].tolist() == again.predict(seen)[0].tolist() == UniformRouter(table.spec, 11).predict(seen)[0].tolist()
+    restored = UniformRouter.from_state_dict(table.spec, *router.state_dict())
+    expected = predict(UniformRouter(table.spec, seed=11), obs)
+    assert predict(router, obs) == expected
+    assert predict(restored, obs) == expected

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from rnr_gym.backbones.blocks import Glance, PooledHead, Shortcut, round_to_eight
-from tests import small
+from tests.fixtures import small
 
-EVERY = pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS])
+EVERY = pytest.mark.parametrize(
+    ("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS]
+)
 
 
 @EVERY
@@ -17,7 +19,10 @@ def test_the_full_path_is_the_plain_network(kind, exits, shape):
     y = backbone.stem(x)
     prev_sub_path = None
     for layer in backbone.layers:
-        y, prev_sub_path = layer(y, backbone.full_path, prev_sub_path), backbone.full_path if backbone.reads_prev_sub_path else None
+        y, prev_sub_path = (
+            layer(y, backbone.full_path, prev_sub_path),
+            backbone.full_path if backbone.reads_prev_sub_path else None,
+        )
     torch.testing.assert_close(backbone.plain()(x), backbone.head(y), rtol=1e-10, atol=1e-10)
 
 
@@ -26,8 +31,15 @@ def test_the_plain_network_is_ordinary_modules_in_the_same_mode(kind, exits):
     backbone = small.backbone(kind, exits)
     plain = backbone.plain()
     assert not plain.training
-    assert all(isinstance(module.running_mean, torch.Tensor) for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    torch.testing.assert_close(plain(backbone.prepare(small.pixels())), small.travel(backbone, small.pixels(), full(backbone), ()).logits)
+    assert all(
+        isinstance(module.running_mean, torch.Tensor)
+        for module in plain.modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    )
+    torch.testing.assert_close(
+        plain(backbone.prepare(small.pixels())),
+        small.travel(backbone, small.pixels(), full(backbone), ()).logits,
+    )
 
 
 def full(backbone, count=6):
@@ -51,10 +63,15 @@ def test_a_layer_without_a_head_cannot_be_asked_to_exit():
 def test_the_architecture_can_be_built_again_from_its_config(kind, exits):
     ours, again = small.backbone(kind, exits), small.backbone(kind, exits)
     assert ours.config == again.config == {**ours.config, **small.config(kind, exits)}
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
-@pytest.mark.parametrize(("width", "rounded"), [(1, 8), (8, 8), (11, 8), (13, 16), (16, 16), (30, 32)])
+@pytest.mark.parametrize(
+    ("width", "rounded"), [(1, 8), (8, 8), (11, 8), (13, 16), (16, 16), (30, 32)]
+)
 def test_round_to_eight(width, rounded):
     assert round_to_eight(width) == rounded
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rnr_gym.backbones import MultiPathResNet
-from tests import small
+from tests.fixtures import small
 
 
 class Block(nn.Module):
@@ -30,7 +30,10 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     def __init__(self, channels, classes, widths, blocks):
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0])
+        self.conv, self.bn = (
+            nn.Conv2d(channels, widths[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+        )
         self.blocks, width = nn.ModuleList(), widths[0]
         for stage, wide in enumerate(widths):
             for number in range(blocks[stage]):
@@ -59,13 +62,20 @@ def pruned_block(layer):
     return layer.conv1, layer.norm1, layer.conv2, layer.norm2[-1]
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("multipath", widest_branch), ("residual", pruned_block)])
+@pytest.mark.parametrize(
+    ("kind", "parts"), [("multipath", widest_branch), ("residual", pruned_block)]
+)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (3, 32, 32)])
 def test_the_full_path_is_an_ordinary_resnet(kind, parts, shape):
     backbone = small.backbone(kind, shape=shape).double()
     facts = small.KINDS[kind]
     resnet = ResNet(shape[0], 3, facts["widths"], facts["blocks"]).double()
-    copy((resnet.conv, resnet.bn, resnet.fc), backbone.stem[0], backbone.stem[1], backbone.head.linear)
+    copy(
+        (resnet.conv, resnet.bn, resnet.fc),
+        backbone.stem[0],
+        backbone.stem[1],
+        backbone.head.linear,
+    )
     for block, layer in zip(resnet.blocks, backbone.layers, strict=True):
         copy((block.conv1, block.bn1, block.conv2, block.bn2), *parts(layer))
     resnet.eval()
@@ -73,14 +83,18 @@ def test_the_full_path_is_an_ordinary_resnet(kind, parts, shape):
     walk = small.travel(backbone, batch, torch.full((4, 3), backbone.full_path).numpy())
     wanted = resnet(backbone.prepare(batch))
     torch.testing.assert_close(walk.logits, wanted, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(backbone.plain()(backbone.prepare(batch)), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        backbone.plain()(backbone.prepare(batch)), wanted, rtol=1e-10, atol=1e-10
+    )
     assert wanted.std() > 1e-3
 
 
 @pytest.mark.parametrize("exits", ["bare", "exits"])
 @pytest.mark.parametrize("way", [0, 1, 2])
 def test_sub_paths_are_identity_and_branches(exits, way):
-    layer = small.backbone("multipath", exits).layers[2]  # 16 to 32 channels, halving the resolution
+    layer = small.backbone("multipath", exits).layers[
+        2
+    ]  # 16 to 32 channels, halving the resolution
     first, x = int(exits != "bare"), torch.rand(2, 16, 8, 8)
     kept = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16))
     assert torch.equal(layer(x, first, first + way), kept)
@@ -126,7 +140,13 @@ def test_branches_share_no_weights():
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(name, changes):
-    fitting = {"image_shape": [1, 8, 8], "classes": 3, "widths": [16, 32], "blocks": [2, 1], "inner": [0.5, 1.0]}
+    fitting = {
+        "image_shape": [1, 8, 8],
+        "classes": 3,
+        "widths": [16, 32],
+        "blocks": [2, 1],
+        "inner": [0.5, 1.0],
+    }
     MultiPathResNet(**fitting)
     with pytest.raises(ValueError, match=f"`{name}`"):
         MultiPathResNet(**{**fitting, **changes})

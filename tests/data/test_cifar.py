@@ -14,7 +14,7 @@ from torchvision import datasets
 from rnr_gym import data
 from rnr_gym.data import SPLITS, cifar, folders
 from rnr_gym.data.cifar import CIFAR10, CIFAR100, HUNDRED, TEN
-from tests import photos
+from tests.fixtures import photos
 
 BOTH = pytest.mark.parametrize("facts", [CIFAR10, CIFAR100], ids=lambda facts: facts.name)
 
@@ -69,7 +69,11 @@ def left(root):
 
 @BOTH
 def test_classes_are_distinct_and_alphabetical(facts):
-    assert len(facts.classes) == len(set(facts.classes)) == {"cifar10": 10, "cifar100": 100}[facts.name]
+    assert (
+        len(facts.classes)
+        == len(set(facts.classes))
+        == {"cifar10": 10, "cifar100": 100}[facts.name]
+    )
     assert list(facts.classes) == sorted(facts.classes)
 
 
@@ -81,8 +85,12 @@ def test_every_tenth_image_of_a_class_is_held_out_of_train_for_route(facts, root
     images, labels = contents["train"]
     for label in range(classes):
         of_class = images[labels == label]
-        np.testing.assert_array_equal(found["route"].images[found["route"].labels == label], of_class[[9, 19]])
-        np.testing.assert_array_equal(found["train"].images[found["train"].labels == label], np.delete(of_class, [9, 19], 0))
+        np.testing.assert_array_equal(
+            found["route"].images[found["route"].labels == label], of_class[[9, 19]]
+        )
+        np.testing.assert_array_equal(
+            found["train"].images[found["train"].labels == label], np.delete(of_class, [9, 19], 0)
+        )
 
 
 @BOTH
@@ -93,7 +101,10 @@ def test_train_and_route_share_no_image_and_are_all_there_is(facts, root, monkey
     assert train | route == set(range(20 * len(facts.classes)))
     assert train.isdisjoint(route)
     assert test == set(range(3 * len(facts.classes)))
-    assert all((images.severity == 0).all() and images.images.shape[1:] == (3, 32, 32) for images in found.values())
+    assert all(
+        (images.severity == 0).all() and images.images.shape[1:] == (3, 32, 32)
+        for images in found.values()
+    )
 
 
 @BOTH
@@ -108,17 +119,24 @@ def test_images_come_by_rank_and_then_by_class(facts, root, monkeypatch):
 def test_class_folders_and_torchvisions_files_give_the_same_splits(tmp_path, monkeypatch):
     contents = stored(CIFAR10, tmp_path / "official", monkeypatch)
     photos.write_folders(tmp_path / "pictures" / "cifar10", contents)
-    assert_same(splits(data_root=str(tmp_path / "pictures")), splits(data_root=str(tmp_path / "official")))
+    assert_same(
+        splits(data_root=str(tmp_path / "pictures")), splits(data_root=str(tmp_path / "official"))
+    )
 
 
 def test_so_do_those_of_cifar100(tmp_path, monkeypatch):
     contents = stored(CIFAR100, tmp_path / "official", monkeypatch, {"train": 10, "test": 1})
     photos.write_folders(tmp_path / "pictures" / "cifar100", contents, HUNDRED)
 
-    assert_same(splits(CIFAR100, data_root=str(tmp_path / "pictures")), splits(CIFAR100, data_root=str(tmp_path / "official")))
+    assert_same(
+        splits(CIFAR100, data_root=str(tmp_path / "pictures")),
+        splits(CIFAR100, data_root=str(tmp_path / "official")),
+    )
 
 
-def test_jpegs_are_split_like_the_originals_and_are_what_pillow_makes_of_them(tmp_path, monkeypatch):
+def test_jpegs_are_split_like_the_originals_and_are_what_pillow_makes_of_them(
+    tmp_path, monkeypatch
+):
     contents = photos.parts()
     for suffix in ("png", "jpg"):
         photos.write_folders(tmp_path / suffix / "cifar10", contents, suffix=suffix)
@@ -128,7 +146,9 @@ def test_jpegs_are_split_like_the_originals_and_are_what_pillow_makes_of_them(tm
         np.testing.assert_array_equal(exact[split].source, lossy[split].source)
         assert not np.array_equal(exact[split].images, lossy[split].images)
     file = min((tmp_path / "jpg" / "cifar10" / "train" / "airplane").iterdir())
-    np.testing.assert_array_equal(lossy["train"].images[0], np.asarray(Image.open(file)).transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        lossy["train"].images[0], np.asarray(Image.open(file)).transpose(2, 0, 1)
+    )
 
 
 def test_class_folders_go_before_torchvisions_files(root, monkeypatch):
@@ -146,8 +166,12 @@ def test_decoded_images_are_read_from_the_cache(root, monkeypatch):
     assert_same(splits(), first)
 
 
-@pytest.mark.parametrize(("given", "named"), [(True, True), (True, False), (False, True), (False, False)])
-def test_images_are_read_where_the_argument_says_else_the_variable_else_in_the_cache(tmp_path, monkeypatch, cache, given, named):
+@pytest.mark.parametrize(
+    ("given", "named"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_images_are_read_where_the_argument_says_else_the_variable_else_in_the_cache(
+    tmp_path, monkeypatch, cache, given, named
+):
     places = {"given": tmp_path / "given", "named": tmp_path / "named", "cache": cache / "data"}
     for shade, place in enumerate(places.values()):
         images, labels = photos.part(10, 1)
@@ -166,19 +190,37 @@ def test_a_process_loads_a_split_once(root, monkeypatch):
 
 @pytest.mark.parametrize(
     ("part", "split", "there", "least"),
-    [("train", "route", 9, 10), ("train", "train", 9, 10), ("train", "train", 0, 10), ("test", "test", 0, 1), ("val", "test", 0, 1)],
+    [
+        ("train", "route", 9, 10),
+        ("train", "train", 9, 10),
+        ("train", "train", 0, 10),
+        ("test", "test", 0, 1),
+        ("val", "test", 0, 1),
+    ],
 )
 def test_too_few_images_of_a_class_are_refused(root, part, split, there, least):
-    photos.write_folders(root / "cifar10", photos.parts(each={"train": 10, "test": 1} if part != "val" else {"val": 1}))
+    photos.write_folders(
+        root / "cifar10",
+        photos.parts(each={"train": 10, "test": 1} if part != "val" else {"val": 1}),
+    )
     for file in sorted((root / "cifar10" / part / "cat").iterdir())[there:]:
         file.unlink()
-    with pytest.raises(ValueError, match=f"`data_root` must hold at least {least} .*images a class.*got {there} of cat in") as refused:
+    with pytest.raises(
+        ValueError,
+        match=f"`data_root` must hold at least {least} .*images a class.*got {there} of cat in",
+    ) as refused:
         cifar.load(CIFAR10, split)
     assert repr(str(root / "cifar10" / part)) in str(refused.value)
 
 
-@pytest.mark.parametrize("spoil", [lambda place: (place / "cat").rename(place / "dogs"), lambda place: shutil.rmtree(place)], ids=["class", "part"])
-def test_folders_that_are_not_cifars_are_refused_and_nothing_is_fetched_in_their_place(root, capsys, spoil):
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda place: (place / "cat").rename(place / "dogs"), lambda place: shutil.rmtree(place)],
+    ids=["class", "part"],
+)
+def test_folders_that_are_not_cifars_are_refused_and_nothing_is_fetched_in_their_place(
+    root, capsys, spoil
+):
     photos.write_folders(root / "cifar10", photos.parts())
     spoil(root / "cifar10" / "train")
     with pytest.raises((ValueError, FileNotFoundError), match="`data_root` must"):
@@ -189,7 +231,9 @@ def test_folders_that_are_not_cifars_are_refused_and_nothing_is_fetched_in_their
 def assert_advises(said, facts, root):
     """Whether a message says where was looked and all that can be done."""
     reader = getattr(datasets, facts.title)
-    assert said.startswith(f"`data_root` must hold {facts.name}/train/<class>/* or {reader.base_folder}, got {str(root)!r}")
+    assert said.startswith(
+        f"`data_root` must hold {facts.name}/train/<class>/* or {reader.base_folder}, got {str(root)!r}"
+    )
     assert f"`rnr-gym data {facts.name}` fetches {facts.megabytes} MB from {reader.url}" in said
     assert "RNR_GYM_DATA names a folder that has it" in said
     assert "RNR-CIFAR10-Table-v0" in said
@@ -240,10 +284,18 @@ def one_bit_off(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [halved, one_bit_off, lambda folder: (folder / "data_batch_5").unlink(), lambda folder: (folder / "batches.meta").unlink()]
+    "damage",
+    [
+        halved,
+        one_bit_off,
+        lambda folder: (folder / "data_batch_5").unlink(),
+        lambda folder: (folder / "batches.meta").unlink(),
+    ],
 )
 @pytest.mark.parametrize("download", [False, True])
-def test_a_half_copied_or_damaged_folder_is_called_so_and_stays(root, monkeypatch, damage, download):
+def test_a_half_copied_or_damaged_folder_is_called_so_and_stays(
+    root, monkeypatch, damage, download
+):
     stored(CIFAR10, root, monkeypatch)
     damage(root / "cifar-10-batches-py")
     before = left(root)
@@ -292,7 +344,9 @@ def no_http(handler, content):
 def served(monkeypatch, tmp_path):
     """A server on this machine that gives a small archive, or what is set as its `answer`; and the images in it."""
     contents = stored(CIFAR10, tmp_path / "made", monkeypatch)
-    archive = photos.write_archive(tmp_path / CIFAR10_FILE, tmp_path / "made" / "cifar-10-batches-py", monkeypatch)
+    archive = photos.write_archive(
+        tmp_path / CIFAR10_FILE, tmp_path / "made" / "cifar-10-batches-py", monkeypatch
+    )
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -307,8 +361,12 @@ def served(monkeypatch, tmp_path):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.answer, server.contents = 0, whole_answer, contents
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10_FILE}")
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
+    monkeypatch.setattr(
+        datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10_FILE}"
+    )
     yield server
     server.shutdown()
     server.server_close()
@@ -343,7 +401,9 @@ def test_nothing_is_fetched_where_that_was_forbidden(served, root):
     assert served.asked == 0
 
 
-def test_a_damaged_folder_is_replaced_by_what_was_fetched_and_its_neighbours_stay(served, root, tmp_path):
+def test_a_damaged_folder_is_replaced_by_what_was_fetched_and_its_neighbours_stay(
+    served, root, tmp_path
+):
     shutil.copytree(tmp_path / "made" / "cifar-10-batches-py", root / "cifar-10-batches-py")
     halved(root / "cifar-10-batches-py")
     (root / "thesis.tex").write_text("five years")
@@ -370,7 +430,9 @@ def test_a_fetch_that_fails_leaves_everything_as_it_was(served, root, tmp_path, 
 
 def test_an_archive_that_lacks_a_file_is_not_put_in_place(served, root, tmp_path, monkeypatch):
     (tmp_path / "made" / "cifar-10-batches-py" / "data_batch_4").unlink()
-    photos.write_archive(tmp_path / CIFAR10_FILE, tmp_path / "made" / "cifar-10-batches-py", monkeypatch)
+    photos.write_archive(
+        tmp_path / CIFAR10_FILE, tmp_path / "made" / "cifar-10-batches-py", monkeypatch
+    )
     assert_advises(refusal(CIFAR10), CIFAR10, root)
     assert left(root) == []
 
@@ -428,5 +490,9 @@ def test_the_real_cifar10_looks_like_photographs(whole):
 
 @pytest.mark.slow
 def test_no_image_of_the_real_route_is_in_train_or_test(whole):
-    prints = {split: {image.tobytes() for image in images.images} for split, images in whole.items()}
-    assert len(prints["route"] & prints["train"]) + len(prints["route"] & prints["test"]) <= 5  # CIFAR has a few twins of its own
+    prints = {
+        split: {image.tobytes() for image in images.images} for split, images in whole.items()
+    }
+    assert (
+        len(prints["route"] & prints["train"]) + len(prints["route"] & prints["test"]) <= 5
+    )  # CIFAR has a few twins of its own

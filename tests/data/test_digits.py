@@ -24,7 +24,9 @@ def test_every_digit_is_in_exactly_one_split(splits):
 
 def test_train_has_a_half_and_the_others_a_quarter_each_in_every_class(splits):
     for label in range(10):
-        train, route, test = (len(set(images.source[images.labels == label].tolist())) for images in splits.values())
+        train, route, test = (
+            len(set(images.source[images.labels == label].tolist())) for images in splits.values()
+        )
         assert abs(train - route - test) <= 2
         assert abs(route - test) <= 1
 
@@ -36,7 +38,9 @@ def test_each_digit_comes_equally_often_in_every_severity(splits, split):
     assert images.classes == tuple("0123456789")
     pairs = Counter(zip(images.source.tolist(), images.severity.tolist(), strict=True))
     sources = set(images.source.tolist())
-    assert pairs == {(source, severity): digits.DRAWS[split] for source in sources for severity in range(6)}
+    assert pairs == {
+        (source, severity): digits.DRAWS[split] for source in sources for severity in range(6)
+    }
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -44,18 +48,30 @@ def test_severity_zero_is_the_scan_itself_and_labels_are_its_own(splits, split):
     images, bunch = splits[split], load_digits()
     np.testing.assert_array_equal(images.labels, bunch.target[images.source])
     untouched = images.take(images.severity == 0)
-    np.testing.assert_array_equal(untouched.images[:, 0, 2:-2, 2:-2], np.round(bunch.images[untouched.source] * 255 / 16))
+    np.testing.assert_array_equal(
+        untouched.images[:, 0, 2:-2, 2:-2], np.round(bunch.images[untouched.source] * 255 / 16)
+    )
     assert untouched.images.sum() == untouched.images[:, :, 2:-2, 2:-2].sum()
 
 
 def test_each_severity_moves_images_further_from_the_scan(splits):
     images = splits["route"]
     whole = images.take(images.severity == 0)
-    scans = {int(source): image.astype(float) for source, image in zip(whole.source, whole.images, strict=True)}
+    scans = {
+        int(source): image.astype(float)
+        for source, image in zip(whole.source, whole.images, strict=True)
+    }
     far = []
     for severity in range(6):
         part = images.take(images.severity == severity)
-        far.append(np.mean([np.abs(image - scans[int(source)]).mean() for source, image in zip(part.source, part.images, strict=True)]))
+        far.append(
+            np.mean(
+                [
+                    np.abs(image - scans[int(source)]).mean()
+                    for source, image in zip(part.source, part.images, strict=True)
+                ]
+            )
+        )
     assert far[0] == 0
     assert far == sorted(far)
     assert far[5] > 2 * far[1] > 0
@@ -90,7 +106,9 @@ def test_an_unknown_split_is_refused(split):
 
 def test_augmentation_is_seeded_and_varies():
     scans = torch.from_numpy(np.array(data.load("digits", "train").images[:64]))
-    once, again, other = (digits.augment(scans, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    once, again, other = (
+        digits.augment(scans, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert once.dtype == torch.uint8
     assert once.shape == scans.shape
     assert torch.equal(once, again)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from rnr_gym import storage
 from rnr_gym.data import folders
-from tests import photos
+from tests.fixtures import photos
 
 CLASSES = ("ant", "bee", "cat")
 SIDE = (8, 6)
@@ -26,7 +26,10 @@ def cache(monkeypatch, tmp_path):
 @pytest.fixture
 def contents():
     """Five pictures of each class in `train`, two in `test`."""
-    return {name: photos.part(len(CLASSES), each, SIDE, seed=each) for name, each in (("train", 5), ("test", 2))}
+    return {
+        name: photos.part(len(CLASSES), each, SIDE, seed=each)
+        for name, each in (("train", 5), ("test", 2))
+    }
 
 
 @pytest.fixture
@@ -71,17 +74,27 @@ def test_labels_follow_the_classes_asked_for_and_not_the_alphabet(folder):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "mode"), [("jpg", "RGB"), ("jpg", "L"), *((suffix, mode) for suffix in ("png", "webp") for mode in ("RGB", "L", "P", "RGBA"))]
+    ("suffix", "mode"),
+    [
+        ("jpg", "RGB"),
+        ("jpg", "L"),
+        *((suffix, mode) for suffix in ("png", "webp") for mode in ("RGB", "L", "P", "RGBA")),
+    ],
 )
 def test_pictures_of_any_kind_are_read_as_rgb(tmp_path, suffix, mode):
     rows, columns = np.mgrid[: SIDE[0], : SIDE[1]]
-    smooth = Image.fromarray(np.stack([20 * rows, 20 * columns, 10 * rows + 10 * columns], 2).astype(np.uint8)).convert(mode)
+    smooth = Image.fromarray(
+        np.stack([20 * rows, 20 * columns, 10 * rows + 10 * columns], 2).astype(np.uint8)
+    ).convert(mode)
     file = tmp_path / f"picture.{suffix}"
     smooth.save(file)
     pixels = folders._pixels(file, SIDE)
     assert pixels.shape == (3, *SIDE)
     lossy = 0 if suffix == "png" else 25
-    assert np.abs(pixels.astype(int) - np.asarray(smooth.convert("RGB")).transpose(2, 0, 1)).mean() <= lossy
+    assert (
+        np.abs(pixels.astype(int) - np.asarray(smooth.convert("RGB")).transpose(2, 0, 1)).mean()
+        <= lossy
+    )
 
 
 def test_a_second_load_reads_the_cache(folder, monkeypatch, cache):
@@ -122,19 +135,33 @@ def test_what_changed_on_disk_is_decoded_anew(folder, cache, change):
     before = kept(cache)
     change(folder)
     again, relabelled = load(folder)
-    assert images.shape != again.shape or not np.array_equal(images, again) or not np.array_equal(labels, relabelled)
+    assert (
+        images.shape != again.shape
+        or not np.array_equal(images, again)
+        or not np.array_equal(labels, relabelled)
+    )
     assert len(kept(cache)) == 2
     assert set(before) < set(kept(cache))
 
 
-def test_the_cache_keeps_its_value_where_the_images_were_copied_with_their_times(folder, tmp_path, monkeypatch):
+def test_the_cache_keeps_its_value_where_the_images_were_copied_with_their_times(
+    folder, tmp_path, monkeypatch
+):
     first = load(folder)
     (tmp_path / "elsewhere").mkdir()
     no_decoding(monkeypatch)
     assert_same(load(folder.rename(tmp_path / "elsewhere" / "animals")), first)
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-50], lambda whole: whole[:20], lambda whole: b"", lambda whole: b"text" * 100])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:-50],
+        lambda whole: whole[:20],
+        lambda whole: b"",
+        lambda whole: b"text" * 100,
+    ],
+)
 def test_a_damaged_cache_file_is_decoded_again_and_mended(folder, cache, damage, monkeypatch):
     first = load(folder)
     (file,) = cache.rglob("*.safetensors")
@@ -179,7 +206,10 @@ def is_a_folder(file):
     file.mkdir()
 
 
-@pytest.mark.parametrize("damage", [spoilt_png, beheaded_png, cut_jpeg, claims_to_be_huge, is_text, is_empty, is_a_folder])
+@pytest.mark.parametrize(
+    "damage",
+    [spoilt_png, beheaded_png, cut_jpeg, claims_to_be_huge, is_text, is_empty, is_a_folder],
+)
 def test_a_damaged_image_is_named_and_nothing_is_kept(folder, cache, damage):
     file = sorted((folder / "train" / "bee").iterdir())[2]
     damage(file)
@@ -193,14 +223,20 @@ def test_a_damaged_image_is_named_and_nothing_is_kept(folder, cache, damage):
 def test_an_image_of_another_size_is_named(folder, cache, side):
     file = sorted((folder / "train" / "bee").iterdir())[2]
     Image.new("RGB", side[::-1]).save(file)
-    with pytest.raises(ValueError, match=rf"`data_root` must hold images of 8 x 6 pixels, got '.*bee.*' of {side[0]} x {side[1]}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"`data_root` must hold images of 8 x 6 pixels, got '.*bee.*' of {side[0]} x {side[1]}",
+    ):
         load(folder)
     assert kept(cache) == []
 
 
 def test_classes_that_are_missing_or_unknown_are_named(folder):
     (folder / "train" / "bee").rename(folder / "train" / "wasp")
-    with pytest.raises(ValueError, match=r"must have the 3 class folders of animals, got '.*train' \(missing: bee; unknown: wasp\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"must have the 3 class folders of animals, got '.*train' \(missing: bee; unknown: wasp\)",
+    ):
         load(folder)
     assert len(load(folder, "test")[1]) == 6
 
@@ -230,12 +266,21 @@ def test_a_class_may_be_empty_here(folder):
 
 
 def assert_no_room(folder, cache):
-    with pytest.raises(OSError, match="`RNR_GYM_CACHE` must name a folder with room for 0 MB of decoded images") as refused:
+    with pytest.raises(
+        OSError, match="`RNR_GYM_CACHE` must name a folder with room for 0 MB of decoded images"
+    ) as refused:
         load(folder)
     assert repr(str(cache / "images")) in str(refused.value)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+    ids=repr,
+)
 def test_a_full_disk_is_reported_and_nothing_is_left(folder, cache, monkeypatch, error):
     def full(tensors, path, metadata):
         path.write_bytes(b"half")
@@ -274,10 +319,14 @@ def test_a_cache_folder_that_cannot_be_is_reported(folder, cache):
         (None, None, "CACHE/data"),
     ],
 )
-def test_images_are_looked_for_where_the_argument_says_else_the_variable_else_in_the_cache(monkeypatch, cache, given, named, expected):
+def test_images_are_looked_for_where_the_argument_says_else_the_variable_else_in_the_cache(
+    monkeypatch, cache, given, named, expected
+):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("RNR_GYM_DATA", named or "")
-    assert os.fspath(folders.data_folder(given)) == expected.replace("HOME", "/home/me").replace("CACHE", str(cache))
+    assert os.fspath(folders.data_folder(given)) == expected.replace("HOME", "/home/me").replace(
+        "CACHE", str(cache)
+    )
     if named is None:
         monkeypatch.delenv("RNR_GYM_DATA")
         assert os.fspath(folders.data_folder(given)) == expected.replace("CACHE", str(cache))

@@ -8,15 +8,19 @@ from torch.nn import functional as F
 
 from rnr_gym.data import ImageSet
 from rnr_gym.envs import RoutingEnv
-from tests import small
+from tests.fixtures import small
 
-EVERY = pytest.mark.parametrize(("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS])
+EVERY = pytest.mark.parametrize(
+    ("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS]
+)
 BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
 
 
 def routing(kind="multipath", exits_of="glance and exits", images=None, **arguments):
     """An environment over a small backbone and 24 random images."""
-    return RoutingEnv(dataset=images or small.images(), backbone=small.backbone(kind, exits_of), **arguments)
+    return RoutingEnv(
+        dataset=images or small.images(), backbone=small.backbone(kind, exits_of), **arguments
+    )
 
 
 def play(env, path, **reset):
@@ -42,7 +46,9 @@ def trimmed(path):
 @BACKENDS
 @pytest.mark.parametrize("reward", ["accuracy", "cross_entropy"])
 @pytest.mark.parametrize("tradeoff", [0.0, 0.3, 4.0])
-def test_an_episodes_return_is_task_minus_tradeoff_times_compute(kind, exits, backend, reward, tradeoff):
+def test_an_episodes_return_is_task_minus_tradeoff_times_compute(
+    kind, exits, backend, reward, tradeoff
+):
     env = routing(kind, exits, backend=backend, reward=reward, tradeoff=tradeoff)
     batch = torch.from_numpy(np.array(small.images().images))
     for index, path in enumerate(small.paths(env.routing, 6)):
@@ -50,11 +56,17 @@ def test_an_episodes_return_is_task_minus_tradeoff_times_compute(kind, exits, ba
         last = infos[-1]
         task = float(last["is_success"]) if reward == "accuracy" else -0.75 * last["loss"]
         assert sum(rewards) == pytest.approx(task - tradeoff * last["compute"], abs=1e-12)
-        walk = small.travel(env.source.backbone, batch[[index]], path[None]) if backend == "live" else None
+        walk = (
+            small.travel(env.source.backbone, batch[[index]], path[None])
+            if backend == "live"
+            else None
+        )
         if walk is not None:
             assert last["macs"] == walk.macs[0]
             assert last["prediction"] == walk.logits.argmax().item()
-            assert last["loss"] == pytest.approx(F.cross_entropy(walk.logits, torch.tensor([last["label"]])).item(), abs=1e-4)
+            assert last["loss"] == pytest.approx(
+                F.cross_entropy(walk.logits, torch.tensor([last["label"]])).item(), abs=1e-4
+            )
 
 
 @pytest.mark.parametrize("reward", ["accuracy", "cross_entropy"])
@@ -94,7 +106,11 @@ def test_what_an_observation_says_beside_the_summary(kind, exits):
             assert observation.dtype == np.float32
             assert env.observation_space.contains(observation)
             at = np.zeros(3) if ended else np.eye(3)[layer]
-            came = np.eye(env.routing.num_paths)[path[layer - 1]] if layer else np.zeros(env.routing.num_paths)
+            came = (
+                np.eye(env.routing.num_paths)[path[layer - 1]]
+                if layer
+                else np.zeros(env.routing.num_paths)
+            )
             np.testing.assert_array_equal(observation[where.layer], at)
             np.testing.assert_array_equal(observation[where.prev_sub_path], came)
             assert observation[where.compute.start] == np.float32(info["compute"])
@@ -114,14 +130,29 @@ def test_what_info_says(kind, exits, backend):
         ended = layer == len(infos) - 1
         assert info["layer"] == (3 if ended else layer)
         assert (info["index"], info["tradeoff"]) == (4, 1.5)
-        assert (info["action_mask"].dtype, info["action_mask"].shape) == (np.int8, (env.routing.num_paths,))
-        np.testing.assert_array_equal(info["action_mask"], np.zeros(env.routing.num_paths) if ended else env.routing.valid[layer])
-        types = {"layer": int, "compute": float, "macs": int, "index": int, "tradeoff": float, "executed": int}
+        assert (info["action_mask"].dtype, info["action_mask"].shape) == (
+            np.int8,
+            (env.routing.num_paths,),
+        )
+        np.testing.assert_array_equal(
+            info["action_mask"],
+            np.zeros(env.routing.num_paths) if ended else env.routing.valid[layer],
+        )
+        types = {
+            "layer": int,
+            "compute": float,
+            "macs": int,
+            "index": int,
+            "tradeoff": float,
+            "executed": int,
+        }
         types |= {"is_success": bool, "label": int, "prediction": int, "loss": float}
         assert all(type(value) is types[name] for name, value in info.items() if name in types)
         going = {"action_mask", "layer", "compute", "macs", "index", "tradeoff"}
         last = {"is_success", "label", "prediction", "loss", "path"}
-        assert info.keys() == going | ({"executed"} if layer else set()) | (last if ended else set())
+        assert info.keys() == going | ({"executed"} if layer else set()) | (
+            last if ended else set()
+        )
         if layer:
             assert info["executed"] == path[layer - 1]
     end = infos[-1]
@@ -157,8 +188,17 @@ def test_without_exits_an_episode_has_always_as_many_steps_as_layers(kind, backe
 def test_without_exits_nothing_is_known_from_glance_and_exits(kind, backend):
     env = routing(kind, exits=False, backend=backend)
     where = env.routing.layout.summary
-    seen = [observation for index in range(5) for observation in play(env, [2, 1, 2], options={"index": index})[0][:-1]]
-    for part in (where.glance, where.glance_probabilities, where.exit_probabilities, where.confidence):
+    seen = [
+        observation
+        for index in range(5)
+        for observation in play(env, [2, 1, 2], options={"index": index})[0][:-1]
+    ]
+    for part in (
+        where.glance,
+        where.glance_probabilities,
+        where.exit_probabilities,
+        where.confidence,
+    ):
         assert np.ptp([observation[part] for observation in seen], axis=0).max() == 0
     assert np.ptp([observation[where.exit_probabilities] for observation in seen]) == 0
     assert np.ptp([observation[where.pooled] for observation in seen], axis=0).max() > 0
@@ -212,21 +252,33 @@ def test_a_seed_starts_the_deal_anew():
 
 def test_a_given_index_is_not_dealt_and_takes_nothing_from_the_deck():
     env, other = routing(), routing()
-    drawn = [env.reset(seed=0)[1]["index"]] + [env.reset(options={"index": 7})[1]["index"]] + [env.reset()[1]["index"] for _ in range(23)]
+    drawn = (
+        [env.reset(seed=0)[1]["index"]]
+        + [env.reset(options={"index": 7})[1]["index"]]
+        + [env.reset()[1]["index"] for _ in range(23)]
+    )
     assert drawn[1] == 7
-    assert drawn[:1] + drawn[2:] == [other.reset(seed=0)[1]["index"], *(other.reset()[1]["index"] for _ in range(23))]
+    assert drawn[:1] + drawn[2:] == [
+        other.reset(seed=0)[1]["index"],
+        *(other.reset()[1]["index"] for _ in range(23)),
+    ]
 
 
 def test_a_given_tradeoff_holds_for_one_episode():
     env = routing(tradeoff=0.5)
-    assert [env.reset(options=options)[1]["tradeoff"] for options in ({"tradeoff": 2}, None, {"tradeoff": 0.0}, {})] == [2.0, 0.5, 0.0, 0.5]
+    assert [
+        env.reset(options=options)[1]["tradeoff"]
+        for options in ({"tradeoff": 2}, None, {"tradeoff": 0.0}, {})
+    ] == [2.0, 0.5, 0.0, 0.5]
     _, rewards, infos = play(env, [0], options={"tradeoff": 2})
     assert rewards == [float(infos[-1]["is_success"]) - 2 * infos[-1]["compute"]]
 
 
 def test_tradeoffs_are_drawn_log_uniformly_from_their_range():
     env = routing(tradeoff=(0.01, 1.0))
-    drawn = np.array([env.reset(seed=0)[1]["tradeoff"], *(env.reset()[1]["tradeoff"] for _ in range(799))])
+    drawn = np.array(
+        [env.reset(seed=0)[1]["tradeoff"], *(env.reset()[1]["tradeoff"] for _ in range(799))]
+    )
     assert drawn.min() >= 0.01
     assert drawn.max() <= 1.0
     assert len(set(drawn)) == 800
@@ -246,9 +298,19 @@ def test_nothing_that_is_handed_out_is_shared(backend):
     env = routing(backend=backend)
     observations, _, infos = play(env, [2, 1, 3])
     again, _, more = play(env, [2, 1, 3], options={"index": infos[0]["index"]})
-    arrays = [*observations, *again, *(info["action_mask"] for info in infos + more), infos[-1]["path"], more[-1]["path"]]
+    arrays = [
+        *observations,
+        *again,
+        *(info["action_mask"] for info in infos + more),
+        infos[-1]["path"],
+        more[-1]["path"],
+    ]
     arrays += [env.observation_space.low, env.routing.masks, env.routing.valid]
-    assert not any(np.shares_memory(one, other) for number, one in enumerate(arrays) for other in arrays[:number])
+    assert not any(
+        np.shares_memory(one, other)
+        for number, one in enumerate(arrays)
+        for other in arrays[:number]
+    )
 
 
 @BACKENDS
@@ -267,12 +329,17 @@ def test_labels_do_not_reach_observations():
     images = small.images()
     shifted = ImageSet.of(images.images, (images.labels + 1) % 3, images.classes)
     for index, path in enumerate(small.paths(routing().routing, 6)):
-        one, other = (play(routing(images=part), trimmed(path), options={"index": index}) for part in (images, shifted))
+        one, other = (
+            play(routing(images=part), trimmed(path), options={"index": index})
+            for part in (images, shifted)
+        )
         np.testing.assert_array_equal(one[0], other[0])
         assert one[2][-1]["label"] != other[2][-1]["label"]
 
 
-@pytest.mark.parametrize("action", [-1, 4, 1.0, np.float32(1), "1", None, np.array([1]), np.array([[1]]), [1]], ids=repr)
+@pytest.mark.parametrize(
+    "action", [-1, 4, 1.0, np.float32(1), "1", None, np.array([1]), np.array([[1]]), [1]], ids=repr
+)
 def test_an_action_outside_the_space_is_refused(action):
     env = routing()
     env.reset()
@@ -341,7 +408,9 @@ def test_rendering_as_text_follows_the_episode(backend):
     assert env.render().startswith(f"layer 1   λ = 0.3   compute {info['compute']:.3f}")
     assert "   2  @  o  o" in env.render().splitlines()
     _, _, _, _, info = env.step(np.int64(0))
-    assert env.render().startswith(f"answer: {'abc'[info['prediction']]} ({'right' if info['is_success'] else 'wrong'}")
+    assert env.render().startswith(
+        f"answer: {'abc'[info['prediction']]} ({'right' if info['is_success'] else 'wrong'}"
+    )
 
 
 @BACKENDS
@@ -380,7 +449,10 @@ def test_rendering_needs_an_episode_and_a_mode():
 
 
 def test_rendering_changes_no_episode():
-    silent, shown = routing(tradeoff=(0.1, 1.0)), routing(tradeoff=(0.1, 1.0), render_mode="rgb_array")
+    silent, shown = (
+        routing(tradeoff=(0.1, 1.0)),
+        routing(tradeoff=(0.1, 1.0), render_mode="rgb_array"),
+    )
     for env in (silent, shown):
         env.reset(seed=0)
     for action in (2, 3, 1):

@@ -7,14 +7,19 @@ from gymnasium.vector import AutoresetMode
 
 from rnr_gym.envs import RoutingEnv, RoutingVectorEnv
 from rnr_gym.envs.routing import check_index
-from tests import small
+from tests.fixtures import small
 
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
 
 
 def native(num_envs=3, exits_of="glance and exits", **arguments):
     """A vector environment over a small backbone and 24 random images."""
-    return RoutingVectorEnv(num_envs, dataset=small.images(), backbone=small.backbone("multipath", exits_of), **arguments)
+    return RoutingVectorEnv(
+        num_envs,
+        dataset=small.images(),
+        backbone=small.backbone("multipath", exits_of),
+        **arguments,
+    )
 
 
 @pytest.mark.parametrize("backend", ["live", "table"])
@@ -54,14 +59,22 @@ def test_the_autoreset_mode_is_gymnasiums_own_by_default():
 
 @MODES
 def test_vector_rewards_weighted_are_the_scalar_ones(mode):
-    scalar, pairs = (native(tradeoff=(0.1, 2.0), autoreset_mode=mode, vector_reward=vector) for vector in (False, True))
+    scalar, pairs = (
+        native(tradeoff=(0.1, 2.0), autoreset_mode=mode, vector_reward=vector)
+        for vector in (False, True)
+    )
     scalar.reset(seed=0)
     pairs.reset(seed=0)
     for actions in np.random.default_rng(0).integers(0, 4, (12, 3)):
         tradeoffs = scalar.episodes.tradeoff.copy()
         _, rewards, ended, _, _ = scalar.step(actions)
         _, found, _, _, _ = pairs.step(actions)
-        assert (rewards.dtype, rewards.shape, found.dtype, found.shape) == (np.float64, (3,), np.float64, (3, 2))
+        assert (rewards.dtype, rewards.shape, found.dtype, found.shape) == (
+            np.float64,
+            (3,),
+            np.float64,
+            (3, 2),
+        )
         assert pairs.reward_space.contains(found)
         np.testing.assert_array_equal(found[:, 0] + tradeoffs * found[:, 1], rewards)
         if mode is AutoresetMode.DISABLED and ended.any():
@@ -82,7 +95,13 @@ def test_options_give_each_sub_environment_its_own():
 def test_options_reach_only_those_that_are_reset():
     envs = native(tradeoff=0.5)
     before = envs.reset(seed=0)[1]["index"]
-    envs.reset(options={"index": np.array([7, 8, 9]), "tradeoff": np.array([1.0, 2.0, 3.0]), "reset_mask": np.array([False, True, False])})
+    envs.reset(
+        options={
+            "index": np.array([7, 8, 9]),
+            "tradeoff": np.array([1.0, 2.0, 3.0]),
+            "reset_mask": np.array([False, True, False]),
+        }
+    )
     _, _, _, _, infos = envs.step(np.array([1, 1, 1]))
     assert infos["index"].tolist() == [before[0], 8, before[2]]
     assert infos["tradeoff"].tolist() == [0.5, 2.0, 0.5]
@@ -154,13 +173,19 @@ def test_nothing_that_is_handed_out_is_shared(mode):
     collect({**infos, "observations": observations})
     for _ in range(4):
         observations, rewards, ended, cut, infos = envs.step(np.array([1, 2, 0]))
-        collect({**infos, "observations": observations, "rewards": rewards, "ended": ended, "cut": cut})
+        collect(
+            {**infos, "observations": observations, "rewards": rewards, "ended": ended, "cut": cut}
+        )
         if mode is AutoresetMode.DISABLED:
             observations, infos = envs.reset(options={"reset_mask": ended})
             collect({**infos, "observations": observations})
     arrays += [envs.routing.masks, envs.routing.valid]
     assert len(arrays) > 50
-    assert not any(np.shares_memory(one, other) for number, one in enumerate(arrays) for other in arrays[:number])
+    assert not any(
+        np.shares_memory(one, other)
+        for number, one in enumerate(arrays)
+        for other in arrays[:number]
+    )
 
 
 BAD_ACTIONS = [
@@ -224,7 +249,9 @@ def test_refused_options_change_nothing():
         each.reset(seed=0)
     with pytest.raises(ValueError, match="`options"):
         envs.reset(options={"index": [0, 1, 99]})
-    np.testing.assert_array_equal(envs.step(np.array([1, 2, 3]))[0], other.step(np.array([1, 2, 3]))[0])
+    np.testing.assert_array_equal(
+        envs.step(np.array([1, 2, 3]))[0], other.step(np.array([1, 2, 3]))[0]
+    )
     np.testing.assert_array_equal(envs.reset()[1]["index"], other.reset()[1]["index"])
 
 
@@ -262,7 +289,9 @@ def test_an_index_is_checked_whatever_its_kind():
 
 
 def test_a_tradeoff_that_is_assigned_is_checked_and_holds_from_the_next_episode_on():
-    env = RoutingVectorEnv(num_envs=2, backbone=small.backbone("multipath"), dataset=small.images(8))
+    env = RoutingVectorEnv(
+        num_envs=2, backbone=small.backbone("multipath"), dataset=small.images(8)
+    )
     env.reset(seed=0)
     env.tradeoff = 0.9
     assert env.reset()[1]["tradeoff"].tolist() == [0.9, 0.9]
