@@ -231,7 +231,7 @@ class RoutedClassifier(ModelHubMixin):
                 bundled.append(f"{classifier_name} ({', '.join(agent_names)})")
             raise ValueError(
                 f"`agent` must be that of a bundled classifier, {', '.join(bundled)}, got "
-                f"{agent!r} of {name!r}"
+                f"{agent!r} for {name!r}"
             )
         classifier: RoutedClassifier = super().from_pretrained(name, device=device, **hub_kwargs)
         return classifier

@@ -93,7 +93,11 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("kwargs", "agent"),
-    [({}, "ppo"), ({"agent": "ppo"}, "ppo"), ({"agent": "dqn"}, "dqn")],
+    [
+        ({}, "ppo"),
+        ({"agent": "ppo"}, "ppo"),
+        ({"agent": "dqn"}, "dqn"),
+    ],
     ids=["default", "ppo", "dqn"],
 )
 def test_name_gives_the_bundled_classifier(backbone, routers, offline, kwargs, agent):
@@ -133,7 +137,13 @@ def test_folder_gives_the_saved_classifier(routers, saved, tmp_path, path_type):
 
 @pytest.mark.parametrize(
     ("name", "agent"),
-    [(NAME, "a2c"), (NAME, "nosuch"), (NAME, "route"), (OTHER, "ppo"), ("nosuch", "dqn")],
+    [
+        (NAME, "a2c"),
+        (NAME, "nosuch"),
+        (NAME, "route"),
+        (OTHER, "ppo"),
+        ("nosuch", "dqn"),
+    ],
 )
 def test_agent_without_bundled_router_is_rejected(routers, name, agent):
     message = (
@@ -170,7 +180,7 @@ def test_unusable_device_is_rejected(routers, saved, tmp_path, device, bundled):
         RoutedClassifier.from_pretrained(name, device=device)
 
 
-def test_bundled_router_of_other_problem_is_rejected(routers):
+def test_bundled_router_must_fit_backbone(routers):
     other = small.backbone("residual", summary_groups=8)
     weights.save(other, weights.backbone_file(NAME))
     with pytest.raises(ValueError, match="must be a router for this backbone"):
@@ -186,7 +196,7 @@ def test_bundled_backbone_is_not_shared(routers):
     assert not torch.equal(changed(pixels).logits, untouched(pixels).logits)
 
 
-def test_bundled_classifiers_are_listed_with_agents(backbone, routers):
+def test_bundled_classifiers_list_their_agents(backbone, routers):
     assert bundled_classifiers() == {NAME: ["dqn", "ppo"]}
     bundle(backbone, confidence_router(backbone), "confidence", OTHER)
     # A route table has a name of the same form, but is no router.

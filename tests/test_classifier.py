@@ -100,7 +100,8 @@ def exit_runs():
     def watch(backbone):
         heads = [layer.head for layer in backbone.layers if layer.head is not None]
         for part in (backbone.glance, *heads):
-            handles.append(part.register_forward_hook(lambda *_: runs.append(part)))
+            handle = part.register_forward_hook(lambda module, *_: runs.append(module))
+            handles.append(handle)
         return runs
 
     yield watch
@@ -109,7 +110,7 @@ def exit_runs():
 
 
 @KINDS
-def test_classifier_without_budget_is_plain_network(kind, monkeypatch, exit_runs):
+def test_classifier_runs_plain_without_budget(kind, monkeypatch, exit_runs):
     # A router's cost is measured by asking it.
     monkeypatch.setattr(classifier, "decision_macs", lambda *_: 5)
     backbone = small.backbone(kind)
@@ -197,7 +198,13 @@ def test_decision_macs_of_ppo_omit_value_network():
 
 @pytest.mark.parametrize(
     ("compute", "tradeoff"),
-    [(0.9, 0.01), (0.5, 0.1), (0.1, 1.0), (0.7, 10**-1.5), (0.2, 10**-0.25)],
+    [
+        (0.9, 0.01),
+        (0.5, 0.1),
+        (0.1, 1.0),
+        (0.7, 10**-1.5),
+        (0.2, 10**-0.25),
+    ],
 )
 def test_budget_becomes_tradeoff_of_the_curve(compute, tradeoff):
     backbone = small.backbone("multipath")
@@ -225,7 +232,7 @@ def test_budget_outside_curve_is_rejected(compute):
 
 
 @pytest.mark.parametrize("compute", [0.9, 0.9001, 0.95, 1.0])
-def test_budget_above_curve_gets_its_lowest_tradeoff(compute):
+def test_budget_above_curve_gets_lowest_tradeoff(compute):
     assert CURVE.tradeoff_for(compute) == pytest.approx(0.01)
 
 
@@ -274,7 +281,7 @@ def test_tradeoff_zero_is_routed():
 
 
 @pytest.mark.parametrize("budget", [{}, {"tradeoff": 0.1}], ids=["plain", "routed"])
-def test_uint8_and_float_images_are_classified_alike(budget):
+def test_uint8_and_float_images_route_alike(budget):
     pixels = small.pixels(6)
     routed_classifier = classifier_of(small.backbone("multipath"))
     routed = routed_classifier(pixels, **budget)
@@ -318,11 +325,13 @@ def test_router_gets_episode_starts_and_its_state():
     backbone = small.backbone("multipath")
     spec = RoutingSpec.of(backbone, exits=False)
     router = TwoLayerRouter(spec)
-    route(Traversal.start(backbone, small.pixels(4), ()), spec, router, 0.3)
+    start = Traversal.start(backbone, small.pixels(4), ())
+    route(start, spec, router, 0.3)
 
     _, states, starts, deterministic = zip(*router.calls, strict=True)
     assert states == (None, 1, 2)
-    assert np.array(starts).tolist() == [[True] * 4, [False] * 4, [False] * 4]
+    assert [start.all() for start in starts] == [True, False, False]
+    assert [start.any() for start in starts] == [True, False, False]
     assert deterministic == (True, True, True)
 
 
@@ -330,7 +339,7 @@ def test_masked_action_becomes_nearest_valid_one():
     # Only layer 2 has an exit.
     backbone = small.backbone("multipath", "one exit")
     routed = RoutedClassifier(backbone, ExitingRouter())(small.pixels(4), tradeoff=0.3)
-    assert routed.path.tolist() == [[1, 1, 0]] * 4
+    assert (routed.path == [1, 1, 0]).all()
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn", "confidence"])
@@ -363,7 +372,7 @@ def test_classifier_survives_save_and_load(tmp_path, name, exits):
         assert actual.macs.tolist() == expected.macs.tolist()
 
 
-def test_classifier_without_curve_survives_save_and_load(tmp_path):
+def test_classifier_without_curve_is_saved_too(tmp_path):
     backbone = small.backbone("multipath")
     router = StaticRouter(
         RoutingSpec.of(backbone),
@@ -373,7 +382,8 @@ def test_classifier_without_curve_survives_save_and_load(tmp_path):
     RoutedClassifier(backbone, router, agent="static").save_pretrained(tmp_path)
     loaded = RoutedClassifier.from_pretrained(str(tmp_path))
     assert loaded.curve is None
-    assert loaded(small.pixels(3), tradeoff=0.3).path.tolist() == [[2, 0, -1]] * 3
+    routed = loaded(small.pixels(3), tradeoff=0.3)
+    assert (routed.path == [2, 0, -1]).all()
 
 
 def test_save_needs_name_of_the_agent(tmp_path):
@@ -406,10 +416,13 @@ def test_route_is_the_same_live_and_by_table(some_digits):
 
 @pytest.mark.parametrize(
     "images",
-    [torch.zeros(2, 1, 13, 13), torch.zeros(2, 1, 8, 8, dtype=torch.int64)],
+    [
+        torch.zeros(2, 1, 13, 13),
+        torch.zeros(2, 1, 8, 8, dtype=torch.int64),
+    ],
     ids=["size", "dtype"],
 )
-def test_images_of_other_size_or_dtype_are_rejected(images):
+def test_unsuitable_images_are_rejected(images):
     routed_classifier = classifier_of(small.backbone("multipath"))
     with pytest.raises(ValueError, match=r"`images` must be uint8 or float \(N, 1, 8, 8\), got"):
         routed_classifier(images)

@@ -1,33 +1,74 @@
-"""What the README says is true."""
+"""The README's code runs, and the files, ids and names that the documents mention are there."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+import rnr_gym
 from rnr_gym.registration import IDS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rnr_gym"
+README = ROOT / "README.md"
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/cifar10/README.md")
+PUBLIC = set(rnr_gym.__all__) - {"__version__"}
+
+
+def section(title):
+    """The text of the README's section, without its heading."""
+    text = README.read_text()
+    return re.search(rf"(?s)\n## {title}\n(.*?)(?=\n## |\Z)", text)[1]
+
+
+def python_blocks(text):
+    return re.findall(r"(?s)```python\n(.*?)```", text)
 
 
 @pytest.mark.slow
-def test_the_ten_lines_run_as_they_stand(capsys):
-    lines = re.search(r"(?s)## Ten lines.*?```python\n(.*?)```", README.read_text())[1]
-    exec(compile(lines, "README.md", "exec"), {})
+def test_readme_ten_lines_run(capsys):
+    (code,) = python_blocks(section("Ten lines"))
+    exec(compile(code, "README.md", "exec"), {})
     assert re.fullmatch(r"\[.*\] \d\.\d+ (True|False)\n", capsys.readouterr().out)
 
 
-def test_every_environment_stands_in_the_table():
-    rows = re.search(r"(?s)## Environments\n(.*?)\n## ", README.read_text())[1]
-    assert re.findall(r"^\| `([^`]+)`", rows, re.MULTILINE) == list(IDS)
+def test_readme_code_uses_public_names():
+    blocks = python_blocks(README.read_text())
+    used = set()
+    for code in blocks:
+        assert "from rnr_gym" not in code
+        used.update(re.findall(r"\brnr\.(\w+)", code))
+    assert used
+    assert used <= PUBLIC
 
 
-def test_every_file_it_names_is_there():
-    text, root = README.read_text(), README.parent
-    layout = re.search(r"(?s)## Layout.*?```\n(.*?)```", text)[1]
-    for name in re.findall(r"\b[\w/]+\.py\b", layout):
-        assert (root / "rnr_gym" / name).is_file(), name
-    for name in re.findall(r"`(benchmarks/\w+\.py|rnr_gym/\S+\.py)`", text) + re.findall(
-        r"\]\((docs/\S+)\)", text
-    ):
-        assert (root / name).is_file(), name
+def test_readme_lists_every_public_name():
+    _, listed = section("In Python").split("The public names")
+    names = re.findall(r"`(\w+)`", listed)
+    assert sorted(names) == sorted(PUBLIC)
+
+
+def test_readme_table_lists_every_id():
+    ids = re.findall(r"^\| `([^`]+)`", section("Environments"), re.MULTILINE)
+    assert ids == list(IDS)
+
+
+def test_readme_layout_lists_every_module():
+    listed = re.findall(r"^\| `([\w./]+)` \|", section("Layout"), re.MULTILINE)
+    expected = {path.name for path in PACKAGE.glob("*.py")}
+    expected.remove("__init__.py")
+    # Python itself adds `__pycache__`.
+    for path in PACKAGE.iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            expected.add(f"{path.name}/")
+    assert sorted(listed) == sorted(expected)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document_names_existing_files(document):
+    text = (ROOT / document).read_text()
+    named = re.findall(r"`((?:benchmarks|notebooks|rnr_gym|tests)/[\w./-]*)`", text)
+    pictures = re.findall(r"\]\((docs/\S+)\)", text)
+    assert named
+    for name in [*named, *pictures]:
+        assert (ROOT / name).exists(), name

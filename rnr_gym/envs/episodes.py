@@ -273,7 +273,7 @@ class Episodes:
     def last_observation(self, batch_idx: Indices) -> NDArray[np.float32]:
         """float32 `(n, D)`: the observations of terminated episodes, whose summary is zero."""
         state = self.state
-        # Other episodes need not be summarised for that, which would pool their features.
+        # Not from `state.summary`, which would pool the features of all other episodes.
         summary = np.zeros((len(batch_idx), self.spec.layout.summary.size), np.float32)
         return observe(
             self.spec.layout,

@@ -89,8 +89,9 @@ def test_state_dict_is_that_of_inner_router():
 
 
 def test_blind_env_hides_only_the_summary():
-    seeing = vec_env("RNR-v0", 4, 7, backend=paper(), tradeoff=(0.1, 2.0))
-    hiding = BlindVecEnv(vec_env("RNR-v0", 4, 7, backend=paper(), tradeoff=(0.1, 2.0)), LAYOUT)
+    kwargs = {"num_envs": 4, "seed": 7, "backend": paper(), "tradeoff": (0.1, 2.0)}
+    seeing = vec_env("RNR-v0", **kwargs)
+    hiding = BlindVecEnv(vec_env("RNR-v0", **kwargs), LAYOUT)
     assert (hiding.reset() == blinded(LAYOUT, seeing.reset())).all()
 
     rng = np.random.default_rng(0)

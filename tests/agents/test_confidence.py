@@ -23,6 +23,15 @@ def fitted(table):
     return confidence.fit(FitConfig("RNR-v0", {"backend": table}))
 
 
+def router_of(spec, tradeoffs, thresholds):
+    """The router with given thresholds."""
+    return ConfidenceRouter(
+        spec,
+        tradeoffs=np.array(tradeoffs),
+        thresholds=np.array(thresholds),
+    )
+
+
 def return_of(table, threshold, tradeoff):
     """Mean return of one threshold for all exits, and the full path for images that stay."""
     thresholds = [threshold] * table.spec.num_layers
@@ -31,8 +40,9 @@ def return_of(table, threshold, tradeoff):
 
 def every_threshold(table):
     """Each confidence that occurs, and one that no image can have."""
-    confidences = table.summary[..., table.spec.layout.summary.confidence.start]
-    return [*np.unique(confidences).astype(float).tolist(), 2.0]
+    confidence_column = table.spec.layout.summary.confidence.start
+    confidences = np.unique(table.summary[..., confidence_column])
+    return [*confidences.astype(np.float64).tolist(), 2.0]
 
 
 @SEEDS
@@ -57,7 +67,7 @@ def test_thresholds_fall_as_tradeoffs_rise(seed):
 @pytest.mark.parametrize("exits", ["glance and exits", "one exit"])
 def test_router_exits_where_confident_and_offered(exits):
     spec = RoutingSpec.of(small.backbone("multipath", exits))
-    router = ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.5, 0.5]))
+    router = router_of(spec, tradeoffs=[0.01, 1.0], thresholds=[0.5, 0.5])
     obs = random_observations(spec, 300)
     confidence_column = spec.layout.summary.confidence.start
     # Exactly at the threshold is enough.
@@ -74,7 +84,7 @@ def test_router_exits_where_confident_and_offered(exits):
 
 def test_router_reads_only_largest_probability():
     spec = paper().spec
-    router = ConfidenceRouter(spec, np.array([0.01, 1.0]), np.array([0.6, 0.6]))
+    router = router_of(spec, tradeoffs=[0.01, 1.0], thresholds=[0.6, 0.6])
     obs = random_observations(spec, 100)
     other = random_observations(spec, 100, seed=1)
     confidence_column = spec.layout.summary.confidence.start
@@ -87,11 +97,18 @@ def test_router_reads_only_largest_probability():
 
 @pytest.mark.parametrize(
     ("tradeoff", "threshold"),
-    [(0.0, 0.9), (0.01, 0.9), (0.1, 0.6), (1.0, 0.3), (4.0, 0.3), (10**-1.5, 0.75)],
+    [
+        (0.0, 0.9),
+        (0.01, 0.9),
+        (0.1, 0.6),
+        (1.0, 0.3),
+        (4.0, 0.3),
+        (10**-1.5, 0.75),
+    ],
 )
-def test_thresholds_are_interpolated_over_log_tradeoff(tradeoff, threshold):
+def test_thresholds_interpolate_in_log_tradeoff(tradeoff, threshold):
     spec = paper().spec
-    router = ConfidenceRouter(spec, np.array([0.01, 0.1, 1.0]), np.array([0.9, 0.6, 0.3]))
+    router = router_of(spec, tradeoffs=[0.01, 0.1, 1.0], thresholds=[0.9, 0.6, 0.3])
     obs = np.zeros((2, spec.layout.size), np.float32)
     obs[:, spec.layout.tradeoff] = tradeoff
     obs[:, spec.layout.layer.start] = 1.0

@@ -47,7 +47,7 @@ def expected_doubt(summary, obs):
     ]
 
 
-def test_features_start_with_doubts_of_exit_and_glance():
+def test_features_start_with_doubts():
     obs, layout = observed()
     rows = features(layout, obs).numpy()
     for row, row_obs in zip(rows, obs.numpy(), strict=True):
@@ -57,7 +57,10 @@ def test_features_start_with_doubts_of_exit_and_glance():
 
 @pytest.mark.parametrize(
     ("summary_groups", "num_doubts"),
-    [(0, 10), (8, 5)],
+    [
+        (0, 10),
+        (8, 5),
+    ],
     ids=["exit and glance", "exit only"],
 )
 def test_features_end_with_all_but_the_tradeoff(summary_groups, num_doubts):

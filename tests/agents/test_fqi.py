@@ -24,13 +24,16 @@ def constant_router(values, tradeoffs, margins):
     problem = spec()
     blank = np.zeros((1, problem.layout.size), np.float32)
     num_inputs = inputs(problem.layout, blank).shape[1]
-    bias = torch.tensor(np.array(values, np.float32)).reshape(1, 1, -1)
+
+    # All that the networks add up is their bias.
+    bias = torch.tensor(values, dtype=torch.float32).reshape(1, 1, -1)
     networks = Networks(
         weight_in=torch.zeros(2, num_inputs, 3),
         bias_in=torch.zeros(2, 1, 3),
         weight_out=torch.zeros(2, 3, bias.shape[-1]),
         bias_out=bias.repeat(2, 1, 1),
     )
+
     # No image leaves, and all take the full path.
     fallback = ThresholdsRouter(
         problem,
@@ -68,9 +71,16 @@ def test_optimum_known_on_paper_is_found():
 
 @pytest.mark.parametrize(
     ("tradeoff", "action"),
-    [(0.0, 1), (0.01, 1), (0.09, 1), (0.12, 2), (1.0, 2), (4.0, 2)],
+    [
+        (0.0, 1),
+        (0.01, 1),
+        (0.09, 1),
+        (0.12, 2),
+        (1.0, 2),
+        (4.0, 2),
+    ],
 )
-def test_estimates_are_interpolated_over_log_tradeoff(tradeoff, action):
+def test_estimates_interpolate_in_log_tradeoff(tradeoff, action):
     # Sub-path 1 is 0.4 better than 2 at λ = 0.01 and 0.4 worse at 1: they cross at 0.1.
     values = [[-9, -9], [0.4, 0.0], [0.0, 0.4]]
     router = constant_router(values, tradeoffs=[0.01, 1.0], margins=[0.0, 0.0])
@@ -78,8 +88,16 @@ def test_estimates_are_interpolated_over_log_tradeoff(tradeoff, action):
     assert actions.tolist() == [action]
 
 
-@pytest.mark.parametrize(("tradeoff", "action"), [(0.01, 1), (0.05, 1), (0.2, 2), (1.0, 2)])
-def test_margins_are_interpolated_over_log_tradeoff(tradeoff, action):
+@pytest.mark.parametrize(
+    ("tradeoff", "action"),
+    [
+        (0.01, 1),
+        (0.05, 1),
+        (0.2, 2),
+        (1.0, 2),
+    ],
+)
+def test_margins_interpolate_in_log_tradeoff(tradeoff, action):
     # Sub-path 1 is 0.5 better than 2, which the thresholds take; the margin is 0.5 at λ = 0.1.
     values = [[-9, -9], [0.5, 0.5], [0.0, 0.0]]
     router = constant_router(values, tradeoffs=[0.01, 1.0], margins=[0.0, 1.0])
@@ -89,7 +107,8 @@ def test_margins_are_interpolated_over_log_tradeoff(tradeoff, action):
 
 
 def test_decision_is_charged_its_matrix_products():
-    router = constant_router(np.zeros((3, 2)), tradeoffs=[0.01, 1.0], margins=[0.0, 0.0])
+    values = np.zeros((3, 2))
+    router = constant_router(values, tradeoffs=[0.01, 1.0], margins=[0.0, 0.0])
     num_inputs = router.networks.weight_in.shape[1]
     assert decision_macs(router, spec()) == num_inputs * 3 + 3 * 6
 
@@ -100,7 +119,7 @@ def test_fit_rejects_live_backend(images, backbone):
         fqi.fit(FitConfig("RNR-v0", kwargs))
 
 
-def test_fit_rejects_problem_too_large_for_a_table(monkeypatch, images, backbone):
+def test_fit_rejects_problem_without_table(monkeypatch, images, backbone):
     monkeypatch.setattr(route_table, "LIMIT", 1)
     fit_config = FitConfig("RNR-v0", {"dataset": images, "backbone": backbone})
     assert not fit_config.has_table("route")
@@ -108,13 +127,14 @@ def test_fit_rejects_problem_too_large_for_a_table(monkeypatch, images, backbone
         fqi.fit(fit_config)
 
 
-def test_originals_are_known_for_images_of_the_table(images, backbone):
-    versions = replace(images, original_id=np.arange(24) // 2)
+def test_originals_are_those_of_the_images(images, backbone):
+    original_id = np.arange(24) // 2
+    versions = replace(images, original_id=original_id)
     fit_config = FitConfig("RNR-v0", {"dataset": versions, "backbone": backbone})
     table = fit_config.table("route")
-    assert fqi.originals(fit_config, table).tolist() == (np.arange(24) // 2).tolist()
+    assert (fqi.originals(fit_config, table) == original_id).all()
     # Of a table of other images nothing is known.
-    assert fqi.originals(fit_config, drawn(0)).tolist() == list(range(30))
+    assert (fqi.originals(fit_config, drawn(0)) == np.arange(30)).all()
 
 
 def test_fit_works_without_exits():

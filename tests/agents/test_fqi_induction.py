@@ -38,6 +38,7 @@ def test_last_layer_targets_are_the_outcomes():
     table = drawn(0)
     process = induction(table)
     image_idx = np.arange(30)
+
     for node in nodes_of(table, layer=1).tolist():
         targets = process.targets(np.full(30, node), image_idx)
         # What was spent on the way to the prefix is not charged again.
@@ -84,10 +85,12 @@ def test_versions_of_one_original_share_a_fold():
     assert np.bincount(fold[:, 0]).tolist() == [4, 3, 3]
 
 
-def test_estimates_come_from_the_network_of_the_fold():
+def test_estimates_come_from_network_of_fold():
     table = drawn(0)
     process = induction(table)
-    x = inputs(table.spec.layout, process.observed(np.zeros(30, np.int64), np.arange(30)))
+    obs = process.observed(np.zeros(30, np.int64), np.arange(30))
+    x = inputs(table.spec.layout, obs)
+
     # Each network estimates its own number, whatever it reads.
     number = torch.arange(4.0)[:, None, None]
     networks = Networks(
@@ -96,6 +99,7 @@ def test_estimates_come_from_the_network_of_the_fold():
         weight_out=torch.zeros(4, 2, 6),
         bias_out=number.expand(4, 1, 6),
     )
+
     values = process.out_of_fold(networks, x)
     assert values.shape == (30, 3, 2)
     assert (values == process.fold[:, None, None]).all()
@@ -115,7 +119,7 @@ def test_network_of_a_fold_never_sees_its_images(monkeypatch):
     process.trained(1, nodes_of(table, layer=1))
 
     # A batch has 64 images for each fold's network, and for the one of all images.
-    batches = [image_idx.reshape(4, 64) for image_idx in requested if len(image_idx) == 4 * 64]
+    batches = [idx.reshape(4, 64) for idx in requested if len(idx) == 4 * 64]
     assert len(batches) == QUICK.steps + 1
     for fold in range(3):
         seen = np.concatenate([batch[fold] for batch in batches])
@@ -125,11 +129,22 @@ def test_network_of_a_fold_never_sees_its_images(monkeypatch):
 
 @pytest.mark.parametrize(
     ("margin", "first_is_valid", "expected"),
-    [(0.05, True, [2, 1, 0]), (0.05, False, [2, 1, 2]), (0.5, True, [1, 1, 1])],
+    [
+        (0.05, True, [2, 1, 0]),
+        (0.05, False, [2, 1, 2]),
+        (0.5, True, [1, 1, 1]),
+    ],
     ids=["all valid", "first not valid", "large margin"],
 )
 def test_departs_only_for_gains_above_the_margin(margin, first_is_valid, expected):
-    values = np.array([[0.0, 0.5, 0.6], [0.0, 0.5, 0.51], [0.9, 0.5, 0.6]])
+    values = np.array(
+        [
+            [0.0, 0.5, 0.6],
+            [0.0, 0.5, 0.51],
+            [0.9, 0.5, 0.6],
+        ]
+    )
     usual = np.array([[1], [1], [1]])
     valid = np.array([first_is_valid, True, True])
-    assert depart(values[..., None], usual, margin, valid).ravel().tolist() == expected
+    chosen = depart(values[..., None], usual, margin, valid)
+    assert chosen.ravel().tolist() == expected

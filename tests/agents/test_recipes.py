@@ -38,7 +38,7 @@ def test_learner_is_made_as_its_recipe_says(name):
 
 
 @EVERY_LEARNER
-def test_recipe_of_a_named_dataset_replaces_common_one(monkeypatch, name):
+def test_recipe_of_dataset_replaces_common_one(monkeypatch, name):
     own = replace(RECIPES[name], net_arch=(7, 5))
     monkeypatch.setitem(BY_DATASET, name, {"cifar10": own})
     assert recipe_for(name, "cifar10") is own
@@ -50,7 +50,7 @@ def test_recipe_of_a_named_dataset_replaces_common_one(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", [*BY_DATASET])
-def test_recipes_by_dataset_restore_as_common_ones(name):
+def test_dataset_recipes_restore_as_common_ones(name):
     assert name in RECIPES
     assert BY_DATASET[name].keys() <= DATASETS.keys()
     # A saved router names its learner, not its data set, so the classes must be the same.

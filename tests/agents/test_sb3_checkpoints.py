@@ -130,10 +130,14 @@ def test_finished_steps_are_not_learned_again(tmp_path, interruption):
 
 @pytest.mark.parametrize(
     ("name", "steps", "changes"),
-    [("a2c", 2048, {}), ("ppo", 4096, {}), ("ppo", 2048, {"learning_rate": 1.0})],
+    [
+        ("a2c", 2048, {}),
+        ("ppo", 4096, {}),
+        ("ppo", 2048, {"learning_rate": 1.0}),
+    ],
     ids=["learner", "steps", "values"],
 )
-def test_checkpoint_of_other_configuration_is_rejected(
+def test_checkpoint_of_other_run_is_rejected(
     tmp_path, interruption, monkeypatch, name, steps, changes
 ):
     fit_agent("ppo", paper(), 2048, run_dir=tmp_path)

@@ -80,7 +80,7 @@ def check_best_at(router, accuracies, tradeoffs):
         assert actual == pytest.approx(expected, abs=1e-12)
 
 
-def test_static_path_pays_only_for_the_exit_that_answers():
+def test_static_path_pays_only_for_its_exit():
     # No glance, and no exit head at layer 1, unless they give the answer.
     macs = {
         (0, -1): 2,
@@ -96,7 +96,7 @@ def test_static_path_pays_only_for_the_exit_that_answers():
 
 
 @EVERY_PROBLEM
-def test_all_paths_have_the_accuracy_of_the_network(kind, exits, use_exits):
+def test_all_paths_have_the_networks_accuracy(kind, exits, use_exits):
     backbone = small.backbone(kind, exits)
     images = small.images(12)
     table = table_of(kind, exits, use_exits, count=12)
@@ -132,7 +132,13 @@ def test_path_is_the_best_for_networks(kind, exits, use_exits):
 
 
 def test_hull_has_edges_where_returns_are_equal():
-    accuracies = {(0, -1): 0.2, (1, 0): 0.6, (1, 1): 0.62, (2, 1): 0.55, (2, 2): 0.9}
+    accuracies = {
+        (0, -1): 0.2,
+        (1, 0): 0.6,
+        (1, 1): 0.62,
+        (2, 1): 0.55,
+        (2, 2): 0.9,
+    }
     router = static.of_hull(spec(), accuracies)
     # Their compute is .02, .23, .40, .70 and 1. (1, 1) lies below the line from (1, 0) to (2, 2),
     # whose slope is .3 / .77.
@@ -153,7 +159,12 @@ def test_hull_has_edges_where_returns_are_equal():
 
 def test_hull_drops_paths_that_gain_nothing():
     # (1, 2) costs as much as (2, 1), and (2, 2) more, neither of them for more accuracy.
-    accuracies = {(0, -1): 0.5, (1, 2): 0.6, (2, 1): 0.7, (2, 2): 0.7}
+    accuracies = {
+        (0, -1): 0.5,
+        (1, 2): 0.6,
+        (2, 1): 0.7,
+        (2, 2): 0.7,
+    }
     router = static.of_hull(spec(), accuracies)
     assert router.paths.tolist() == [[2, 1], [0, -1]]
 
@@ -190,16 +201,18 @@ def test_predict_takes_every_image_down_the_path(kind):
         assert (state.path == router.path(tradeoff)).all()
 
 
-def test_predict_serves_mixed_tradeoffs_and_layers():
+def test_predict_mixes_tradeoffs_and_layers():
     router = StaticRouter(
         spec(),
         paths=np.array([[2, 1], [1, 0], [0, -1]], np.int8),
         edges=np.array([0.5, 1.5]),
     )
     layout = spec().layout
+    tradeoffs = [0.1, 0.1, 1.0, 1.0, 2.0, 2.0]
+    layers = [0, 1, 0, 1, 0, 1]
     obs = np.zeros((6, layout.size), np.float32)
-    obs[:, layout.tradeoff.start] = [0.1, 0.1, 1.0, 1.0, 2.0, 2.0]
-    obs[:, layout.layer] = np.eye(2)[[0, 1, 0, 1, 0, 1]]
+    obs[:, layout.tradeoff.start] = tradeoffs
+    obs[:, layout.layer] = np.eye(2)[layers]
 
     actions, state = router.predict(obs, "kept")
     assert actions.tolist() == [2, 1, 1, 0, 0, 0]
@@ -239,7 +252,7 @@ def test_local_search_comes_close_to_the_best(digits, seed):
         assert best_return(digits.spec, searched, tradeoff) >= best - 0.005
 
 
-def test_local_search_uses_no_more_images_than_told(digits):
+def test_local_search_limits_its_images(digits):
     def sixteenths(**kwargs):
         accuracies = static.searched_paths(digits, np.random.default_rng(0), **kwargs)
         return [float(accuracy * 16).is_integer() for accuracy in accuracies.values()]

@@ -36,8 +36,12 @@ def solutions(router):
 
 def candidates(table, sub_path):
     """For each layer, all thresholds that make a difference."""
-    confidences = along_uniform_path(table, sub_path).confidence[:-1]
-    return [[*np.unique(row[np.isfinite(row)]).tolist(), NEVER] for row in confidences]
+    trail = along_uniform_path(table, sub_path)
+    by_layer = []
+    for confidence_of_layer in trail.confidence[:-1]:
+        finite = confidence_of_layer[np.isfinite(confidence_of_layer)]
+        by_layer.append(np.append(np.unique(finite), NEVER).tolist())
+    return by_layer
 
 
 def evaluated_return(table, router, tradeoff):
@@ -86,7 +90,7 @@ def test_never_worse_than_a_single_threshold(seed):
     assert max(gains) > 0.01
 
 
-def test_exits_of_different_scale_differ_in_threshold():
+def test_each_exit_has_its_own_threshold():
     # Exit 0 is right from .95 on, exit 1 from .55 on; all other images need the end.
     trail = Trail(
         confidence=np.array(
@@ -109,7 +113,8 @@ def test_exits_of_different_scale_differ_in_threshold():
     assert 0.9 < solution.thresholds[0, 0] <= 0.95
     assert 0.5 < solution.thresholds[0, 1] <= 0.55
     # A third of the images leaves at each exit, and a third stays to the end.
-    assert solution.returns == pytest.approx([1 - 0.2 * (0.1 + 0.4 + 1.0) / 3])
+    mean_compute = (0.1 + 0.4 + 1.0) / 3
+    assert solution.returns == pytest.approx([1 - 0.2 * mean_compute])
 
 
 @SEEDS
@@ -123,8 +128,9 @@ def test_no_member_of_geometric_family_is_better(seed):
         second = np.quantile(trail.confidence[1][stays], 1 - share)
         leave = np.select([~stays, trail.confidence[1] >= second], [0, 1], 2)
         for solved, tradeoff in zip(solution.returns, tradeoffs, strict=True):
-            returns = (trail.correct - tradeoff * trail.compute)[leave, np.arange(80)]
-            assert solved >= returns.mean() - 1e-12
+            returns = trail.correct - tradeoff * trail.compute  # (T + 1, N)
+            mean = returns[leave, np.arange(80)].mean()
+            assert solved >= mean - 1e-12
 
 
 @SEEDS
@@ -140,11 +146,26 @@ def test_routing_returns_what_solution_promises(seed):
 
 @pytest.mark.parametrize(
     ("tradeoff", "row"),
-    [(0.0, 0), (0.01, 0), (0.031, 0), (0.033, 1), (0.1, 1), (0.31, 1), (0.32, 2), (4.0, 2)],
+    [
+        (0.0, 0),
+        (0.01, 0),
+        (0.031, 0),
+        (0.033, 1),
+        (0.1, 1),
+        (0.31, 1),
+        (0.32, 2),
+        (4.0, 2),
+    ],
 )
 def test_nearest_tradeoff_by_ratio_is_used(tradeoff, row):
     spec = paper().spec
-    levels = np.array([[0.9, 0.8], [0.6, 0.5], [0.3, 0.2]])
+    levels = np.array(
+        [
+            [0.9, 0.8],
+            [0.6, 0.5],
+            [0.3, 0.2],
+        ]
+    )
     sub_paths = np.array([2, 1, 2])
     router = ThresholdsRouter(spec, np.array([0.01, 0.1, 1.0]), levels, sub_paths)
 
@@ -152,15 +173,17 @@ def test_nearest_tradeoff_by_ratio_is_used(tradeoff, row):
     layout = spec.layout
     obs = np.zeros((4, layout.size), np.float32)
     obs[:, layout.tradeoff] = tradeoff
-    obs[:, layout.layer] = np.eye(2)[[0, 0, 1, 1]]
-    obs[:, layout.summary.confidence.start] = np.repeat(levels[row], 2) + [-0.01, 0.01] * 2
+    layers = [0, 0, 1, 1]
+    obs[:, layout.layer] = np.eye(2)[layers]
+    nearby = [-0.01, 0.01, -0.01, 0.01]
+    obs[:, layout.summary.confidence.start] = levels[row, layers] + nearby
 
     actions, state = router.predict(obs, "kept")
     assert actions.tolist() == [sub_paths[row], 0, sub_paths[row], 0]
     assert state == "kept"
 
 
-def test_without_exits_only_the_sub_path_is_chosen():
+def test_without_exits_only_sub_path_is_chosen():
     table = drawn(0, exits=False)
     router = fitted(table)
     assert (router.thresholds == NEVER).all()
@@ -173,7 +196,11 @@ def test_without_exits_only_the_sub_path_is_chosen():
 
 @pytest.mark.parametrize(
     ("exits", "exit_layers"),
-    [("bare", []), ("one exit", [2]), ("glance and exits", [0, 1, 2])],
+    [
+        ("bare", []),
+        ("one exit", [2]),
+        ("glance and exits", [0, 1, 2]),
+    ],
 )
 def test_layers_without_an_exit_never_exit(exits, exit_layers):
     backbone = small.backbone("multipath", exits)

@@ -1,105 +1,121 @@
 """What holds for every backbone."""
 
+import itertools
+
 import pytest
 import torch
+from torch.testing import assert_close
 
 from rnr_gym.backbones.blocks import Glance, PooledHead, Shortcut, round_to_eight
 from tests.fixtures import small
 
-EVERY = pytest.mark.parametrize(
-    ("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS]
-)
+EVERY = pytest.mark.parametrize(("kind", "exits"), itertools.product(small.KINDS, small.EXITS))
 
 
 @EVERY
-@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 9, 7)])
-def test_the_full_path_is_the_plain_network(kind, exits, shape):
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((1, 8, 8), id="1x8x8"), pytest.param((2, 9, 7), id="2x9x7")],
+)
+def test_plain_network_equals_full_path(kind, exits, shape):
     backbone = small.backbone(kind, exits, shape).double()
-    x = backbone.prepare(small.pixels(5, shape))
-    y = backbone.stem(x)
+    images = backbone.prepare(small.pixels(5, shape))
+
+    features = backbone.stem(images)
     prev_sub_path = None
     for layer in backbone.layers:
-        y, prev_sub_path = (
-            layer(y, backbone.full_path, prev_sub_path),
-            backbone.full_path if backbone.reads_prev_sub_path else None,
-        )
-    torch.testing.assert_close(backbone.plain()(x), backbone.head(y), rtol=1e-10, atol=1e-10)
+        features = layer(features, backbone.full_path, prev_sub_path)
+        if backbone.reads_prev_sub_path:
+            prev_sub_path = backbone.full_path
+
+    expected = backbone.head(features)
+    assert_close(backbone.plain()(images), expected, rtol=1e-10, atol=1e-10)
 
 
 @EVERY
-def test_the_plain_network_is_ordinary_modules_in_the_same_mode(kind, exits):
+def test_plain_network_has_ordinary_modules(kind, exits):
     backbone = small.backbone(kind, exits)
     plain = backbone.plain()
     assert not plain.training
-    assert all(
-        isinstance(module.running_mean, torch.Tensor)
-        for module in plain.modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    )
-    torch.testing.assert_close(
-        plain(backbone.prepare(small.pixels())),
-        small.travel(backbone, small.pixels(), full(backbone), ()).logits,
-    )
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert isinstance(module.running_mean, torch.Tensor)
+
+    batch = small.pixels()
+    expected = small.travel_full_path(backbone, batch, exits=())
+    assert_close(plain(backbone.prepare(batch)), expected.logits)
 
 
-def full(backbone, count=6):
-    return torch.full((count, backbone.num_layers), backbone.full_path).numpy()
+def test_prepare_treats_bytes_and_floats_alike():
+    backbone = small.backbone("multipath")
+    batch = small.pixels()
+    prepared = backbone.prepare(batch)
+    assert_close(prepared, backbone.prepare(batch.float() / 255))
+
+    mean = backbone.image_mean.double()
+    std = backbone.image_std.double()
+    scaled = (batch.double() / 255 - mean) / std
+    assert_close(prepared.double(), scaled, rtol=1e-5, atol=1e-5)
 
 
-def test_bytes_and_floats_are_prepared_alike():
-    backbone, batch = small.backbone("multipath"), small.pixels()
-    torch.testing.assert_close(backbone.prepare(batch), backbone.prepare(batch.float() / 255))
-    scaled = (batch.double() / 255 - backbone.image_mean.double()) / backbone.image_std.double()
-    torch.testing.assert_close(backbone.prepare(batch).double(), scaled, rtol=1e-5, atol=1e-5)
-
-
-def test_a_layer_without_a_head_cannot_be_asked_to_exit():
+def test_layer_exit_without_head_raises():
     backbone = small.backbone("multipath", "one exit")
-    with pytest.raises(ValueError, match="`exit`"):
+    with pytest.raises(ValueError, match="`exit` was called at a layer that has no exit head"):
         backbone.layers[1].exit(torch.zeros(1, 16, 8, 8))
 
 
 @EVERY
-def test_the_architecture_can_be_built_again_from_its_config(kind, exits):
-    ours, again = small.backbone(kind, exits), small.backbone(kind, exits)
-    assert ours.config == again.config == {**ours.config, **small.config(kind, exits)}
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True)
-    )
+def test_config_rebuilds_same_architecture(kind, exits):
+    backbone = small.backbone(kind, exits)
+    rebuilt = small.backbone(kind, exits)
+    assert backbone.config == rebuilt.config
+    # The config may have more entries than were asked for, but none that differs.
+    assert backbone.config == {**backbone.config, **small.config(kind, exits)}
+    assert small.same_weights(backbone, rebuilt)
 
 
 @pytest.mark.parametrize(
-    ("width", "rounded"), [(1, 8), (8, 8), (11, 8), (13, 16), (16, 16), (30, 32)]
+    ("width", "rounded"),
+    [(1, 8), (8, 8), (11, 8), (13, 16), (16, 16), (30, 32)],
 )
-def test_round_to_eight(width, rounded):
+def test_round_to_eight_gives_nearest(width, rounded):
     assert round_to_eight(width) == rounded
 
 
-def test_a_shortcut_keeps_every_second_pixel_and_appends_zero_channels():
+def test_shortcut_halves_and_adds_zero_channels():
     x = torch.arange(2 * 3 * 3, dtype=torch.float32).view(1, 2, 3, 3)
     y = Shortcut(2, 5, 2)(x)
     assert y.shape == (1, 5, 2, 2)
     assert torch.equal(y[:, :2], x[:, :, [0, 2]][..., [0, 2]])
     assert (y[:, 2:] == 0).all()
+
+    # Nothing to halve and nothing to add.
     assert torch.equal(Shortcut(2, 2, 1)(x), x)
 
 
-def test_a_head_reads_only_the_channels_that_are_there():
-    head, x = PooledHead(8, 3), torch.rand(2, 5, 4, 4)
+def test_pooled_head_reads_arriving_channels():
+    head = PooledHead(8, 3)
+    x = torch.rand(2, 5, 4, 4)
     padded = torch.cat([x, torch.zeros(2, 3, 4, 4)], 1)
-    torch.testing.assert_close(head(x), head(padded))
-    torch.testing.assert_close(head(padded), head.linear(padded.mean((2, 3))))
+    assert_close(head(x), head(padded))
+    assert_close(head(padded), head.linear(padded.mean((2, 3))))
 
 
-@pytest.mark.parametrize(("widths", "strides"), [([8], [2, 1]), ([], [])])
-def test_a_glance_needs_a_stride_for_each_width(widths, strides):
-    with pytest.raises(ValueError, match="`glance`"):
+@pytest.mark.parametrize(
+    ("widths", "strides"),
+    [
+        pytest.param([8], [2, 1], id="one width, two strides"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_glance_needs_stride_for_each_width(widths, strides):
+    with pytest.raises(ValueError, match="`glance` must have as many widths as strides"):
         Glance((1, 8, 8), 3, widths, strides)
 
 
-def test_a_glance_gives_pooled_features_and_their_logits():
+def test_glance_gives_features_and_their_logits():
     glance = Glance((2, 9, 7), 3, [8, 16], [2, 1]).eval()
     pooled, logits = glance(torch.rand(4, 2, 9, 7))
-    assert (pooled.shape, logits.shape) == ((4, 16), (4, 3))
-    torch.testing.assert_close(logits, glance.linear(pooled))
+    assert pooled.shape == (4, 16)
+    assert logits.shape == (4, 3)
+    assert_close(logits, glance.linear(pooled))

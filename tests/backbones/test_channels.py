@@ -4,131 +4,141 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from rnr_gym.backbones import ChannelPrunedNet
 from rnr_gym.backbones.channels import PrefixBatchNorm
 from tests.fixtures import small
 
+EXITS = pytest.mark.parametrize("exits", ["bare", "exits"])
 
-def normed(x, norm):
-    """Batch-norm over the channels that are there, from its definition."""
-    part = slice(0, x.shape[1])
-    mean, var, weight, bias = (
-        value[part, None, None]
-        for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
+
+def batch_norm(x, norm):
+    """Batch-norm over the channels that arrive, from its definition."""
+    arriving = slice(0, x.shape[1])
+    mean = norm.running_mean[arriving, None, None]
+    var = norm.running_var[arriving, None, None]
+    weight = norm.weight[arriving, None, None]
+    bias = norm.bias[arriving, None, None]
     return (x - mean) / (var + norm.eps).sqrt() * weight + bias
 
 
-@pytest.mark.parametrize("exits", ["bare", "exits"])
+@EXITS
 @pytest.mark.parametrize("group", [1, 2])
-def test_a_residual_layer_computes_its_inner_channels_up_to_a_group(exits, group):
-    layer, first = (
-        small.backbone("residual", exits).layers[1],
-        int(exits != "bare"),
-    )  # 16 to 32 channels, halving
-    x, inner = torch.rand(2, 16, 8, 8), 16 * group
-    y = torch.relu(
-        normed(F.conv2d(x, layer.conv1.weight[:inner], stride=2, padding=1), layer.norm1)
-    )
-    y = normed(F.conv2d(y, layer.conv2.weight[:, :inner], padding=1), layer.norm2[group - 1])
-    wanted = torch.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16)) + y)
-    torch.testing.assert_close(layer(x, first + group - 1), wanted)
+def test_residual_layer_computes_first_groups(exits, group):
+    backbone = small.backbone("residual", exits)
+    layer = backbone.layers[1]  # 16 to 32 channels, halving the resolution
+    x = torch.rand(2, 16, 8, 8)
+    inner = 16 * group
+
+    y = F.conv2d(x, layer.conv1.weight[:inner], stride=2, padding=1)
+    y = torch.relu(batch_norm(y, layer.norm1))
+    y = F.conv2d(y, layer.conv2.weight[:, :inner], padding=1)
+    y = batch_norm(y, layer.norm2[group - 1])
+    shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16))
+
+    sub_path = backbone.first_sub_path + group - 1
+    assert_close(layer(x, sub_path), torch.relu(shortcut + y))
 
 
-@pytest.mark.parametrize("exits", ["bare", "exits"])
+@EXITS
 @pytest.mark.parametrize("group", [1, 2, 3])
-@pytest.mark.parametrize("came", [1, 2, 3])
-def test_a_vgg_layer_reads_what_came_and_has_a_norm_for_each_way(exits, group, came):
-    layer, first = (
-        small.backbone("vgg", exits).layers[1],
-        int(exits != "bare"),
-    )  # 24 to 48 channels, halving
-    x = torch.rand(2, 8 * came, 8, 8)
-    y = F.conv2d(F.max_pool2d(x, 2), layer.conv.weight[: 16 * group, : 8 * came], padding=1)
-    torch.testing.assert_close(
-        layer(x, first + group - 1, first + came - 1), torch.relu(normed(y, layer.norms[came - 1]))
-    )
+@pytest.mark.parametrize("prev_group", [1, 2, 3])
+def test_vgg_layer_norm_follows_previous_sub_path(exits, group, prev_group):
+    backbone = small.backbone("vgg", exits)
+    layer = backbone.layers[1]  # 24 to 48 channels, halving the resolution
+    in_width = 8 * prev_group
+    x = torch.rand(2, in_width, 8, 8)
+
+    weight = layer.conv.weight[: 16 * group, :in_width]
+    y = F.conv2d(F.max_pool2d(x, 2), weight, padding=1)
+    expected = torch.relu(batch_norm(y, layer.norms[prev_group - 1]))
+
+    sub_path = backbone.first_sub_path + group - 1
+    prev_sub_path = backbone.first_sub_path + prev_group - 1
+    assert_close(layer(x, sub_path, prev_sub_path), expected)
 
 
-def test_the_vgg_full_path_is_an_ordinary_network():
+def test_vgg_full_path_is_ordinary_network():
     backbone = small.backbone("vgg", shape=(3, 9, 7)).double()
-    layers = []
+    widths = [(24, 24), (24, 48), (48, 48)]
+
+    modules = [backbone.stem]
     for number, layer in enumerate(backbone.layers):
-        conv, norm = (
-            nn.Conv2d(*((24, 24), (24, 48), (48, 48))[number], 3, padding=1, bias=False),
-            nn.BatchNorm2d(layer.conv.out_channels),
-        )
+        in_width, width = widths[number]
+        conv = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
+        norm = nn.BatchNorm2d(width)
         conv.load_state_dict(layer.conv.state_dict())
+        # The package's norm also counts batches by channel.
         norm.load_state_dict(layer.norms[2].state_dict(), strict=False)
-        layers += [nn.MaxPool2d(2, ceil_mode=True)] * (number == 1) + [conv, norm, nn.ReLU()]
-    ordinary = (
-        nn.Sequential(
-            backbone.stem, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), backbone.head.linear
-        )
-        .double()
-        .eval()
-    )
+        if number == 1:
+            modules.append(nn.MaxPool2d(2, ceil_mode=True))
+        modules += [conv, norm, nn.ReLU()]
+
+    modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), backbone.head.linear]
+    network = nn.Sequential(*modules).double().eval()
+
     batch = small.pixels(4, (3, 9, 7))
-    walk = small.travel(backbone, batch, torch.full((4, 3), backbone.full_path).numpy())
-    torch.testing.assert_close(
-        walk.logits, ordinary(backbone.prepare(batch)), rtol=1e-10, atol=1e-10
-    )
+    state = small.travel_full_path(backbone, batch)
+    expected = network(backbone.prepare(batch))
+    assert_close(state.logits, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_inner_widths_are_multiples_of_eight():
-    assert [layer.inner for layer in small.backbone("residual").layers] == [
-        [8, 16],
-        [16, 32],
-        [16, 32],
-    ]
-    assert [layer.widths[1:] for layer in small.backbone("vgg").layers] == [
-        [8, 16, 24],
-        [16, 32, 48],
-        [16, 32, 48],
-    ]
+def test_group_widths_are_multiples_of_eight():
+    residual = small.backbone("residual")
+    inner = [layer.inner for layer in residual.layers]
+    assert inner == [[8, 16], [16, 32], [16, 32]]
+
+    vgg = small.backbone("vgg")
+    widths = [layer.widths[1:] for layer in vgg.layers]
+    assert widths == [[8, 16, 24], [16, 32, 48], [16, 32, 48]]
 
 
-def test_a_prefix_norm_is_batch_norm_on_the_first_channels():
-    ours, theirs, x = PrefixBatchNorm(8), nn.BatchNorm2d(5), torch.randn(6, 5, 4, 4) * 3 + 1
+def test_prefix_norm_is_batch_norm_of_prefix():
+    prefix_norm = PrefixBatchNorm(8)
+    ordinary = nn.BatchNorm2d(5)
+    x = torch.randn(6, 5, 4, 4) * 3 + 1
     for _ in range(3):
-        torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(ours.running_mean[:5], theirs.running_mean)
-    torch.testing.assert_close(ours.running_var[:5], theirs.running_var)
-    assert ours.running_mean[5:].tolist() == [0.0] * 3
-    assert ours.running_var[5:].tolist() == [1.0] * 3
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+        assert_close(prefix_norm(x), ordinary(x))
+
+    assert_close(prefix_norm.running_mean[:5], ordinary.running_mean)
+    assert_close(prefix_norm.running_var[:5], ordinary.running_var)
+    # Channels that never arrived keep the statistics that a norm starts with.
+    assert prefix_norm.running_mean[5:].tolist() == [0.0] * 3
+    assert prefix_norm.running_var[5:].tolist() == [1.0] * 3
+    assert_close(prefix_norm.eval()(x), ordinary.eval()(x))
 
 
 @torch.no_grad()
-def test_without_momentum_each_channel_averages_the_batches_it_was_in():
+def test_prefix_norm_averages_without_momentum():
     norm = PrefixBatchNorm(8)
     norm.momentum = None
     batches = [torch.randn(6, width, 4, 4) * 2 + width for width in (4, 8, 6, 4)]
     for batch in batches:
         norm(batch)
+
     for channel in range(8):
-        there = [batch[:, channel] for batch in batches if channel < batch.shape[1]]
-        assert norm.running_mean[channel] == pytest.approx(
-            float(torch.stack([part.mean() for part in there]).mean()), rel=1e-5
-        )
-        assert norm.running_var[channel] == pytest.approx(
-            float(torch.stack([part.var() for part in there]).mean()), rel=1e-5
-        )
+        # Only the batches that the channel was in count.
+        arrived = [batch[:, channel] for batch in batches if channel < batch.shape[1]]
+        means = torch.stack([values.mean() for values in arrived])
+        variances = torch.stack([values.var() for values in arrived])
+        assert norm.running_mean[channel] == pytest.approx(float(means.mean()), rel=1e-5)
+        assert norm.running_var[channel] == pytest.approx(float(variances.mean()), rel=1e-5)
 
 
 @torch.no_grad()
-def test_resetting_a_prefix_norm_forgets_the_batches():
+def test_prefix_norm_reset_forgets_batches():
     norm = PrefixBatchNorm(4)
     norm.momentum = None
     norm(torch.randn(6, 4, 3, 3))
     norm.reset_running_stats()
+
     batch = torch.randn(6, 4, 3, 3)
     norm(batch)
-    torch.testing.assert_close(norm.running_mean, batch.mean((0, 2, 3)))
+    assert_close(norm.running_mean, batch.mean((0, 2, 3)))
 
 
-def test_statistics_are_no_part_of_the_graph_even_when_gradients_are_on():
+def test_prefix_norm_statistics_have_no_gradient():
     norm = PrefixBatchNorm(4)
     norm.momentum = None
     norm(torch.randn(6, 4, 3, 3, requires_grad=True))
@@ -146,9 +156,10 @@ def test_statistics_are_no_part_of_the_graph_even_when_gradients_are_on():
         ("exits", {"exits": [3]}),
         ("blocks", {"blocks": [3]}),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("style", ["residual", "vgg"])
-def test_arguments_that_do_not_fit_are_refused(name, changes, style):
+def test_channels_reject_unfit_arguments(name, changes, style):
     fitting = {
         "image_shape": [1, 8, 8],
         "classes": 3,

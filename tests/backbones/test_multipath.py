@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from rnr_gym.backbones import MultiPathResNet
 from tests.fixtures import small
@@ -14,31 +15,36 @@ class Block(nn.Module):
 
     def __init__(self, channels_in, channels_out, stride):
         super().__init__()
+        self.stride = stride
+        self.missing = channels_out - channels_in
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
-        self.stride, self.missing = stride, channels_out - channels_in
 
     def forward(self, x):
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
         kept = F.avg_pool2d(x, 1, self.stride)
         zeros = torch.zeros(len(x), self.missing, *kept.shape[2:], dtype=x.dtype)
         return torch.relu(y + torch.cat([kept, zeros], 1))
 
 
 class ResNet(nn.Module):
+    """Stem, stages of blocks, of which all but the first halve the resolution, and head."""
+
     def __init__(self, channels, classes, widths, blocks):
         super().__init__()
-        self.conv, self.bn = (
-            nn.Conv2d(channels, widths[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-        )
-        self.blocks, width = nn.ModuleList(), widths[0]
-        for stage, wide in enumerate(widths):
+        width = widths[0]
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+
+        self.blocks = nn.ModuleList()
+        for stage, stage_width in enumerate(widths):
             for number in range(blocks[stage]):
-                self.blocks.append(Block(width, wide, 2 if stage > 0 and number == 0 else 1))
-                width = wide
+                stride = 2 if stage > 0 and number == 0 else 1
+                self.blocks.append(Block(width, stage_width, stride))
+                width = stage_width
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x):
@@ -48,64 +54,80 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def copy(into, *parts):
-    for ours, theirs in zip(into, parts, strict=True):
-        ours.load_state_dict(theirs.state_dict(), strict=False)
+def copy_weights(module, source):
+    # Not strict: norms of the package may have buffers of their own.
+    module.load_state_dict(source.state_dict(), strict=False)
 
 
-def widest_branch(layer):
-    branch = layer.branches[-1]
-    return branch.conv1, branch.norms1[-1], branch.conv2, branch.norms2[-1]
+def copy_block(block, layer, kind):
+    """Give a block the weights with which a layer runs the full path."""
+    if kind == "multipath":
+        branch = layer.branches[-1]
+        copy_weights(block.conv1, branch.conv1)
+        copy_weights(block.bn1, branch.norms1[-1])
+        copy_weights(block.conv2, branch.conv2)
+        copy_weights(block.bn2, branch.norms2[-1])
+    else:
+        copy_weights(block.conv1, layer.conv1)
+        copy_weights(block.bn1, layer.norm1)
+        copy_weights(block.conv2, layer.conv2)
+        copy_weights(block.bn2, layer.norm2[-1])
 
 
-def pruned_block(layer):
-    return layer.conv1, layer.norm1, layer.conv2, layer.norm2[-1]
-
-
+@pytest.mark.parametrize("kind", ["multipath", "residual"])
 @pytest.mark.parametrize(
-    ("kind", "parts"), [("multipath", widest_branch), ("residual", pruned_block)]
+    "shape",
+    [
+        pytest.param((1, 8, 8), id="1x8x8"),
+        pytest.param((3, 9, 7), id="3x9x7"),
+        pytest.param((3, 32, 32), id="3x32x32"),
+    ],
 )
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (3, 32, 32)])
-def test_the_full_path_is_an_ordinary_resnet(kind, parts, shape):
+def test_full_path_is_ordinary_resnet(kind, shape):
     backbone = small.backbone(kind, shape=shape).double()
-    facts = small.KINDS[kind]
-    resnet = ResNet(shape[0], 3, facts["widths"], facts["blocks"]).double()
-    copy(
-        (resnet.conv, resnet.bn, resnet.fc),
-        backbone.stem[0],
-        backbone.stem[1],
-        backbone.head.linear,
-    )
+    config = small.KINDS[kind]
+    resnet = ResNet(shape[0], 3, config["widths"], config["blocks"]).double()
+
+    copy_weights(resnet.conv, backbone.stem[0])
+    copy_weights(resnet.bn, backbone.stem[1])
+    copy_weights(resnet.fc, backbone.head.linear)
     for block, layer in zip(resnet.blocks, backbone.layers, strict=True):
-        copy((block.conv1, block.bn1, block.conv2, block.bn2), *parts(layer))
+        copy_block(block, layer, kind)
     resnet.eval()
+
     batch = small.pixels(4, shape)
-    walk = small.travel(backbone, batch, torch.full((4, 3), backbone.full_path).numpy())
-    wanted = resnet(backbone.prepare(batch))
-    torch.testing.assert_close(walk.logits, wanted, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(
-        backbone.plain()(backbone.prepare(batch)), wanted, rtol=1e-10, atol=1e-10
-    )
-    assert wanted.std() > 1e-3
+    prepared = backbone.prepare(batch)
+    expected = resnet(prepared)
+    state = small.travel_full_path(backbone, batch)
+    assert_close(state.logits, expected, rtol=1e-10, atol=1e-10)
+    assert_close(backbone.plain()(prepared), expected, rtol=1e-10, atol=1e-10)
+    # Logits that are all alike would agree whatever the networks do.
+    assert expected.std() > 1e-3
 
 
 @pytest.mark.parametrize("exits", ["bare", "exits"])
-@pytest.mark.parametrize("way", [0, 1, 2])
-def test_sub_paths_are_identity_and_branches(exits, way):
-    layer = small.backbone("multipath", exits).layers[
-        2
-    ]  # 16 to 32 channels, halving the resolution
-    first, x = int(exits != "bare"), torch.rand(2, 16, 8, 8)
+@pytest.mark.parametrize("prev_idx", [0, 1, 2])
+def test_sub_paths_are_identity_and_branches(exits, prev_idx):
+    backbone = small.backbone("multipath", exits)
+    layer = backbone.layers[2]  # 16 to 32 channels, halving the resolution
+    identity = backbone.first_sub_path
+    prev_sub_path = identity + prev_idx
+
+    x = torch.rand(2, 16, 8, 8)
     kept = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16))
-    assert torch.equal(layer(x, first, first + way), kept)
+    assert torch.equal(layer(x, identity, prev_sub_path), kept)
+
     for number, width in enumerate([16, 32]):
         branch = layer.branches[number]
         assert branch.conv1.out_channels == width
-        y = branch.norms2[way](branch.conv2(torch.relu(branch.norms1[way](branch.conv1(x)))))
-        torch.testing.assert_close(layer(x, first + 1 + number, first + way), torch.relu(kept + y))
+
+        y = torch.relu(branch.norms1[prev_idx](branch.conv1(x)))
+        y = branch.norms2[prev_idx](branch.conv2(y))
+        sub_path = identity + 1 + number
+        assert_close(layer(x, sub_path, prev_sub_path), torch.relu(kept + y))
 
 
-def test_norms_of_a_branch_share_all_but_statistics():
+def test_branch_norms_share_all_but_statistics():
     branch = small.backbone("multipath").layers[0].branches[0]
     for norms in (branch.norms1, branch.norms2):
         assert len(norms) == 3
@@ -116,8 +138,11 @@ def test_norms_of_a_branch_share_all_but_statistics():
 
 def test_branches_share_no_weights():
     layer = small.backbone("multipath").layers[0]
-    parameters = [id(parameter) for branch in layer.branches for parameter in branch.parameters()]
-    assert len(parameters) == len(set(parameters)) == 2 * 6
+    ids = []
+    for branch in layer.branches:
+        ids += [id(parameter) for parameter in branch.parameters()]
+    # Two convolutions, and scale and shift of two sets of norms.
+    assert len(ids) == len(set(ids)) == 2 * 6
 
 
 @pytest.mark.parametrize(
@@ -138,8 +163,9 @@ def test_branches_share_no_weights():
         ("image_shape", {"image_shape": [1, 0, 8]}),
         ("glance", {"glance_widths": [8], "glance_strides": []}),
     ],
+    ids=str,
 )
-def test_arguments_that_do_not_fit_are_refused(name, changes):
+def test_multipath_rejects_unfit_arguments(name, changes):
     fitting = {
         "image_shape": [1, 8, 8],
         "classes": 3,

@@ -6,190 +6,245 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 
 from rnr_gym import storage
-from rnr_gym.routing import route_table, sources
+from rnr_gym.data import ImageSet
+from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.route_table import RouteTable
-from rnr_gym.routing.sources import open_images, open_source
+from rnr_gym.routing.sources import digest_of, open_images, open_source
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
 
-
-def test_the_same_arguments_give_the_same_object(some_digits):
-    for backend in ("live", "table"):
-        arguments = {"dataset": some_digits, "weights": None, "backend": backend}
-        assert open_source(**arguments) is open_source(**arguments)
-        assert open_source(**arguments) is not open_source(**arguments, exits=False)
+BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
 
 
-def test_a_live_source_and_a_table_pose_the_same_problem(some_digits):
-    for exits in (True, False):
-        live, table = (
-            open_source(dataset=some_digits, weights=None, exits=exits, backend=backend)
-            for backend in ("live", "table")
-        )
-        assert isinstance(live, Live)
-        assert isinstance(table, RouteTable)
-        assert live.spec.digest == table.spec.digest
-        assert live.spec.loss_scale == table.spec.loss_scale
-        np.testing.assert_array_equal(live.labels, table.labels)
-
-
-def test_a_table_is_built_once_and_then_read(tmp_path, monkeypatch, images):
+@pytest.fixture
+def tables_dir(tmp_path, monkeypatch):
+    """Where route tables are cached, in a cache of this test only."""
     monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path))
+    return tmp_path / "tables"
+
+
+def open_table(images, **source_kwargs):
+    """The table of a new backbone, which is the same each time."""
     backbone = small.backbone("multipath")
-    built = []
-    monkeypatch.setattr(
-        route_table,
-        "build",
-        lambda *parts, build=route_table.build: built.append(1) or build(*parts, progress=False),
-    )
-    spec = RoutingSpec.of(backbone)
-    first, again = (sources._table(backbone, images, spec) for _ in range(2))
-    assert built == [1]
-    np.testing.assert_array_equal(first.summary, again.summary)
-    assert len(list((tmp_path / "tables").iterdir())) == 1
+    return open_source(images, backbone=backbone, backend="table", **source_kwargs)
 
 
-@pytest.mark.parametrize("change", ["weights", "labels", "pixels", "exits", "statistics"])
-def test_a_table_of_something_else_is_never_taken_from_the_cache(tmp_path, monkeypatch, change):
-    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path))
-    backbone, images = small.backbone("multipath"), small.images(6)
-    sources._table(backbone, images, RoutingSpec.of(backbone))
-    other, different, spec = small.backbone("multipath"), images, RoutingSpec.of(backbone)
+@BACKENDS
+def test_same_arguments_give_the_same_source(backend, some_digits):
+    kwargs = {"dataset": some_digits, "weights": None, "backend": backend}
+    source = open_source(**kwargs)
+    assert open_source(**kwargs) is source
+    assert open_source(**kwargs, exits=False) is not source
+
+
+@pytest.mark.parametrize("exits", [True, False])
+def test_live_and_table_pose_the_same_problem(exits, some_digits):
+    kwargs = {"dataset": some_digits, "weights": None, "exits": exits}
+    live = open_source(**kwargs, backend="live")
+    table = open_source(**kwargs, backend="table")
+    assert isinstance(live, Live)
+    assert isinstance(table, RouteTable)
+    assert live.spec.digest == table.spec.digest
+    assert live.spec.loss_scale == table.spec.loss_scale
+    assert_array_equal(live.labels, table.labels)
+
+
+def test_table_is_built_once_then_read(tables_dir, monkeypatch, images):
+    build = route_table.build
+    builds = []
+
+    def counted(*args):
+        builds.append(args)
+        return build(*args)
+
+    monkeypatch.setattr(route_table, "build", counted)
+    first = open_table(images)
+    second = open_table(images)
+    assert second is not first
+    assert len(builds) == 1
+    assert_array_equal(first.summary, second.summary)
+    assert len(list(tables_dir.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut off", "of another version"])
+def test_unreadable_cached_table_is_built_again(tables_dir, images, damage):
+    table = open_table(images)
+    (path,) = tables_dir.iterdir()
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        tensors, metadata = storage.load_tensors(path)
+        metadata["facts"] = metadata.pop("spec")
+        storage.save_tensors(path, tensors, metadata)
+
+    with pytest.raises(ValueError, match="`path`"):
+        RouteTable.load(path)
+    again = open_table(images)
+    assert_array_equal(again.summary, table.summary)
+    assert RouteTable.load(path).origin == table.origin
+
+
+@pytest.mark.parametrize("change", ["weights", "statistics", "exits", "labels", "pixels"])
+def test_cached_table_is_for_one_problem_only(tables_dir, change):
+    images = small.images(6)
+    open_table(images)
+
+    backbone = small.backbone("multipath")
+    other = images
     if change == "weights":
         with torch.no_grad():
-            other.head.linear.bias[0] += 1e-3
+            backbone.head.linear.bias[0] += 1e-3
     elif change == "statistics":
-        other.summary_mean += 1e-3
-    elif change == "exits":
-        spec = RoutingSpec.of(other, exits=False)
+        backbone.summary_mean += 1e-3
     elif change == "labels":
-        different = type(images).of(images.images, (images.labels + 1) % 3, images.classes)
-    else:
-        different = type(images).of(images.images ^ 1, images.labels, images.classes)
-    sources._table(other, different, spec)
-    assert len(list((tmp_path / "tables").iterdir())) == 2
+        other = ImageSet.of(images.images, (images.labels + 1) % 3, images.classes)
+    elif change == "pixels":
+        other = ImageSet.of(images.images ^ 1, images.labels, images.classes)
+
+    exits = change != "exits"
+    open_source(other, backbone=backbone, backend="table", exits=exits)
+    assert len(list(tables_dir.iterdir())) == 2
 
 
-def test_the_cache_stands_where_the_environment_says(tmp_path, monkeypatch):
+def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "one"))
     assert storage.cache_dir() == tmp_path / "one"
+
     monkeypatch.delenv("RNR_GYM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert storage.cache_dir() == tmp_path / "rnr_gym"
+
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert storage.cache_dir() == tmp_path / "home" / ".cache" / "rnr_gym"
 
 
 def test_tests_keep_out_of_the_users_cache():
-    assert Path(os.environ["RNR_GYM_CACHE"]).name == "rnr_gym_cache"
-    assert storage.cache_dir() == Path(os.environ["RNR_GYM_CACHE"])
+    cache_dir = Path(os.environ["RNR_GYM_CACHE"])
+    assert cache_dir.name == "rnr_gym_cache"
+    assert storage.cache_dir() == cache_dir
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "value"),
     [
-        ("backend", {"backend": "numpy"}),
-        ("split", {"split": "val"}),
-        ("dataset", {"dataset": "mnist"}),
-        ("backbone", {"backbone": "resnet"}),
-        ("weights", {"weights": "/no/such/file"}),
-        ("dataset", {"dataset": small.images(shape=(1, 12, 11), classes=10)}),
-        ("dataset", {"dataset": small.images(shape=(1, 12, 12), classes=3)}),
+        ("backend", "numpy"),
+        ("split", "val"),
+        ("dataset", "mnist"),
+        ("dataset", small.images(shape=(1, 12, 11), classes=10)),
+        ("dataset", small.images(shape=(1, 12, 12), classes=3)),
+        ("dataset", ("images", "labels")),
+        ("backbone", "resnet"),
+        ("backbone", torch.nn.Linear(3, 3)),
+        ("weights", "/no/such/file"),
+        ("weights", 3),
+        ("device", "xpu9z"),
+    ],
+    ids=[
+        "unknown backend",
+        "unknown split",
+        "unknown dataset",
+        "images of another shape",
+        "images of other classes",
+        "dataset of another type",
+        "unknown backbone",
+        "backbone of another type",
+        "missing weights",
+        "weights of another type",
+        "unknown device",
     ],
 )
-def test_what_cannot_be_opened_is_refused(name, arguments):
+def test_open_source_rejects_bad_arguments(name, value):
+    kwargs = {"weights": None, name: value}
     with pytest.raises(ValueError, match=f"`{name}`"):
-        open_source(**{"weights": None, **arguments})
+        open_source(**kwargs)
 
 
-def test_images_are_those_of_the_source(some_digits):
+def test_open_source_rejects_weights_of_own_backbone():
+    backbone = small.backbone("multipath")
+    with pytest.raises(ValueError, match="`weights` go with a named backbone, got '/a/file'"):
+        open_source(backbone=backbone, weights="/a/file")
+
+
+def test_open_images_gives_those_of_the_source(some_digits):
     assert open_images(some_digits) is some_digits
-    assert (
-        open_images("digits", "test", exits=False, backend="live")
-        is open_source(split="test", weights=None).images
-    )
+    images = open_images("digits", "test", exits=False, backend="live")
+    assert images is open_source(split="test", weights=None).images
 
 
-def test_a_table_of_ones_own_is_routed_as_it_is(backbone, images):
-    table = route_table.build(backbone, images, RoutingSpec.of(backbone), progress=False).take(
-        np.array([3, 1])
-    )
-    assert open_source(backend=table) is table
+def test_own_table_is_routed_as_it_is(backbone, images):
+    spec = RoutingSpec.of(backbone)
+    table = route_table.build(backbone, images, spec, progress=False)
+    part = table.take(np.array([3, 1]))
+    assert open_source(backend=part) is part
 
 
-def test_the_digest_of_a_source_changes_with_what_it_would_answer(images):
-    def digest(network=None, part=images, **arguments):
-        return sources.digest_of(
-            open_source(part, backbone=network or small.backbone("multipath"), **arguments)
-        )
+def test_digest_of_live_changes_with_its_parts(images):
+    def digest(kind="multipath", seed=0, dataset=images, exits=True):
+        backbone = small.backbone(kind, seed=seed)
+        return digest_of(open_source(dataset, backbone=backbone, exits=exits))
 
     assert digest() == digest()
-    others = [
+    digests = {
+        digest(),
         digest(exits=False),
-        digest(small.backbone("multipath", seed=1)),
-        digest(part=small.images(seed=1)),
-        digest(small.backbone("vgg")),
-    ]
-    assert len({digest(), *others}) == 5
-    tables = [
-        digest(backend="table"),
-        digest(small.backbone("multipath", seed=1), backend="table"),
-        digest(backend="table", exits=False),
-    ]
-    assert len(set(tables)) == 3
+        digest(seed=1),
+        digest(dataset=small.images(seed=1)),
+        digest(kind="vgg"),
+    }
+    assert len(digests) == 5
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_a_live_source_runs_exits_only_where_they_are_on(on):
+def test_digest_of_table_changes_with_its_origin(images):
+    def digest(seed=0, exits=True):
+        backbone = small.backbone("multipath", seed=seed)
+        table = open_source(images, backbone=backbone, exits=exits, backend="table")
+        return digest_of(table)
+
+    assert digest() == digest()
+    digests = {digest(), digest(seed=1), digest(exits=False)}
+    assert len(digests) == 3
+
+
+def test_digest_of_cached_table_is_that_of_live(images):
     backbone = small.backbone("multipath")
-    walk = Live(backbone, small.images(4), RoutingSpec.of(backbone, on)).start(np.arange(4))
-    assert walk.traversal.exits == ({0, 1, 2} if on else set())
-    assert not walk.traversal.logits.requires_grad
+    live = open_source(images, backbone=backbone)
+    assert digest_of(open_table(images)) == digest_of(live)
 
 
-def test_an_own_backbone_whose_weights_change_gives_another_source():
-    backbone, images = small.backbone("multipath"), small.images(8)
-    before = open_source(images, backbone=backbone, backend="table")
-    assert open_source(images, backbone=backbone, backend="table") is before
+def test_own_backbone_is_opened_again_if_it_changes():
+    backbone = small.backbone("multipath")
+    kwargs = {"dataset": small.images(8), "backbone": backbone, "backend": "table"}
+    before = open_source(**kwargs)
+    assert open_source(**kwargs) is before
+
     with torch.no_grad():
         backbone.head.linear.weight.add_(1.0)
-    after = open_source(images, backbone=backbone, backend="table")
+    after = open_source(**kwargs)
     assert after is not before
     assert not np.array_equal(before.loss, after.loss)
 
 
-def test_an_own_backbone_is_put_into_evaluation_mode():
+def test_own_backbone_is_put_into_evaluation_mode():
     backbone = small.backbone("multipath").train()
     open_source(small.images(8), backbone=backbone)
     assert not backbone.training
 
 
-def test_image_sets_by_split_are_told_apart():
-    sets = {"route": small.images(8), "test": small.images(5)}
-    assert len(open_source(sets, "test", small.backbone("multipath")).labels) == 5
-    with pytest.raises(
-        ValueError, match="`split` must be one that `dataset` holds, route, test, got 'train'"
-    ):
-        open_source(sets, "train", small.backbone("multipath"))
+def test_own_images_by_split_are_told_apart():
+    by_split = {"route": small.images(8), "test": small.images(5)}
+    source = open_source(by_split, "test", small.backbone("multipath"))
+    assert len(source.labels) == 5
+
+    message = "`split` must be one that `dataset` holds, route, test, got 'train'"
+    with pytest.raises(ValueError, match=message):
+        open_source(by_split, "train", small.backbone("multipath"))
+
+
+def test_own_images_have_no_unknown_split():
     with pytest.raises(ValueError, match="`split` must be one of"):
         open_source(small.images(8), "nosuch", small.backbone("multipath"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ({"backbone": torch.nn.Linear(3, 3)}, "backbone"),
-        ({"dataset": ("images", "labels")}, "dataset"),
-        ({"weights": 3}, "weights"),
-        ({"device": "xpu9z"}, "device"),
-        ({"backbone": small.backbone("multipath"), "weights": "/no/such/file"}, "weights"),
-    ],
-    ids=["backbone", "dataset", "weights", "device", "weights of an own backbone"],
-)
-def test_wrong_things_are_refused_by_name(arguments, name):
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        open_source(**arguments)
