@@ -31,7 +31,7 @@ Weights digest `{digest}`. MIT licence, as the package.
 - **Data**: {data}
 - **Training**: the glance by itself, then all paths at once, by `rnr-gym pretrain {env} --out \
 FILE`; `{schedule}`.
-- **Stored beside the weights**: batch-norm and summary statistics from `train`, the loss scale \
+- **Stored with the weights**: batch-norm and summary statistics from `train`, the loss scale \
 from `route`.
 
 ## Figures
@@ -49,14 +49,14 @@ STANDALONE = Path("benchmarks/cifar10/standalone.json")
 DATA = {
     "digits": (
         "scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits), the "
-        "half in `train`, corrupted\n"
-        "  afresh in every epoch."
+        "half in `train`, with new\n"
+        "  corruptions in every epoch."
     ),
     "cifar10": (
         "CIFAR-10 (Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009), the "
         "45,000 images of `train`, **encoded\n"
-        "  again as JPEG (quality 75, 4:2:0)**; shifted, mirrored in every other epoch, and cut "
-        "out."
+        "  again as JPEG (quality 75, 4:2:0)**; shifted, mirrored in every other epoch, and with a "
+        "hole cut out."
     ),
 }
 TESTED = {

@@ -7,25 +7,15 @@ import torch
 
 from rnr_gym import agents
 from rnr_gym.agents import RECIPES
-from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.backbones import weights
 from rnr_gym.classifier import BudgetCurve, RoutedClassifier, bundled_classifiers
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
-from tests.fixtures.learners import untrained_router
+from tests.fixtures.routers import confidence_router, untrained_router
 
 NAME = "rnr-cifar10"
 OTHER = "rnr-cifar100"
 CURVE = BudgetCurve(tradeoff=[0.01, 0.1, 1.0], compute=[0.9, 0.5, 0.1])
-
-
-def confidence_router(backbone):
-    """The confidence rule for a backbone."""
-    return ConfidenceRouter(
-        RoutingSpec.of(backbone),
-        tradeoffs=np.array([0.01, 1.0]),
-        thresholds=np.array([0.9, 0.4]),
-    )
 
 
 def bundle(backbone, router, agent, name=NAME):
@@ -84,9 +74,8 @@ def offline(monkeypatch):
 def saved(tmp_path):
     """A classifier of another backbone, in a folder with the name of a bundled one."""
     backbone = small.backbone("vgg")
-    classifier = RoutedClassifier(
-        backbone, confidence_router(backbone), curve=CURVE, agent="confidence"
-    )
+    router = confidence_router(RoutingSpec.of(backbone))
+    classifier = RoutedClassifier(backbone, router, curve=CURVE, agent="confidence")
     classifier.save_pretrained(tmp_path / NAME)
     return classifier
 
@@ -148,7 +137,7 @@ def test_folder_gives_the_saved_classifier(routers, saved, tmp_path, path_type):
 def test_agent_without_bundled_router_is_rejected(routers, name, agent):
     message = (
         rf"`agent` must be that of a bundled classifier, {NAME} \(dqn, ppo\), "
-        rf"got '{agent}' of '{name}'"
+        rf"got '{agent}' for '{name}'"
     )
     with pytest.raises(ValueError, match=message):
         RoutedClassifier.from_pretrained(name, agent=agent)
@@ -198,7 +187,8 @@ def test_bundled_backbone_is_not_shared(routers):
 
 def test_bundled_classifiers_list_their_agents(backbone, routers):
     assert bundled_classifiers() == {NAME: ["dqn", "ppo"]}
-    bundle(backbone, confidence_router(backbone), "confidence", OTHER)
+    router = confidence_router(RoutingSpec.of(backbone))
+    bundle(backbone, router, "confidence", OTHER)
     # A route table has a name of the same form, but is no router.
     weights.table_file(OTHER, "route").write_bytes(b"a table")
     assert bundled_classifiers() == {NAME: ["dqn", "ppo"], OTHER: ["confidence"]}

@@ -1,4 +1,4 @@
-"""A router and a backbone as one thing: what it answers, what it costs, and how it is saved."""
+"""A router and a backbone as one thing: what it answers, and what it costs."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,19 +7,16 @@ import torch
 from torch import nn
 
 from rnr_gym import classifier
-from rnr_gym.agents import AGENTS, FitConfig
-from rnr_gym.agents.confidence import ConfidenceRouter
-from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.backbones import zoo
-from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, BudgetCurve, RoutedClassifier
+from rnr_gym.classifier import BudgetCurve, RoutedClassifier
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.route_table import build
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 from tests.fixtures import small
-from tests.fixtures.learners import fit_agent
 from tests.fixtures.paper_problem import opinionated, paper
+from tests.fixtures.routers import confidence_router, fit_agent, fit_with
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
 CURVE = BudgetCurve(tradeoff=[0.01, 0.1, 1.0], compute=[0.9, 0.5, 0.1])
@@ -41,7 +38,8 @@ class TwoLayerRouter(nn.Module):
     @torch.no_grad()
     def predict(self, observation, state=None, episode_start=None, deterministic=True):
         self.calls.append((observation.copy(), state, episode_start.copy(), deterministic))
-        actions = self.net(torch.from_numpy(observation)).argmax(1).numpy()
+        logits = self.net(torch.from_numpy(observation))
+        actions = logits.argmax(1).numpy()
         # The state counts the calls.
         return actions, (state or 0) + 1
 
@@ -58,27 +56,6 @@ class ExitingRouter:
 
     def predict(self, observation, *_, **__):
         return np.zeros(len(observation), np.int64), None
-
-
-def confidence_router(spec):
-    """Confident images leave early, at a threshold that falls with the trade-off."""
-    return ConfidenceRouter(
-        spec,
-        tradeoffs=np.array([0.01, 1.0]),
-        thresholds=np.array([0.9, 0.4]),
-    )
-
-
-def learned_router(backbone, images, name="ppo", exits=True):
-    """A learner's router; that of PPO takes many sub-paths."""
-    fit_config = FitConfig(
-        env="RNR-v0",
-        kwargs={"dataset": images, "backbone": backbone, "backend": "table", "exits": exits},
-        steps=1024,
-        progress=False,
-    )
-    router = AGENTS[name].fit(fit_config)
-    return opinionated(router) if name == "ppo" else router
 
 
 def classifier_of(backbone, **kwargs):
@@ -155,7 +132,8 @@ def test_classifier_without_exits_runs_none(exit_runs):
     backbone = small.backbone("multipath")
     runs = exit_runs(backbone)
     router = UniformRouter(RoutingSpec.of(backbone, exits=False))
-    routed = RoutedClassifier(backbone, router, exits=False)(small.pixels(6), tradeoff=0.7)
+    without_exits = RoutedClassifier(backbone, router, exits=False)
+    routed = without_exits(small.pixels(6), tradeoff=0.7)
     assert runs == []
     assert (routed.path > 0).all()
 
@@ -171,7 +149,8 @@ def test_macs_include_those_of_each_decision(kind):
     decisions = (routed.path >= 0).sum(1)
     assert decisions.min() >= 1
     assert decisions.max() <= 3
-    state = small.travel(backbone, pixels, np.maximum(routed.path, 0))
+    paths = np.maximum(routed.path, 0)
+    state = small.travel(backbone, pixels, paths)
     np.testing.assert_array_equal(routed.macs, state.macs + router_macs * decisions)
     np.testing.assert_array_equal(routed.compute, routed.macs / backbone.mac_table.plain)
 
@@ -221,7 +200,7 @@ def test_budget_becomes_tradeoff_of_the_curve(compute, tradeoff):
         np.testing.assert_allclose(observed, tradeoff, rtol=1e-6)
 
 
-@pytest.mark.parametrize("compute", [0.0999, 1.0001, 0.0, -1.0, 2.0, float("nan")])
+@pytest.mark.parametrize("compute", [0.0999, 1.0001, 0.0, -1.0, 2.0, np.nan])
 def test_budget_outside_curve_is_rejected(compute):
     routed_classifier = classifier_of(small.backbone("multipath"), curve=CURVE)
     message = (
@@ -264,7 +243,7 @@ def test_budget_and_tradeoff_exclude_each_other():
         routed_classifier(small.pixels(2), compute=0.5, tradeoff=0.3)
 
 
-@pytest.mark.parametrize("tradeoff", [-0.1, 4.5, float("nan"), "much"])
+@pytest.mark.parametrize("tradeoff", [-0.1, 4.5, np.nan, "much"])
 def test_tradeoff_outside_its_range_is_rejected(tradeoff):
     routed_classifier = classifier_of(small.backbone("multipath"))
     with pytest.raises(ValueError, match="`tradeoff`"):
@@ -298,25 +277,32 @@ def test_classifier_matches_the_environment(network, name, some_digits):
     if name == "confidence":
         router = confidence_router(spec)
     elif name == "ppo":
-        router = learned_router(backbone, some_digits)
+        kwargs = {"dataset": some_digits, "backbone": backbone, "backend": "table"}
+        router = opinionated(fit_with("ppo", kwargs))
     else:
         router = TwoLayerRouter(spec, seed=3)
 
     routed = RoutedClassifier(backbone, router)(pixels_of(some_digits), tradeoff=0.1)
     assert len(np.unique(routed.path, axis=0)) > 2
 
-    env = gym.make("RNR-v0", dataset=some_digits, backbone=backbone, tradeoff=0.1)
+    env = gym.make(
+        "RNR-v0",
+        dataset=some_digits,
+        backbone=backbone,
+        tradeoff=0.1,
+    )
     macs_of_decision = decision_macs(router, spec)
+    episode_start = np.ones(1, np.bool_)
     for index in range(40):
         obs, _ = env.reset(options={"index": index})
         terminated = False
         decisions = 0
         while not terminated:
-            actions, _ = router.predict(obs[None], None, np.ones(1, np.bool_))
+            actions, _ = router.predict(obs[None], None, episode_start)
             obs, _, terminated, _, info = env.step(actions[0])
             decisions += 1
 
-        assert info["path"].tolist() == routed.path[index].tolist()
+        assert (info["path"] == routed.path[index]).all()
         assert info["macs"] + macs_of_decision * decisions == routed.macs[index]
         assert info["prediction"] == routed.logits[index].argmax()
 
@@ -330,75 +316,17 @@ def test_router_gets_episode_starts_and_its_state():
 
     _, states, starts, deterministic = zip(*router.calls, strict=True)
     assert states == (None, 1, 2)
-    assert [start.all() for start in starts] == [True, False, False]
-    assert [start.any() for start in starts] == [True, False, False]
+    assert starts[0].all()
+    assert not np.any(starts[1:])
     assert deterministic == (True, True, True)
 
 
 def test_masked_action_becomes_nearest_valid_one():
     # Only layer 2 has an exit.
     backbone = small.backbone("multipath", "one exit")
-    routed = RoutedClassifier(backbone, ExitingRouter())(small.pixels(4), tradeoff=0.3)
+    exiting = RoutedClassifier(backbone, ExitingRouter())
+    routed = exiting(small.pixels(4), tradeoff=0.3)
     assert (routed.path == [1, 1, 0]).all()
-
-
-@pytest.mark.parametrize("name", ["ppo", "dqn", "confidence"])
-@pytest.mark.parametrize("exits", [True, False])
-def test_classifier_survives_save_and_load(tmp_path, name, exits):
-    backbone = small.backbone("multipath")
-    images = small.images(12)
-    if name == "confidence":
-        router = confidence_router(RoutingSpec.of(backbone, exits))
-    else:
-        router = learned_router(backbone, images, name, exits)
-    saved = RoutedClassifier(backbone, router, exits=exits, curve=CURVE, agent=name)
-    saved.save_pretrained(tmp_path / "saved")
-    loaded = RoutedClassifier.from_pretrained(str(tmp_path / "saved"))
-
-    names = {path.name for path in (tmp_path / "saved").iterdir()}
-    assert {BACKBONE_FILE, ROUTER_FILE} <= names
-    assert loaded.agent == name
-    assert loaded.exits == exits
-    assert loaded.curve == CURVE
-    assert loaded.decision_macs == saved.decision_macs
-    assert not loaded.backbone.training
-
-    pixels = pixels_of(images)
-    for budget in ({}, {"compute": 0.4}, {"tradeoff": 1.0}):
-        expected = saved(pixels, **budget)
-        actual = loaded(pixels, **budget)
-        torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-5, atol=1e-5)
-        assert actual.path.tolist() == expected.path.tolist()
-        assert actual.macs.tolist() == expected.macs.tolist()
-
-
-def test_classifier_without_curve_is_saved_too(tmp_path):
-    backbone = small.backbone("multipath")
-    router = StaticRouter(
-        RoutingSpec.of(backbone),
-        paths=np.array([[2, 0, -1]], np.int8),
-        edges=np.zeros(0),
-    )
-    RoutedClassifier(backbone, router, agent="static").save_pretrained(tmp_path)
-    loaded = RoutedClassifier.from_pretrained(str(tmp_path))
-    assert loaded.curve is None
-    routed = loaded(small.pixels(3), tradeoff=0.3)
-    assert (routed.path == [2, 0, -1]).all()
-
-
-def test_save_needs_name_of_the_agent(tmp_path):
-    routed_classifier = classifier_of(small.backbone("multipath"))
-    with pytest.raises(ValueError, match="`agent` must name how the router was fitted"):
-        routed_classifier.save_pretrained(tmp_path)
-
-
-def test_load_rejects_router_of_other_backbone(tmp_path):
-    for kind in ("multipath", "vgg"):
-        routed_classifier = classifier_of(small.backbone(kind), agent="confidence")
-        routed_classifier.save_pretrained(tmp_path / kind)
-    (tmp_path / "vgg" / ROUTER_FILE).replace(tmp_path / "multipath" / ROUTER_FILE)
-    with pytest.raises(ValueError, match="must be a router for this backbone"):
-        RoutedClassifier.from_pretrained(str(tmp_path / "multipath"))
 
 
 def test_route_is_the_same_live_and_by_table(some_digits):
@@ -407,8 +335,10 @@ def test_route_is_the_same_live_and_by_table(some_digits):
     router = TwoLayerRouter(spec, seed=5)
     table = build(backbone, some_digits, spec, progress=False)
 
-    by_table = route(table.start(np.arange(40)), spec, router, 0.4)
-    live = route(Traversal.start(backbone, pixels_of(some_digits)), spec, router, 0.4)
+    table_start = table.start(np.arange(40))
+    by_table = route(table_start, spec, router, 0.4)
+    live_start = Traversal.start(backbone, pixels_of(some_digits))
+    live = route(live_start, spec, router, 0.4)
     assert len(np.unique(by_table.path, axis=0)) > 2
     assert by_table.path.tolist() == live.path.tolist()
     assert by_table.macs.tolist() == live.macs.tolist()

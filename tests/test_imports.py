@@ -1,6 +1,7 @@
 """Importing is light, and imports inside the package go one way."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 
 import rnr_gym
 
-PACKAGE = Path(rnr_gym.__file__).parent
-ORDER = [
+PACKAGE_DIR = Path(rnr_gym.__file__).parent
+ORDER = (
     {"storage", "registration"},
-    {"data", "backbones"},
+    {"data"},
+    {"backbones"},
     {"routing"},
     {"training", "envs"},
     {"sb3"},
@@ -20,108 +22,195 @@ ORDER = [
     {"classifier"},
     {"experiments"},
     {"cli"},
-]
-POSITION = {name: number for number, names in enumerate(ORDER) for name in names}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-EVERY = pytest.mark.parametrize(
-    "path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix()
 )
+"""Folders and root modules; each imports from earlier sets and from itself, no more."""
+POSITION = {name: number for number, names in enumerate(ORDER) for name in names}
+TOP = PACKAGE_DIR / "__init__.py"
+FILES = sorted(file for file in PACKAGE_DIR.rglob("*.py") if file != TOP)
+FOLDERS = sorted(file.parent for file in FILES if file.name == "__init__.py")
+EVERY_FILE = pytest.mark.parametrize(
+    "file",
+    FILES,
+    ids=lambda file: file.relative_to(PACKAGE_DIR).as_posix(),
+)
+HEAVY = {
+    "torch",
+    "torchvision",
+    "stable_baselines3",
+    "sklearn",
+    "matplotlib",
+    "scipy",
+    "rnr_gym.envs",
+}
+"""What takes long to import, and is not needed before an environment is made."""
+FORMS = """
+import a.b
+if TYPE_CHECKING:
+    import c
+from d import e
+def f():
+    from . import g
+    from .h import i
+    from .. import j
+"""
+"""Code of a module of `rnr_gym.envs` that imports in every way there is."""
 
 
-def fresh(code):
+def run_python(code):
     """What a new interpreter prints."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 class Imports(ast.NodeVisitor):
-    """Full names of all that a file imports when it runs, inside functions too; what only type checkers read is left out."""
+    """Collects the full names of all that a file imports when it runs, inside functions too.
+
+    What only type checkers import is left out.
+
+    Args:
+        package: the package of the file, which relative imports start from.
+    """
 
     def __init__(self, package):
-        self.package, self.found = package, set()
+        self.package = package
+        self.names = set()
 
     def visit_If(self, node):
         if "TYPE_CHECKING" not in ast.unparse(node.test):
             self.generic_visit(node)
 
     def visit_Import(self, node):
-        self.found |= {alias.name for alias in node.names}
+        self.names |= {alias.name for alias in node.names}
 
     def visit_ImportFrom(self, node):
-        base = node.module or ""
+        parts = []
         if node.level:
-            base = ".".join(
-                [
-                    *self.package.split(".")[: len(self.package.split(".")) - node.level + 1],
-                    *filter(None, [base]),
-                ]
-            )
-        self.found |= {f"{base}.{alias.name}" for alias in node.names}
+            # One dot is the package itself; every further dot drops its last part.
+            parts = self.package.split(".")
+            parts = parts[: len(parts) - node.level + 1]
+        if node.module:
+            parts.append(node.module)
+        self.names |= {".".join([*parts, alias.name]) for alias in node.names}
 
 
-def imports(path):
-    package = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
+def imported_names(file):
+    """Full names of all that a file of the package imports."""
+    package = ".".join(file.parent.relative_to(PACKAGE_DIR.parent).parts)
     visitor = Imports(package)
-    visitor.visit(ast.parse(path.read_text()))
-    return visitor.found
+    visitor.visit(ast.parse(file.read_text()))
+    return visitor.names
 
 
-def home(path):
-    """The top-level module that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def imported_homes(file):
+    """The folders and root modules that a file imports from."""
+    names = imported_names(file)
+    return {name.split(".")[1] for name in names if name.startswith("rnr_gym.")}
 
 
-@EVERY
-def test_a_module_imports_only_from_its_own_place_or_before(path):
-    assert home(path) in POSITION, f"`{home(path)}` has no place in the order yet"
-    ours = [name.split(".")[1] for name in imports(path) if name.startswith("rnr_gym.")]
-    later = {name for name in ours if POSITION.get(name, 0) > POSITION[home(path)]}
-    assert not later
-    assert set(ours) - POSITION.keys() <= set(rnr_gym.__all__) | {"__version__"}
+def home_of(file):
+    """The folder or root module that a file belongs to."""
+    return file.relative_to(PACKAGE_DIR).parts[0].removesuffix(".py")
 
 
-def test_the_package_itself_imports_only_the_registration():
-    found = {name for name in imports(PACKAGE / "__init__.py") if name.startswith("rnr_gym")}
-    assert found == {"rnr_gym.registration.register"}
+def module_name(file):
+    """The full name of a file's module."""
+    parts = file.relative_to(PACKAGE_DIR.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
-@EVERY
-def test_the_core_knows_no_gymnasium_and_the_environments_no_sb3(path):
-    outside = {name.split(".")[0] for name in imports(path)}
-    position = POSITION.get(home(path), len(ORDER))
-    if position <= POSITION["routing"] and home(path) != "registration":
-        assert "gymnasium" not in outside
-    if position <= POSITION["envs"]:
-        assert not outside & {"stable_baselines3", "sb3_contrib"}
+def imported_modules(file, modules):
+    """Which of `modules` a file imports, or imports something from."""
+    imported = set()
+    for name in imported_names(file):
+        # `from rnr_gym.data import cifar` imports a module, `... import ImageSet` does not.
+        if name not in modules:
+            name = name.rpartition(".")[0]
+        if name in modules:
+            imported.add(name)
+    return imported
 
 
-def test_the_walk_over_imports_sees_what_it_should(tmp_path):
-    code = "import a.b\nif TYPE_CHECKING:\n    import c\nfrom d import e\ndef f():\n    from . import g\n    from .h import i\n"
+@EVERY_FILE
+def test_module_imports_only_from_earlier_folders(file):
+    home = home_of(file)
+    assert home in POSITION, f"`{home}` has no position in the order"
+
+    # `__version__` is no module: it is there before anything else is imported.
+    for imported in imported_homes(file) - {home, "__version__"}:
+        assert imported in POSITION, f"`{imported}` is imported by its public name"
+        assert POSITION[imported] < POSITION[home]
+
+
+def test_order_names_what_is_there():
+    assert set(POSITION) == {home_of(file) for file in FILES}
+
+
+def test_modules_import_without_cycles():
+    modules = {module_name(file) for file in FILES}
+    graph = {module_name(file): imported_modules(file, modules) for file in FILES}
+    # Raises `CycleError` if there is no order in which each module comes after its imports.
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(order) == modules
+    assert order.index("rnr_gym.storage") < order.index("rnr_gym.cli")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_folder_has_a_docstring(folder):
+    tree = ast.parse((folder / "__init__.py").read_text())
+    assert ast.get_docstring(tree)
+
+
+def test_every_folder_of_modules_is_a_package():
+    homes = {file.parent for file in FILES}
+    assert homes - {PACKAGE_DIR} == set(FOLDERS)
+
+
+def test_package_itself_imports_only_registration():
+    names = {name for name in imported_names(TOP) if name.startswith("rnr_gym")}
+    assert names == {"rnr_gym.registration.register"}
+
+
+@EVERY_FILE
+def test_core_needs_no_gymnasium_and_envs_no_sb3(file):
+    libraries = {name.split(".")[0] for name in imported_names(file)}
+    home = home_of(file)
+    if POSITION[home] <= POSITION["routing"] and home != "registration":
+        assert "gymnasium" not in libraries
+    if POSITION[home] <= POSITION["envs"]:
+        assert not libraries & {"stable_baselines3", "sb3_contrib"}
+
+
+def test_import_visitor_sees_every_form():
     visitor = Imports("rnr_gym.envs")
-    visitor.visit(ast.parse(code))
-    assert visitor.found == {"a.b", "d.e", "rnr_gym.envs.g", "rnr_gym.envs.h.i"}
+    visitor.visit(ast.parse(FORMS))
+    assert visitor.names == {"a.b", "d.e", "rnr_gym.envs.g", "rnr_gym.envs.h.i", "rnr_gym.j"}
 
 
-def test_importing_the_package_loads_neither_torch_nor_data():
-    heavy = "('torch', 'torchvision', 'stable_baselines3', 'sklearn', 'matplotlib', 'scipy', 'rnr_gym.envs')"
-    assert (
-        fresh(f"import sys, rnr_gym; print([name for name in {heavy} if name in sys.modules])")
-        == "[]"
-    )
+def test_package_import_loads_no_heavy_library():
+    code = f"import sys, rnr_gym; print({HEAVY} & sys.modules.keys())"
+    assert run_python(code) == "set()"
 
 
-def test_every_public_name_is_there_and_no_other():
-    for name in rnr_gym.__all__:
-        assert getattr(rnr_gym, name) is not None
-    with pytest.raises(AttributeError, match="`rnr_gym` has no attribute 'Nothing'"):
+@pytest.mark.parametrize("name", rnr_gym.__all__)
+def test_public_name_is_there(name):
+    assert getattr(rnr_gym, name) is not None
+
+
+def test_unknown_public_name_raises():
+    with pytest.raises(AttributeError, match="module `rnr_gym` has no attribute 'Nothing'"):
         _ = rnr_gym.Nothing
 
 
-def test_the_environments_load_without_sb3():
-    assert fresh("import sys, rnr_gym.envs; print('stable_baselines3' in sys.modules)") == "False"
+def test_envs_import_without_sb3():
+    code = "import sys, rnr_gym.envs; print('stable_baselines3' in sys.modules)"
+    assert run_python(code) == "False"
 
 
-def test_ids_are_registered_by_the_import_alone():
-    code = "import gymnasium, rnr_gym; from rnr_gym.registration import IDS; print(all(name in gymnasium.registry for name in IDS))"
-    assert fresh(code) == "True"
+def test_package_import_registers_every_id():
+    code = """
+import gymnasium, rnr_gym
+from rnr_gym.registration import IDS
+print(IDS.keys() <= gymnasium.registry.keys())
+"""
+    assert run_python(code) == "True"

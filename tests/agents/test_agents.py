@@ -10,9 +10,9 @@ from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, FitConfig, fqi
 from rnr_gym.backbones import weights
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
-from tests.fixtures.learners import fit_agent, same_tensors
 from tests.fixtures.observations import random_observations
 from tests.fixtures.paper_problem import drawn, spec
+from tests.fixtures.routers import fit_agent, same_tensors
 
 EVERY_AGENT = pytest.mark.parametrize("name", [*AGENTS])
 

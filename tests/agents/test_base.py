@@ -36,7 +36,12 @@ def test_source_is_live_where_table_is_too_large(monkeypatch, images, backbone, 
 
 
 def test_source_kwargs_include_given_kwargs(images, backbone):
-    kwargs = {"dataset": images, "backbone": backbone, "exits": False, "backend": "live"}
+    kwargs = {
+        "dataset": images,
+        "backbone": backbone,
+        "exits": False,
+        "backend": "live",
+    }
     fit_config = FitConfig("RNR-v0", kwargs)
     assert fit_config.source_kwargs("test") == {**kwargs, "split": "test"}
     assert not fit_config.source("route").spec.valid[:, 0].any()

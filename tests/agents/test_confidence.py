@@ -13,7 +13,7 @@ from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
 from tests.fixtures.observations import random_observations
 from tests.fixtures.paper_problem import drawn, paper
-from tests.fixtures.threshold_rule import mean_return
+from tests.fixtures.returns import evaluated_return, threshold_return
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
@@ -32,10 +32,15 @@ def router_of(spec, tradeoffs, thresholds):
     )
 
 
+def solutions(router):
+    """Each trade-off with its threshold."""
+    return list(zip(GRID, router.thresholds.tolist(), strict=True))
+
+
 def return_of(table, threshold, tradeoff):
     """Mean return of one threshold for all exits, and the full path for images that stay."""
     thresholds = [threshold] * table.spec.num_layers
-    return mean_return(table, thresholds, table.spec.full_path, tradeoff)
+    return threshold_return(table, thresholds, table.spec.full_path, tradeoff)
 
 
 def every_threshold(table):
@@ -50,10 +55,10 @@ def test_thresholds_are_the_best_of_all(seed):
     table = drawn(seed)
     router = fitted(table)
     assert router.tradeoffs_fitted.tolist() == list(GRID)
-    for tradeoff, threshold in zip(GRID, router.thresholds.tolist(), strict=True):
-        returns = [return_of(table, other, tradeoff) for other in every_threshold(table)]
-        expected = pytest.approx(max(returns), abs=1e-12)
-        assert return_of(table, threshold, tradeoff) == expected
+    for tradeoff, threshold in solutions(router):
+        actual = return_of(table, threshold, tradeoff)
+        best = max(return_of(table, other, tradeoff) for other in every_threshold(table))
+        assert actual == pytest.approx(best, abs=1e-12)
 
 
 @SEEDS
@@ -112,7 +117,8 @@ def test_thresholds_interpolate_in_log_tradeoff(tradeoff, threshold):
     obs = np.zeros((2, spec.layout.size), np.float32)
     obs[:, spec.layout.tradeoff] = tradeoff
     obs[:, spec.layout.layer.start] = 1.0
-    obs[:, spec.layout.summary.confidence.start] = [threshold - 1e-4, threshold + 1e-4]
+    nearby = np.array([-1e-4, 1e-4])
+    obs[:, spec.layout.summary.confidence.start] = threshold + nearby
     actions, _ = router.predict(obs)
     assert actions.tolist() == [spec.full_path, 0]
 
@@ -121,11 +127,11 @@ def test_thresholds_interpolate_in_log_tradeoff(tradeoff, threshold):
 def test_routing_returns_what_thresholds_promise(seed):
     table = drawn(seed)
     router = fitted(table)
-    for tradeoff, threshold in zip(GRID, router.thresholds.tolist(), strict=True):
+    for tradeoff, threshold in solutions(router):
         evaluation = evaluate(table, router, tradeoff)
-        returns = evaluation.correct - tradeoff * table.spec.compute(evaluation.macs)
+        actual = evaluated_return(table.spec, evaluation, tradeoff)
         expected = return_of(table, threshold, tradeoff)
-        assert returns.mean() == pytest.approx(expected, abs=1e-9)
+        assert actual == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
@@ -135,20 +141,23 @@ def test_trail_is_the_same_live_and_by_table(kind, exits):
     images = small.images()
     spec = RoutingSpec.of(backbone)
     table = route_table.build(backbone, images, spec, progress=False)
-    trail = along_uniform_path(Live(backbone, images, spec), backbone.full_path)
+    live = Live(backbone, images, spec)
+    trail = along_uniform_path(live, backbone.full_path)
     table_trail = along_uniform_path(table, backbone.full_path)
     for live_array, table_array in zip(trail, table_trail, strict=True):
         np.testing.assert_allclose(live_array, table_array, atol=1e-5)
 
     # Of infinite confidence are the end, and layers without an exit.
     offered = np.append(spec.valid[:, 0], False)
-    assert (np.isfinite(trail.confidence) == offered[:, None]).all()
-    assert trail.confidence.shape == (4, 24)
-    assert (np.diff(trail.compute, axis=0) > 0).all()
+    finite = np.isfinite(trail.confidence)
+    assert finite.shape == (4, 24)
+    assert (finite == offered[:, None]).all()
+    increases = np.diff(trail.compute, axis=0)
+    assert (increases > 0).all()
 
     full_path = np.full((24, 3), backbone.full_path)
-    logits = small.travel(backbone, small.pixels(24), full_path).logits
-    correct = logits.argmax(1).numpy() == images.labels
+    state = small.travel(backbone, small.pixels(24), full_path)
+    correct = state.logits.argmax(1).numpy() == images.labels
     assert trail.correct[-1].tolist() == correct.tolist()
 
 
@@ -156,8 +165,14 @@ def test_trail_is_the_same_live_and_by_table(kind, exits):
 def test_without_exits_all_take_the_full_path(exits):
     backbone = small.backbone("multipath", exits)
     images = small.images()
-    kwargs = {"dataset": images, "backbone": backbone, "backend": "live", "exits": False}
+    kwargs = {
+        "dataset": images,
+        "backbone": backbone,
+        "backend": "live",
+        "exits": False,
+    }
     router = confidence.fit(FitConfig("RNR-v0", kwargs))
+
     live = Live(backbone, images, RoutingSpec.of(backbone, exits=False))
     for tradeoff in (0.01, 0.5, 4.0):
         evaluation = evaluate(live, router, tradeoff)

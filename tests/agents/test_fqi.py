@@ -16,7 +16,12 @@ from rnr_gym.routing import route_table
 from rnr_gym.routing.rollout import decision_macs
 from tests.fixtures.paper_problem import BEST, DEALT, KINDS, drawn, paper, spec
 
-QUICK = Config(tradeoffs=(0.2, 2.0), steps=60, batch_size=64, check_every=20)
+QUICK = Config(
+    tradeoffs=(0.2, 2.0),
+    steps=60,
+    batch_size=64,
+    check_every=20,
+)
 
 
 def constant_router(values, tradeoffs, margins):
@@ -62,11 +67,19 @@ def observation_at(tradeoff):
 def test_optimum_known_on_paper_is_found():
     # Sixteen copies of the eight images, whose kind the summary tells.
     table = paper().take(np.tile(np.arange(8), 16))
-    config = replace(QUICK, steps=500, observation_scale=1.0, learning_rate=1e-2, weight_decay=0.0)
+    config = replace(
+        QUICK,
+        steps=500,
+        observation_scale=1.0,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    )
     router = fit_table(table, np.arange(128), config, seed=0)
+
+    kinds = [KINDS[kind] for kind in np.tile(DEALT, 16)]
     for tradeoff, (_, paths) in BEST.items():
         path = evaluate(table, router, tradeoff).path
-        assert path.tolist() == [paths[KINDS[kind]] for kind in np.tile(DEALT, 16)]
+        assert path.tolist() == [paths[kind] for kind in kinds]
 
 
 @pytest.mark.parametrize(

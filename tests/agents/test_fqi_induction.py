@@ -9,9 +9,15 @@ from rnr_gym.agents.fqi_induction import Config, Induction, depart
 from rnr_gym.agents.fqi_networks import Networks, inputs
 from rnr_gym.experiments.evaluation import evaluate
 from tests.fixtures.paper_problem import drawn
+from tests.fixtures.returns import evaluated_return
 
 TRADEOFFS = (0.2, 2.0)
-QUICK = Config(tradeoffs=TRADEOFFS, steps=60, batch_size=64, check_every=20)
+QUICK = Config(
+    tradeoffs=TRADEOFFS,
+    steps=60,
+    batch_size=64,
+    check_every=20,
+)
 
 
 def induction(table, groups=None):
@@ -64,18 +70,20 @@ def test_returns_are_those_of_the_followed_policy():
 def test_largest_margin_follows_the_thresholds():
     table = drawn(2)
     process = finished(table)
+    returns = process.mean_returns(process.policies[-1])
     for tradeoff_idx, tradeoff in enumerate(TRADEOFFS):
         evaluation = evaluate(table, process.fallback, tradeoff)
-        returns = evaluation.correct - tradeoff * table.spec.compute(evaluation.macs)
-        actual = process.mean_returns(process.policies[-1])[tradeoff_idx]
-        assert actual == pytest.approx(returns.mean(), abs=1e-6)
+        expected = evaluated_return(table.spec, evaluation, tradeoff)
+        assert returns[tradeoff_idx] == pytest.approx(expected, abs=1e-6)
 
 
 def test_best_margins_have_the_best_returns():
     process = finished(drawn(2))
-    returns = np.array([process.mean_returns(policy) for policy in process.policies])
-    chosen = [QUICK.margins.index(margin) for margin in process.best_margins()]
-    assert (returns[chosen, np.arange(2)] == returns.max(0)).all()
+    returns = [process.mean_returns(policy) for policy in process.policies]
+    best = np.max(returns, axis=0)
+    for tradeoff_idx, margin in enumerate(process.best_margins()):
+        chosen = QUICK.margins.index(margin)
+        assert returns[chosen][tradeoff_idx] == best[tradeoff_idx]
 
 
 def test_versions_of_one_original_share_a_fold():
@@ -119,7 +127,8 @@ def test_network_of_a_fold_never_sees_its_images(monkeypatch):
     process.trained(1, nodes_of(table, layer=1))
 
     # A batch has 64 images for each fold's network, and for the one of all images.
-    batches = [idx.reshape(4, 64) for idx in requested if len(idx) == 4 * 64]
+    batch_size = 4 * 64
+    batches = [idx.reshape(4, 64) for idx in requested if len(idx) == batch_size]
     assert len(batches) == QUICK.steps + 1
     for fold in range(3):
         seen = np.concatenate([batch[fold] for batch in batches])

@@ -9,8 +9,8 @@ from rnr_gym.agents import RECIPES
 from rnr_gym.agents.sb3 import BY_DATASET, recipe_for
 from rnr_gym.data import DATASETS
 from tests.fixtures import small
-from tests.fixtures.learners import new_model, require_contrib
 from tests.fixtures.paper_problem import paper
+from tests.fixtures.routers import new_model, require_contrib
 
 EVERY_LEARNER = pytest.mark.parametrize("name", [*RECIPES])
 

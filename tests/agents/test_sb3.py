@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rnr_gym import agents
-from rnr_gym.agents import AGENTS, RECIPES, FitConfig, dqn, ppo, sb3
+from rnr_gym.agents import AGENTS, RECIPES, FitConfig, dqn, ppo
 from rnr_gym.agents.sb3 import BY_DATASET, RoutingFeatures, Sb3Router
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.experiments.evaluation import evaluate
@@ -16,9 +16,17 @@ from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.rollout import route
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
-from tests.fixtures.learners import CONTRIB, fit_agent, new_model, same_tensors, untrained_router
 from tests.fixtures.observations import random_observations
 from tests.fixtures.paper_problem import BEST, DEALT, KINDS, paper, spec
+from tests.fixtures.returns import routing_return
+from tests.fixtures.routers import (
+    CONTRIB,
+    fit_agent,
+    fit_with,
+    new_model,
+    same_tensors,
+    untrained_router,
+)
 
 EVERY_LEARNER = pytest.mark.parametrize("name", [*RECIPES])
 PPO_AND_DQN = pytest.mark.parametrize("name", ["ppo", "dqn"])
@@ -75,8 +83,8 @@ def test_learner_finds_optimum_known_on_paper(monkeypatch, name, recipe, steps):
         assert table.returns(tradeoff).max(0).mean() == pytest.approx(best_return)
         evaluation = evaluate(table, router, tradeoff)
         assert evaluation.path.tolist() == [paths[KINDS[kind]] for kind in DEALT]
-        compute = table.spec.compute(evaluation.macs - evaluation.router_macs)
-        assert (evaluation.correct - tradeoff * compute).mean() == pytest.approx(best_return)
+        actual = routing_return(table.spec, evaluation, tradeoff)
+        assert actual == pytest.approx(best_return)
 
 
 def test_learning_starts_near_the_full_path():
@@ -113,14 +121,17 @@ def test_learner_survives_save_and_load(tmp_path, name):
 @EVERY_LEARNER
 def test_seed_determines_the_learner(name):
     learned = weights(fit_agent(name, paper(), seed=3))
-    assert same_tensors(learned, weights(fit_agent(name, paper(), seed=3)))
-    assert not same_tensors(learned, weights(fit_agent(name, paper(), seed=4)))
+    again = weights(fit_agent(name, paper(), seed=3))
+    other = weights(fit_agent(name, paper(), seed=4))
+    assert same_tensors(learned, again)
+    assert not same_tensors(learned, other)
 
 
 @EVERY_LEARNER
 def test_more_steps_change_the_learner(name):
     learned = weights(fit_agent(name, paper(), steps=1024))
-    assert not same_tensors(learned, weights(fit_agent(name, paper(), steps=2048)))
+    longer = weights(fit_agent(name, paper(), steps=2048))
+    assert not same_tensors(learned, longer)
 
 
 def test_features_have_tradeoff_on_two_scales():
@@ -150,18 +161,16 @@ def test_features_scale_only_the_raw_summary():
 
 
 def test_maskable_learner_takes_valid_sub_paths():
-    pytest.importorskip("sb3_contrib")
     backbone = small.backbone("multipath", "one exit")
     kwargs = {"dataset": small.images(), "backbone": backbone, "backend": "table"}
-    fit_config = FitConfig("RNR-v0", kwargs, steps=1024, progress=False)
     problem = RoutingSpec.of(backbone)
     obs = random_observations(problem, 500)
     layers = layers_of(problem.layout, obs)
 
-    masked = sb3.fit(fit_config, "maskable-ppo")
+    masked = fit_with("maskable-ppo", kwargs)
     actions, _ = masked.predict(obs, deterministic=False)
     assert problem.valid[layers, actions].all()
-    unmasked = sb3.fit(fit_config, "ppo")
+    unmasked = fit_with("ppo", kwargs)
     actions, _ = unmasked.predict(obs, deterministic=False)
     assert not problem.valid[layers, actions].all()
 
@@ -231,11 +240,13 @@ def test_restored_class_is_not_chosen_by_the_file():
     forged = {**config, "algorithm": "os:system", "policy": {"activation_fn": "os.system"}}
     restored = Sb3Router.from_state_dict(spec(), tensors, forged)
     assert restored.recipe.algorithm == RECIPES["ppo"].algorithm
+    unknown = {**config, "recipe": "os:system"}
     with pytest.raises(KeyError):
-        Sb3Router.from_state_dict(spec(), tensors, {**config, "recipe": "os:system"})
+        Sb3Router.from_state_dict(spec(), tensors, unknown)
 
 
 def test_restore_rejects_other_network():
     tensors, config = untrained().state_dict()
+    wider = {**config, "net": [17]}
     with pytest.raises(RuntimeError, match="size mismatch"):
-        Sb3Router.from_state_dict(spec(), tensors, {**config, "net": [17]})
+        Sb3Router.from_state_dict(spec(), tensors, wider)

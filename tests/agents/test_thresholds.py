@@ -13,7 +13,7 @@ from rnr_gym.routing.live import Live
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
 from tests.fixtures.paper_problem import drawn, paper
-from tests.fixtures.threshold_rule import mean_return
+from tests.fixtures.returns import evaluated_return, threshold_return
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
@@ -44,22 +44,22 @@ def candidates(table, sub_path):
     return by_layer
 
 
-def evaluated_return(table, router, tradeoff):
+def return_of(table, router, tradeoff):
     """Mean return of routing all images of a table."""
     evaluation = evaluate(table, router, tradeoff)
-    return (evaluation.correct - tradeoff * table.spec.compute(evaluation.macs)).mean()
+    return evaluated_return(table.spec, evaluation, tradeoff)
 
 
 @SEEDS
 def test_no_other_single_threshold_is_better(seed):
     table = drawn(seed)
     for tradeoff, levels, sub_path in solutions(fitted(table))[::4]:
-        solved = mean_return(table, levels, sub_path, tradeoff)
+        solved = threshold_return(table, levels, sub_path, tradeoff)
         for layer, options in enumerate(candidates(table, sub_path)):
             for option in options:
                 others = [*levels]
                 others[layer] = option
-                assert mean_return(table, others, sub_path, tradeoff) <= solved + 1e-12
+                assert threshold_return(table, others, sub_path, tradeoff) <= solved + 1e-12
 
 
 @SEEDS
@@ -69,11 +69,11 @@ def test_solution_is_close_to_exhaustive_search(seed):
         returns = []
         for other in (1, 2):
             for pair in itertools.product(*candidates(table, other)):
-                returns.append(mean_return(table, pair, other, tradeoff))
+                returns.append(threshold_return(table, pair, other, tradeoff))
 
         # Coordinate ascent may stop short of the best pair of thresholds, by an image or so.
         best = max(returns)
-        solved = mean_return(table, levels, sub_path, tradeoff)
+        solved = threshold_return(table, levels, sub_path, tradeoff)
         assert best - 1 / 12 <= solved <= best + 1e-12
 
 
@@ -84,8 +84,8 @@ def test_never_worse_than_a_single_threshold(seed):
     single = confidence.fit(FitConfig("RNR-v0", {"backend": table}))
     gains = []
     for tradeoff in GRID:
-        single_return = evaluated_return(table, single, tradeoff)
-        gains.append(evaluated_return(table, router, tradeoff) - single_return)
+        gain = return_of(table, router, tradeoff) - return_of(table, single, tradeoff)
+        gains.append(gain)
     assert min(gains) >= -1e-12
     assert max(gains) > 0.01
 
@@ -107,8 +107,15 @@ def test_each_exit_has_its_own_threshold():
                 [True] * 6,
             ]
         ),
-        compute=np.repeat([[0.1], [0.4], [1.0]], 6, axis=1),
+        compute=np.array(
+            [
+                [0.1] * 6,
+                [0.4] * 6,
+                [1.0] * 6,
+            ]
+        ),
     )
+
     solution = solve_trail(trail, np.array([0.2]))
     assert 0.9 < solution.thresholds[0, 0] <= 0.95
     assert 0.5 < solution.thresholds[0, 1] <= 0.55
@@ -122,11 +129,13 @@ def test_no_member_of_geometric_family_is_better(seed):
     trail = along_uniform_path(drawn(seed, images=80), 2)
     tradeoffs = (0.05, 0.5, 1.5)
     solution = solve_trail(trail, np.array(tradeoffs))
+
     for share in SHARES:
         first = np.quantile(trail.confidence[0], 1 - share)
         stays = trail.confidence[0] < first
         second = np.quantile(trail.confidence[1][stays], 1 - share)
-        leave = np.select([~stays, trail.confidence[1] >= second], [0, 1], 2)
+        leave = np.where(trail.confidence[1] >= second, 1, 2)
+        leave[~stays] = 0
         for solved, tradeoff in zip(solution.returns, tradeoffs, strict=True):
             returns = trail.correct - tradeoff * trail.compute  # (T + 1, N)
             mean = returns[leave, np.arange(80)].mean()
@@ -138,8 +147,9 @@ def test_routing_returns_what_solution_promises(seed):
     table = drawn(seed)
     router = fitted(table)
     for tradeoff, levels, sub_path in solutions(router):
-        expected = mean_return(table, levels, sub_path, tradeoff)
-        assert evaluated_return(table, router, tradeoff) == pytest.approx(expected, abs=1e-9)
+        expected = threshold_return(table, levels, sub_path, tradeoff)
+        actual = return_of(table, router, tradeoff)
+        assert actual == pytest.approx(expected, abs=1e-9)
         path = evaluate(table, router, tradeoff).path
         assert set(path[path > 0].tolist()) <= {sub_path}
 
@@ -167,7 +177,12 @@ def test_nearest_tradeoff_by_ratio_is_used(tradeoff, row):
         ]
     )
     sub_paths = np.array([2, 1, 2])
-    router = ThresholdsRouter(spec, np.array([0.01, 0.1, 1.0]), levels, sub_paths)
+    router = ThresholdsRouter(
+        spec,
+        tradeoffs=np.array([0.01, 0.1, 1.0]),
+        thresholds=levels,
+        sub_paths=sub_paths,
+    )
 
     # Two observations at each layer, one just below and one just above its threshold.
     layout = spec.layout
@@ -188,8 +203,9 @@ def test_without_exits_only_sub_path_is_chosen():
     router = fitted(table)
     assert (router.thresholds == NEVER).all()
     for tradeoff, levels, sub_path in solutions(router):
-        returns = {other: mean_return(table, levels, other, tradeoff) for other in (1, 2)}
-        assert returns[sub_path] == max(returns.values())
+        solved = threshold_return(table, levels, sub_path, tradeoff)
+        for other in (1, 2):
+            assert threshold_return(table, levels, other, tradeoff) <= solved
         assert (evaluate(table, router, tradeoff).path == sub_path).all()
     assert router.sub_paths[-1] == 1
 
@@ -223,7 +239,8 @@ def test_trail_of_uniform_path_matches_network(sub_path):
     backbone = small.backbone("multipath")
     images = small.images()
     pixels = small.pixels(24)
-    trail = along_uniform_path(Live(backbone, images, RoutingSpec.of(backbone)), sub_path)
+    live = Live(backbone, images, RoutingSpec.of(backbone))
+    trail = along_uniform_path(live, sub_path)
 
     paths = np.full((24, 3), sub_path)
     logits = small.travel(backbone, pixels, paths).logits

@@ -9,7 +9,10 @@ from torch.testing import assert_close
 from rnr_gym.backbones.blocks import Glance, PooledHead, Shortcut, round_to_eight
 from tests.fixtures import small
 
-EVERY = pytest.mark.parametrize(("kind", "exits"), itertools.product(small.KINDS, small.EXITS))
+EVERY = pytest.mark.parametrize(
+    ("kind", "exits"),
+    list(itertools.product(small.KINDS, small.EXITS)),
+)
 
 
 @EVERY

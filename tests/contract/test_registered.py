@@ -1,4 +1,4 @@
-"""The contract, over every registered id: live with random weights, and as it ships where it does."""
+"""The contract of every registered id: live with random weights, and as bundled where it is."""
 
 import pickle
 import subprocess
@@ -11,291 +11,348 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordVideo
+from numpy.testing import assert_allclose, assert_array_equal
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones import zoo
+from rnr_gym.data import ImageSet
+from rnr_gym.envs import RoutingVectorEnv
 from rnr_gym.registration import IDS, registered_kwargs
 
 RANDOM = {"weights": None, "backend": "live"}
-TABLES = {name for name, arguments in IDS.items() if arguments.get("backend") == "shipped"}
-SHIPPED = [
-    name
-    for name, arguments in IDS.items()
-    if zoo.bundled(
-        arguments["backbone"], "frozen.route" if name in TABLES else "pretrained"
-    ).is_file()
-]
-EVERY = pytest.mark.parametrize("name", IDS)
+"""Arguments by which an id needs no bundled file."""
+
+
+def is_bundled(env_id):
+    """Whether an id works at once: its table, or the weights of its backbone, are bundled."""
+    kwargs = IDS[env_id]
+    path = weight_files.backbone_file(kwargs["backbone"])
+    if kwargs.get("backend") == "table":
+        path = weight_files.table_file(kwargs["backbone"], "route")
+    return path.is_file()
+
+
+EVERY_ID = pytest.mark.parametrize("env_id", IDS)
 EVERY_WEIGHTS = pytest.mark.parametrize(
-    ("name", "weights"),
-    [*((name, RANDOM) for name in IDS), *((name, {}) for name in SHIPPED)],
-    ids=lambda value: value if isinstance(value, str) else "random" if value else "shipped",
+    ("env_id", "env_kwargs"),
+    [
+        *(pytest.param(env_id, RANDOM, id=f"{env_id}, random") for env_id in IDS),
+        *(pytest.param(env_id, {}, id=f"{env_id}, bundled") for env_id in filter(is_bundled, IDS)),
+    ],
 )
-SOME = pytest.mark.parametrize(
-    "name", ["RNR-Digits-Channels-v0", "RNR-CIFAR10-v0", "RNR-CIFAR100-Channels-v0"]
+SOME_IDS = pytest.mark.parametrize(
+    "env_id",
+    [
+        "RNR-Digits-Channels-v0",
+        "RNR-CIFAR10-v0",
+        "RNR-CIFAR100-Channels-v0",
+    ],
 )
-"""Every data set and both kinds of backbone, where each id takes seconds."""
+"""Every data set and both kinds of backbone, for tests that take seconds."""
+BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
 
 pytestmark = pytest.mark.usefixtures("small_cifar")
 
 
-def make(name, **arguments):
-    return gym.make(name, **{**RANDOM, **arguments})
+def make(env_id, **env_kwargs):
+    """An environment with random weights."""
+    return gym.make(env_id, **RANDOM | env_kwargs)
 
 
-def rollout(env, seed, steps=40):
-    """Observations, rewards, flags and infos of random actions; a fresh episode after each end."""
+def random_episodes(env, seed, steps=40):
+    """What `reset` and `step` return for random actions, episode after episode."""
     env.action_space.seed(seed)
-    trail = [env.reset(seed=seed)]
+    results = [env.reset(seed=seed)]
     for _ in range(steps):
-        found = env.step(env.action_space.sample())
-        trail.append(found)
-        if found[2] or found[3]:
-            trail.append(env.reset())
-    return trail
+        result = env.step(env.action_space.sample())
+        results.append(result)
+        _, _, terminated, truncated, _ = result
+        if terminated or truncated:
+            results.append(env.reset())
+    return results
 
 
-def assert_same(one, other):
-    """Equal to the last bit, through tuples and dicts."""
-    assert type(one) is type(other)
-    if isinstance(one, tuple | list):
-        assert len(one) == len(other)
-        for ours, theirs in zip(one, other, strict=True):
-            assert_same(ours, theirs)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
+def assert_identical(actual, expected):
+    """Equal to the last bit, through lists, tuples and dicts."""
+    assert type(actual) is type(expected)
+    if isinstance(actual, tuple | list):
+        assert len(actual) == len(expected)
+        for actual_part, expected_part in zip(actual, expected, strict=True):
+            assert_identical(actual_part, expected_part)
+    elif isinstance(actual, dict):
+        assert actual.keys() == expected.keys()
+        for key in actual:
+            assert_identical(actual[key], expected[key])
+    elif isinstance(actual, np.ndarray):
+        assert actual.dtype == expected.dtype
+        assert_array_equal(actual, expected)
     else:
-        assert one == other
+        assert actual == expected
 
 
 @EVERY_WEIGHTS
-def test_gymnasium_checks_pass(name, weights):
+def test_gymnasium_check_env_passes(env_id, env_kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gym.make(name, **weights).unwrapped)
+        check_env(gym.make(env_id, **env_kwargs).unwrapped)
 
 
 @EVERY_WEIGHTS
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"exits": False}, {"reward": "cross_entropy"}, {"tradeoff": (0.1, 1.0)}],
-    ids=str,
+    "change",
+    [
+        {},
+        {"exits": False},
+        {"reward": "cross_entropy"},
+        {"tradeoff": (0.1, 1.0)},
+    ],
+    ids=["defaults", "exits=False", "reward=cross_entropy", "tradeoff=(0.1, 1.0)"],
 )
-def test_sb3_checks_pass_without_a_warning(name, weights, changes):
-    if name in TABLES and not weights and "exits" in changes:
-        pytest.skip("a table that ships has its exits")
+def test_sb3_check_env_passes(env_id, env_kwargs, change):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sb3_check_env(gym.make(name, **weights, **changes).unwrapped, warn=True)
+        env = gym.make(env_id, **env_kwargs | change)
+        sb3_check_env(env.unwrapped, warn=True)
 
 
-@EVERY
-@pytest.mark.parametrize("backend", ["live", "table"])
-def test_two_environments_with_one_seed_do_the_same(name, backend, few_images):
-    arguments = {"backend": backend, "tradeoff": (0.1, 2.0), "dataset": few_images(name)}
-    one, other = make(name, **arguments), make(name, **arguments)
-    assert_same(rollout(one, 7), rollout(other, 7))
-    assert_same(rollout(one, 7), rollout(one, 7))
+@EVERY_ID
+@BACKENDS
+def test_same_seed_gives_the_same_episodes(env_id, backend, few_images):
+    env_kwargs = {
+        "backend": backend,
+        "tradeoff": (0.1, 2.0),
+        "dataset": few_images(env_id),
+    }
+    env = make(env_id, **env_kwargs)
+    other = make(env_id, **env_kwargs)
+    episodes = random_episodes(env, seed=7)
+    assert_identical(random_episodes(other, seed=7), episodes)
+    assert_identical(random_episodes(env, seed=7), episodes)
 
 
-@EVERY
-def test_another_seed_gives_other_images(name):
-    env = make(name)
-    indices = [
-        [env.reset(seed=seed)[1]["index"], *(env.reset()[1]["index"] for _ in range(4))]
-        for seed in (1, 2)
-    ]
-    assert indices[0] != indices[1]
+@EVERY_ID
+def test_another_seed_gives_other_images(env_id):
+    env = make(env_id)
+    indices = {}
+    for seed in (1, 2):
+        _, info = env.reset(seed=seed)
+        indices[seed] = [info["index"]]
+        for _ in range(4):
+            _, info = env.reset()
+            indices[seed].append(info["index"])
+    assert indices[1] != indices[2]
 
 
-@EVERY
-def test_a_spec_survives_json(name):
-    env = make(name, tradeoff=(0.1, 1.0), split="test")
+@EVERY_ID
+def test_spec_survives_json(env_id):
+    env = make(env_id, tradeoff=(0.1, 1.0), split="test")
     text = env.spec.to_json()
     again = gym.make(EnvSpec.from_json(text))
     assert again.spec.to_json() == text
-    assert_same(rollout(env, 3), rollout(again, 3))
+    assert_identical(random_episodes(env, seed=3), random_episodes(again, seed=3))
 
 
-@EVERY
-def test_a_spec_survives_pickling(name):
-    env = make(name, tradeoff=0.7, exits=False)
-    assert_same(rollout(env, 3), rollout(gym.make(pickle.loads(pickle.dumps(env.spec))), 3))
+@EVERY_ID
+def test_spec_survives_pickling(env_id):
+    env = make(env_id, tradeoff=0.7, exits=False)
+    again = gym.make(pickle.loads(pickle.dumps(env.spec)))
+    assert_identical(random_episodes(env, seed=3), random_episodes(again, seed=3))
 
 
-@EVERY
-def test_the_id_makes_the_environment_its_table_says(name):
-    env = make(name).unwrapped
-    assert env.source.backbone is make(name).unwrapped.source.backbone
-    assert (
-        env.source.backbone.config
-        == zoo.from_config(zoo.ARCHITECTURES[registered_kwargs(name)["backbone"]].config).config
-    )
+@EVERY_ID
+def test_id_makes_the_registered_backbone(env_id):
+    env = make(env_id).unwrapped
+    backbone = env.source.backbone
+    # One object for all environments of a process.
+    assert make(env_id).unwrapped.source.backbone is backbone
+
+    name = registered_kwargs(env_id)["backbone"]
+    config = zoo.ARCHITECTURES[name].config
+    assert backbone.config == zoo.from_config(config).config
     assert env.spec.max_episode_steps is None
 
 
-@SOME
-def test_the_id_imports_by_itself_in_a_fresh_process(name):
-    code = f"import gymnasium; print(gymnasium.make('rnr_gym:{name}', **{RANDOM}).reset(seed=5)[1]['index'])"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == make(name).reset(seed=5)[1]["index"]
+@SOME_IDS
+def test_id_can_be_made_in_a_fresh_process(env_id):
+    code = f"""
+import gymnasium
+env = gymnasium.make("rnr_gym:{env_id}", **{RANDOM})
+_, info = env.reset(seed=5)
+print(info["index"])
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    _, info = make(env_id).reset(seed=5)
+    assert int(process.stdout) == info["index"]
 
 
 @pytest.mark.slow
-@SOME
-def test_spawned_workers_of_gymnasium_do_what_one_process_does(name):
-    envs = gym.make_vec(
-        name, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, **RANDOM
+@SOME_IDS
+def test_gymnasium_workers_match_one_process(env_id):
+    workers = gym.make_vec(
+        env_id,
+        num_envs=2,
+        vectorization_mode="async",
+        vector_kwargs={"context": "spawn"},
+        **RANDOM,
     )
-    here = gym.make_vec(name, num_envs=2, **RANDOM)
+    envs = gym.make_vec(env_id, num_envs=2, **RANDOM)
     try:
-        observations, infos = envs.reset(seed=3)
-        wanted, wanted_infos = here.reset(seed=3)
+        worker_obs, worker_infos = workers.reset(seed=3)
+        obs, infos = envs.reset(seed=3)
         for _ in range(6):
-            np.testing.assert_allclose(observations, wanted, rtol=1e-4, atol=1e-4)
-            np.testing.assert_array_equal(infos["index"], wanted_infos["index"])
-            np.testing.assert_array_equal(infos["macs"], wanted_infos["macs"])
-            observations, _, _, _, infos = envs.step(np.array([1, 2]))
-            wanted, _, _, _, wanted_infos = here.step(np.array([1, 2]))
+            assert_allclose(worker_obs, obs, rtol=1e-4, atol=1e-4)
+            assert_array_equal(worker_infos["index"], infos["index"])
+            assert_array_equal(worker_infos["macs"], infos["macs"])
+            worker_obs, _, _, _, worker_infos = workers.step(np.array([1, 2]))
+            obs, _, _, _, infos = envs.step(np.array([1, 2]))
     finally:
-        envs.close()
+        workers.close()
 
 
 @pytest.mark.slow
-@SOME
-def test_spawned_workers_of_sb3_play_whole_episodes(name):
-    kwargs = {
-        "vec_env_cls": SubprocVecEnv,
-        "vec_env_kwargs": {"start_method": "spawn"},
-        "env_kwargs": RANDOM,
-    }
-    envs = make_vec_env(f"rnr_gym:{name}", n_envs=2, seed=0, **kwargs)
+@SOME_IDS
+def test_sb3_workers_play_whole_episodes(env_id):
+    workers = make_vec_env(
+        f"rnr_gym:{env_id}",
+        n_envs=2,
+        seed=0,
+        env_kwargs=RANDOM,
+        vec_env_cls=SubprocVecEnv,
+        vec_env_kwargs={"start_method": "spawn"},
+    )
     try:
-        observations = envs.reset()
-        assert observations.shape == (2, *envs.observation_space.shape)
-        done, successes = np.zeros(2, np.bool_), []
-        while not done.any():
-            _, _, done, infos = envs.step(np.array([2, 2]))
-            successes += [info["is_success"] for info in infos if "terminal_observation" in info]
-        assert all(isinstance(success, bool) for success in successes)
+        obs = workers.reset()
+        assert obs.shape == (2, *workers.observation_space.shape)
+        successes = []
+        dones = np.zeros(2, np.bool_)
+        while not dones.any():
+            _, _, dones, infos = workers.step(np.array([2, 2]))
+            for info in infos:
+                if "terminal_observation" in info:
+                    successes.append(info["is_success"])
+
         assert successes
-        assert envs.env_method("action_masks")[0].dtype == np.bool_
+        assert all(isinstance(success, bool) for success in successes)
+        masks = workers.env_method("action_masks")
+        assert masks[0].dtype == np.bool_
     finally:
-        envs.close()
+        workers.close()
 
 
-@EVERY
-def test_episodes_can_be_filmed(name, tmp_path):
+@EVERY_ID
+def test_episodes_can_be_recorded(env_id, tmp_path):
     env = RecordVideo(
-        make(name, render_mode="rgb_array"),
+        make(env_id, render_mode="rgb_array"),
         tmp_path / "videos",
         episode_trigger=lambda episode: True,
         disable_logger=True,
     )
     env.reset(seed=0)
-    while not env.step(np.int64(2))[2]:
-        pass
+    terminated = False
+    while not terminated:
+        _, _, terminated, _, _ = env.step(np.int64(2))
     env.close()
-    (film,) = (tmp_path / "videos").glob("*.mp4")
-    assert film.stat().st_size > 0
+
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert video.stat().st_size > 0
 
 
-@EVERY
-def test_observations_stay_within_their_bounds(name):
-    env = make(name, tradeoff=(0.01, 4.0)).unwrapped
-    full, random = (
-        np.full(20, env.action_space.n - 1),
-        np.random.default_rng(0).integers(0, env.action_space.n, 60),
-    )
-    observation, _ = env.reset(seed=0)
-    for action in [*full, *random]:
-        assert env.observation_space.contains(observation)
-        assert np.isfinite(observation).all()
-        observation, _, ended, _, _ = env.step(action)
-        if ended:
-            assert env.observation_space.contains(observation)
-            observation, _ = env.reset()
+@EVERY_ID
+def test_observations_stay_within_their_bounds(env_id):
+    env = make(env_id, tradeoff=(0.01, 4.0)).unwrapped
+    num_actions = env.action_space.n
+    full_path = [num_actions - 1] * 20
+    random = np.random.default_rng(0).integers(0, num_actions, 60)
+    obs, _ = env.reset(seed=0)
+    # The full path is charged most.
+    for action in [*full_path, *random]:
+        assert env.observation_space.contains(obs)
+        assert np.isfinite(obs).all()
+        obs, _, terminated, _, _ = env.step(action)
+        if terminated:
+            assert env.observation_space.contains(obs)
+            obs, _ = env.reset()
 
 
-@EVERY
-@pytest.mark.parametrize("backend", ["live", "table"])
-def test_labels_change_no_observation(name, backend, few_images):
-    images = few_images(name)
-    shifted = type(images).of(
-        images.images, (images.labels + 3) % len(images.classes), images.classes
-    )
-    trails = [
-        rollout(make(name, backend=backend, dataset=labelled), 1) for labelled in (images, shifted)
-    ]
-    for one, other in zip(*trails, strict=True):
-        np.testing.assert_array_equal(one[0], other[0])
-        assert one[-1]["index"] == other[-1]["index"]
-        assert ("label" not in one[-1]) or one[-1]["label"] != other[-1]["label"]
+@EVERY_ID
+@BACKENDS
+def test_labels_change_no_observation(env_id, backend, few_images):
+    images = few_images(env_id)
+    shifted_labels = (images.labels + 3) % len(images.classes)
+    shifted = ImageSet.of(images.images, shifted_labels, images.classes)
+    episodes = random_episodes(make(env_id, backend=backend, dataset=images), seed=1)
+    other_episodes = random_episodes(make(env_id, backend=backend, dataset=shifted), seed=1)
+    for result, other_result in zip(episodes, other_episodes, strict=True):
+        assert_array_equal(result[0], other_result[0])
+        info = result[-1]
+        other_info = other_result[-1]
+        assert info["index"] == other_info["index"]
+        if "label" in info:
+            assert info["label"] != other_info["label"]
 
 
-@EVERY
-def test_the_native_vector_environment_is_what_make_vec_gives(name):
-    envs = gym.make_vec(name, num_envs=3, **RANDOM)
-    assert type(envs.unwrapped).__name__ == "RoutingVectorEnv"
+@EVERY_ID
+def test_make_vec_gives_the_native_environment(env_id):
+    envs = gym.make_vec(env_id, num_envs=3, **RANDOM)
+    assert isinstance(envs.unwrapped, RoutingVectorEnv)
     assert isinstance(envs.metadata["autoreset_mode"], gym.vector.AutoresetMode)
-    assert envs.reset(seed=0)[0].shape == (3, *envs.single_observation_space.shape)
-    assert envs.observation_space.contains(envs.reset(seed=0)[0])
+    obs, _ = envs.reset(seed=0)
+    assert obs.shape == (3, *envs.single_observation_space.shape)
+    assert envs.observation_space.contains(obs)
 
 
-def test_an_unknown_id_is_refused():
+def test_unknown_id_is_an_error():
     with pytest.raises(gym.error.NameNotFound):
         gym.make("RNR-Nothing-v0")
-    with pytest.raises(
-        ValueError, match=r"`env` must be one of RNR-Digits-v0.*got 'RNR-Nothing-v0'"
-    ):
+    message = "`env` must be one of RNR-Digits-v0.*got 'RNR-Nothing-v0'"
+    with pytest.raises(ValueError, match=message):
         registered_kwargs("RNR-Nothing-v0")
 
 
+@EVERY_ID
+@pytest.mark.parametrize("make_any", [gym.make, gym.make_vec])
 @pytest.mark.parametrize(
-    ("bad", "arguments"),
+    ("name", "value"),
     [
-        ("split", {"split": "val"}),
-        ("backend", {"backend": "numpy"}),
-        ("reward", {"reward": "top5"}),
-        ("tradeoff", {"tradeoff": -0.1}),
-        ("tradeoff", {"tradeoff": 4.5}),
-        ("tradeoff", {"tradeoff": float("nan")}),
-        ("tradeoff", {"tradeoff": "0.3"}),
-        ("tradeoff", {"tradeoff": (0.5, 0.1)}),
-        ("tradeoff", {"tradeoff": (0.1, 0.2, 0.3)}),
-        ("weights", {"weights": "/no/such/file"}),
-        ("backbone", {"backbone": "resnet"}),
-        ("dataset", {"dataset": "mnist"}),
+        ("split", "val"),
+        ("backend", "numpy"),
+        ("reward", "top5"),
+        ("tradeoff", -0.1),
+        ("tradeoff", 4.5),
+        ("tradeoff", float("nan")),
+        ("tradeoff", "0.3"),
+        ("tradeoff", (0.5, 0.1)),
+        ("tradeoff", (0.1, 0.2, 0.3)),
+        ("weights", "/no/such/file"),
+        ("backbone", "resnet"),
+        ("dataset", "mnist"),
     ],
     ids=str,
 )
-@EVERY
-def test_bad_arguments_are_refused_by_name(name, bad, arguments):
-    for build in (gym.make, gym.make_vec):
-        with pytest.raises(ValueError, match=f"`{bad}`"):
-            build(name, **{**RANDOM, **arguments})
+def test_bad_arguments_are_named_in_errors(env_id, make_any, name, value):
+    env_kwargs = RANDOM | {name: value}
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        make_any(env_id, **env_kwargs)
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
-    other = zoo.ARCHITECTURES["rnr-digits-channels"].config
-    zoo.save(zoo.from_config(other), tmp_path / "file")
-    with pytest.raises(ValueError, match="`weights` must be of this id's architecture"):
-        gym.make("RNR-Digits-v0", weights=str(tmp_path / "file"))
+def test_weights_of_another_architecture_are_an_error(tmp_path):
+    other = zoo.from_config(zoo.ARCHITECTURES["rnr-digits-channels"].config)
+    path = tmp_path / "weights.safetensors"
+    weight_files.save(other, path)
+    message = "`weights` must have the architecture of the named backbone"
+    with pytest.raises(ValueError, match=message):
+        gym.make("RNR-Digits-v0", weights=str(path))
 
 
-def test_a_truncated_weights_file_is_refused(tmp_path):
-    path = tmp_path / "file"
-    zoo.save(zoo.from_config(zoo.ARCHITECTURES["rnr-digits"].config), path)
+def test_truncated_weights_are_an_error(tmp_path):
+    backbone = zoo.from_config(zoo.ARCHITECTURES["rnr-digits"].config)
+    path = tmp_path / "weights.safetensors"
+    weight_files.save(backbone, path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="whole safetensors file"):
         gym.make("RNR-Digits-v0", weights=str(path))

@@ -1,4 +1,4 @@
-"""Class folders of images: what is read from them, what is kept in the cache, what is refused."""
+"""Class folders of images: what is read from them, kept in the cache, and rejected."""
 
 import errno
 import os
@@ -12,65 +12,76 @@ from rnr_gym import storage
 from rnr_gym.data import folders
 from tests.fixtures import photos
 
+pytestmark = pytest.mark.usefixtures("cache_dir")
+
 CLASSES = ("ant", "bee", "cat")
 SIDE = (8, 6)
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """An empty cache folder."""
-    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+EVERY_PART = pytest.mark.parametrize("part", ["train", "test"])
 
 
 @pytest.fixture
 def contents():
     """Five pictures of each class in `train`, two in `test`."""
+    num_classes = len(CLASSES)
     return {
-        name: photos.part(len(CLASSES), each, SIDE, seed=each)
-        for name, each in (("train", 5), ("test", 2))
+        "train": photos.part(num_classes, 5, SIDE, seed=5),
+        "test": photos.part(num_classes, 2, SIDE, seed=2),
     }
 
 
 @pytest.fixture
-def folder(tmp_path, contents):
+def dataset_dir(tmp_path, contents):
     """The same on disk."""
     return photos.write_folders(tmp_path / "animals", contents, CLASSES)
 
 
-def load(folder, part="train", classes=CLASSES):
-    return folders.load(folder, part, classes, SIDE)
+@pytest.fixture
+def third_bee(dataset_dir):
+    """A picture in `train`."""
+    return sorted((dataset_dir / "train" / "bee").iterdir())[2]
 
 
-def no_decoding(patch):
+def load(dataset_dir, part="train", classes=CLASSES):
+    return folders.load(dataset_dir, part, classes, SIDE)
+
+
+def forbid_decoding(patch):
+    """Let the test fail as soon as a picture is decoded."""
     patch.setattr(folders, "_pixels", lambda file, side: pytest.fail(f"{file} was decoded"))
 
 
-def assert_same(one, other):
-    for ours, theirs in zip(one, other, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def assert_same(decoded, expected):
+    for array, expected_array in zip(decoded, expected, strict=True):
+        np.testing.assert_array_equal(array, expected_array)
 
 
-def kept(cache):
+def is_same(decoded, other):
+    """Whether two parts hold equal images with equal labels."""
+    return all(map(np.array_equal, decoded, other))
+
+
+def cached_files(cache_dir):
     """Names of all that the cache holds."""
-    return sorted(file.name for file in cache.rglob("*") if file.is_file())
+    return sorted(file.name for file in cache_dir.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_images_come_by_class_and_then_by_file_name(folder, contents, part):
-    images, labels = load(folder, part)
-    pixels, wanted = contents[part]
-    order = np.argsort(wanted, kind="stable")
-    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
-    np.testing.assert_array_equal(labels, wanted[order])
+@EVERY_PART
+def test_images_come_by_class_then_file_name(dataset_dir, contents, part):
+    images, labels = load(dataset_dir, part)
+    pixels, stored_labels = contents[part]
+    order = np.argsort(stored_labels, kind="stable")
+
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, stored_labels[order])
     np.testing.assert_array_equal(images, pixels[order])
 
 
-def test_labels_follow_the_classes_asked_for_and_not_the_alphabet(folder):
-    images, labels = load(folder, classes=CLASSES[::-1])
-    others, _ = load(folder)
+def test_labels_follow_order_of_classes(dataset_dir):
+    alphabetical, _ = load(dataset_dir)
+    images, labels = load(dataset_dir, classes=CLASSES[::-1])
     assert labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    np.testing.assert_array_equal(images[:5], others[10:])
+    np.testing.assert_array_equal(images[:5], alphabetical[10:])
 
 
 @pytest.mark.parametrize(
@@ -78,107 +89,116 @@ def test_labels_follow_the_classes_asked_for_and_not_the_alphabet(folder):
     [
         ("jpg", "RGB"),
         ("jpg", "L"),
-        *((suffix, mode) for suffix in ("png", "webp") for mode in ("RGB", "L", "P", "RGBA")),
+        ("png", "RGB"),
+        ("png", "L"),
+        ("png", "P"),
+        ("png", "RGBA"),
+        ("webp", "RGB"),
+        ("webp", "L"),
+        ("webp", "P"),
+        ("webp", "RGBA"),
     ],
 )
-def test_pictures_of_any_kind_are_read_as_rgb(tmp_path, suffix, mode):
+def test_picture_of_any_kind_is_read_as_rgb(tmp_path, suffix, mode):
+    # Smooth, so that lossy formats keep it roughly.
     rows, columns = np.mgrid[: SIDE[0], : SIDE[1]]
-    smooth = Image.fromarray(
-        np.stack([20 * rows, 20 * columns, 10 * rows + 10 * columns], 2).astype(np.uint8)
-    ).convert(mode)
+    channels = [20 * rows, 20 * columns, 10 * rows + 10 * columns]
+    pixels = np.stack(channels, 2).astype(np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+
     file = tmp_path / f"picture.{suffix}"
-    smooth.save(file)
-    pixels = folders._pixels(file, SIDE)
-    assert pixels.shape == (3, *SIDE)
-    lossy = 0 if suffix == "png" else 25
-    assert (
-        np.abs(pixels.astype(int) - np.asarray(smooth.convert("RGB")).transpose(2, 0, 1)).mean()
-        <= lossy
-    )
+    picture.save(file)
+    decoded = folders._pixels(file, SIDE)
+    assert decoded.shape == (3, *SIDE)
+
+    expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    tolerance = 0 if suffix == "png" else 25
+    assert np.abs(decoded.astype(int) - expected).mean() <= tolerance
 
 
-def test_a_second_load_reads_the_cache(folder, monkeypatch, cache):
-    first = load(folder)
-    assert len(kept(cache)) == 1
-    no_decoding(monkeypatch)
-    assert_same(load(folder), first)
+def test_second_load_reads_the_cache(dataset_dir, monkeypatch, cache_dir):
+    first = load(dataset_dir)
+    assert len(cached_files(cache_dir)) == 1
+    forbid_decoding(monkeypatch)
+    assert_same(load(dataset_dir), first)
 
 
-def test_parts_and_sides_are_kept_apart(folder, cache):
-    load(folder, "train")
-    load(folder, "test")
-    with pytest.raises(ValueError, match="8 x 6"):
-        folders.load(folder, "test", CLASSES, (6, 8))
-    assert len(kept(cache)) == 2
+def test_parts_and_sides_are_cached_apart(dataset_dir, cache_dir):
+    load(dataset_dir, "train")
+    load(dataset_dir, "test")
+    with pytest.raises(ValueError, match=r"of 6 x 8 pixels, got .* of 8 x 6"):
+        folders.load(dataset_dir, "test", CLASSES, (6, 8))
+    assert len(cached_files(cache_dir)) == 2
 
 
-def rewritten(folder):
-    Image.new("RGB", SIDE[::-1], "red").save(next((folder / "train" / "ant").iterdir()))
+def save_red(file):
+    Image.new("RGB", SIDE[::-1], "red").save(file)
 
 
-def added(folder):
-    Image.new("RGB", SIDE[::-1], "red").save(folder / "train" / "ant" / "0.png")
+def rewritten(train_dir):
+    save_red(next((train_dir / "ant").iterdir()))
 
 
-def removed(folder):
-    next((folder / "train" / "ant").iterdir()).unlink()
+def added(train_dir):
+    save_red(train_dir / "ant" / "0.png")
 
 
-def moved(folder):
-    file = next((folder / "train" / "ant").iterdir())
-    file.rename(folder / "train" / "bee" / file.name)
+def removed(train_dir):
+    next((train_dir / "ant").iterdir()).unlink()
+
+
+def moved(train_dir):
+    file = next((train_dir / "ant").iterdir())
+    file.rename(train_dir / "bee" / file.name)
 
 
 @pytest.mark.parametrize("change", [rewritten, added, removed, moved])
-def test_what_changed_on_disk_is_decoded_anew(folder, cache, change):
-    images, labels = load(folder)
-    before = kept(cache)
-    change(folder)
-    again, relabelled = load(folder)
-    assert (
-        images.shape != again.shape
-        or not np.array_equal(images, again)
-        or not np.array_equal(labels, relabelled)
-    )
-    assert len(kept(cache)) == 2
-    assert set(before) < set(kept(cache))
+def test_changed_pictures_are_decoded_again(dataset_dir, cache_dir, change):
+    first = load(dataset_dir)
+    cached = cached_files(cache_dir)
+    change(dataset_dir / "train")
+    assert not is_same(load(dataset_dir), first)
+
+    assert len(cached_files(cache_dir)) == 2
+    assert set(cached) < set(cached_files(cache_dir))
 
 
-def test_the_cache_keeps_its_value_where_the_images_were_copied_with_their_times(
-    folder, tmp_path, monkeypatch
-):
-    first = load(folder)
-    (tmp_path / "elsewhere").mkdir()
-    no_decoding(monkeypatch)
-    assert_same(load(folder.rename(tmp_path / "elsewhere" / "animals")), first)
+def test_cache_outlives_a_move_of_the_pictures(dataset_dir, tmp_path, monkeypatch):
+    first = load(dataset_dir)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    forbid_decoding(monkeypatch)
+    # Times of writing stay as they are.
+    assert_same(load(dataset_dir.rename(elsewhere / "animals")), first)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda whole: whole[:-50],
-        lambda whole: whole[:20],
-        lambda whole: b"",
-        lambda whole: b"text" * 100,
+        pytest.param(lambda whole: whole[:-50], id="cut at the end"),
+        pytest.param(lambda whole: whole[:20], id="cut in the header"),
+        pytest.param(lambda whole: b"", id="empty"),
+        pytest.param(lambda whole: b"text" * 100, id="text"),
     ],
 )
-def test_a_damaged_cache_file_is_decoded_again_and_mended(folder, cache, damage, monkeypatch):
-    first = load(folder)
-    (file,) = cache.rglob("*.safetensors")
+def test_damaged_cache_file_is_replaced(dataset_dir, cache_dir, damage, monkeypatch):
+    first = load(dataset_dir)
+    (file,) = cache_dir.rglob("*.safetensors")
     file.write_bytes(damage(file.read_bytes()))
-    assert_same(load(folder), first)
-    no_decoding(monkeypatch)
-    assert_same(load(folder), first)
+    assert_same(load(dataset_dir), first)
+
+    forbid_decoding(monkeypatch)
+    assert_same(load(dataset_dir), first)
 
 
-def spoilt_png(file):
+def cut_png(file):
     file.write_bytes(file.read_bytes()[:-60])
 
 
 def beheaded_png(file):
-    whole = bytearray(file.read_bytes())
-    whole[8:12] = b"\0\0\0\7"  # a header of 7 bytes instead of 13
-    file.write_bytes(whole)
+    content = bytearray(file.read_bytes())
+    content[8:12] = b"\0\0\0\7"  # a header of 7 bytes instead of 13
+    file.write_bytes(content)
 
 
 def cut_jpeg(file):
@@ -186,91 +206,105 @@ def cut_jpeg(file):
     file.write_bytes(file.read_bytes()[:300])
 
 
-def claims_to_be_huge(file):
+def bmp_that_claims_to_be_huge(file):
     Image.new("RGB", (2, 2)).save(file, "BMP")
-    whole = bytearray(file.read_bytes())
-    whole[18:26] = (60_000).to_bytes(4, "little") * 2
-    file.write_bytes(whole)
+    content = bytearray(file.read_bytes())
+    content[18:26] = (60_000).to_bytes(4, "little") * 2
+    file.write_bytes(content)
 
 
-def is_text(file):
+def text(file):
     file.write_text("<html>not found</html>")
 
 
-def is_empty(file):
+def empty(file):
     file.write_bytes(b"")
 
 
-def is_a_folder(file):
+def directory(file):
     file.unlink()
     file.mkdir()
 
 
 @pytest.mark.parametrize(
     "damage",
-    [spoilt_png, beheaded_png, cut_jpeg, claims_to_be_huge, is_text, is_empty, is_a_folder],
+    [
+        cut_png,
+        beheaded_png,
+        cut_jpeg,
+        bmp_that_claims_to_be_huge,
+        text,
+        empty,
+        directory,
+    ],
 )
-def test_a_damaged_image_is_named_and_nothing_is_kept(folder, cache, damage):
-    file = sorted((folder / "train" / "bee").iterdir())[2]
-    damage(file)
-    with pytest.raises(ValueError, match="`data_root` must hold readable images") as refused:
-        load(folder)
-    assert repr(str(file)) in str(refused.value)
-    assert kept(cache) == []
+def test_damaged_picture_is_named(dataset_dir, cache_dir, third_bee, damage):
+    damage(third_bee)
+    with pytest.raises(ValueError, match="`data_root` must hold readable images, got") as error:
+        load(dataset_dir)
+    assert repr(str(third_bee)) in str(error.value)
+    assert cached_files(cache_dir) == []
 
 
-@pytest.mark.parametrize("side", [(6, 8), (8, 7), (16, 12), (1, 1)])
-def test_an_image_of_another_size_is_named(folder, cache, side):
-    file = sorted((folder / "train" / "bee").iterdir())[2]
-    Image.new("RGB", side[::-1]).save(file)
-    with pytest.raises(
-        ValueError,
-        match=rf"`data_root` must hold images of 8 x 6 pixels, got '.*bee.*' of {side[0]} x {side[1]}",
-    ):
-        load(folder)
-    assert kept(cache) == []
+@pytest.mark.parametrize("side", [(6, 8), (8, 7), (16, 12), (1, 1)], ids="{0[0]}x{0[1]}".format)
+def test_picture_of_another_size_is_named(dataset_dir, cache_dir, third_bee, side):
+    height, width = side
+    Image.new("RGB", (width, height)).save(third_bee)
+    message = (
+        r"`data_root` must hold images of 8 x 6 pixels, "
+        rf"got '.*bee.*' of {height} x {width}"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(dataset_dir)
+    assert cached_files(cache_dir) == []
 
 
-def test_classes_that_are_missing_or_unknown_are_named(folder):
-    (folder / "train" / "bee").rename(folder / "train" / "wasp")
-    with pytest.raises(
-        ValueError,
-        match=r"must have the 3 class folders of animals, got '.*train' \(missing: bee; unknown: wasp\)",
-    ):
-        load(folder)
-    assert len(load(folder, "test")[1]) == 6
+def test_missing_and_unknown_classes_are_named(dataset_dir):
+    (dataset_dir / "train" / "bee").rename(dataset_dir / "train" / "wasp")
+    message = (
+        r"`data_root` must have the 3 class folders of animals, "
+        r"got '.*train' \(missing: bee; unknown: wasp\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(dataset_dir)
+
+    # The other part is whole.
+    _, labels = load(dataset_dir, "test")
+    assert len(labels) == 6
 
 
-def test_files_beside_the_class_folders_do_not_matter(folder):
-    (folder / "train" / "README.txt").write_text("three animals")
-    assert len(load(folder)[1]) == 15
+def test_files_next_to_class_folders_are_ignored(dataset_dir):
+    (dataset_dir / "train" / "README.txt").write_text("three animals")
+    _, labels = load(dataset_dir)
+    assert len(labels) == 15
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_part_that_is_missing_is_named(folder, part):
-    (folder / part).rename(folder / "other")
+@EVERY_PART
+def test_missing_part_is_named(dataset_dir, part):
+    (dataset_dir / part).rename(dataset_dir / "other")
     with pytest.raises(FileNotFoundError, match=f"`data_root` must hold animals/{part}"):
-        load(folder, part)
+        load(dataset_dir, part)
 
 
-def test_val_counts_as_test(folder, contents):
-    whole = load(folder, "test")
-    (folder / "test").rename(folder / "val")
-    assert_same(load(folder, "test"), whole)
+def test_val_folder_counts_as_test(dataset_dir):
+    expected = load(dataset_dir, "test")
+    (dataset_dir / "test").rename(dataset_dir / "val")
+    assert_same(load(dataset_dir, "test"), expected)
 
 
-def test_a_class_may_be_empty_here(folder):
-    for file in (folder / "train" / "bee").iterdir():
+def test_class_folder_may_be_empty(dataset_dir):
+    for file in (dataset_dir / "train" / "bee").iterdir():
         file.unlink()
-    assert np.bincount(load(folder)[1], minlength=3).tolist() == [5, 0, 5]
+    _, labels = load(dataset_dir)
+    assert np.bincount(labels, minlength=3).tolist() == [5, 0, 5]
 
 
-def assert_no_room(folder, cache):
-    with pytest.raises(
-        OSError, match="`RNR_GYM_CACHE` must name a folder with room for 0 MB of decoded images"
-    ) as refused:
-        load(folder)
-    assert repr(str(cache / "images")) in str(refused.value)
+def assert_no_room(dataset_dir, cache_dir):
+    """Loading fails, and the error names the cache."""
+    message = "`RNR_GYM_CACHE` must name a folder with room for 0 MB of decoded images, got"
+    with pytest.raises(OSError, match=message) as error:
+        load(dataset_dir)
+    assert repr(str(cache_dir / "images")) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -281,52 +315,56 @@ def assert_no_room(folder, cache):
     ],
     ids=repr,
 )
-def test_a_full_disk_is_reported_and_nothing_is_left(folder, cache, monkeypatch, error):
-    def full(tensors, path, metadata):
+def test_full_disk_is_reported(dataset_dir, cache_dir, monkeypatch, error):
+    def save_half(tensors, path, metadata):
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(storage, "save_file", full)
-    assert_no_room(folder, cache)
-    assert kept(cache) == []
-    monkeypatch.undo()
-    assert len(load(folder)[1]) == 15
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save_file", save_half)
+        assert_no_room(dataset_dir, cache_dir)
+    assert cached_files(cache_dir) == []
+
+    # With room again, nothing of the failure remains.
+    _, labels = load(dataset_dir)
+    assert len(labels) == 15
 
 
-def test_a_file_that_may_grow_no_further_is_reported_and_nothing_is_left(folder, cache):
+def test_limit_of_file_size_is_reported(dataset_dir, cache_dir):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        assert_no_room(folder, cache)
+        assert_no_room(dataset_dir, cache_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert kept(cache) == []
+    assert cached_files(cache_dir) == []
 
 
-def test_a_cache_folder_that_cannot_be_is_reported(folder, cache):
-    cache.write_text("a file")
-    assert_no_room(folder, cache)
+def test_cache_that_is_a_file_is_reported(dataset_dir, cache_dir):
+    cache_dir.write_text("a file")
+    assert_no_room(dataset_dir, cache_dir)
 
 
 @pytest.mark.parametrize(
-    ("given", "named", "expected"),
+    ("argument", "variable", "expected"),
     [
-        ("~/given", "named", "HOME/given"),
-        ("given", None, "given"),
-        (None, "~/named", "HOME/named"),
-        ("", "named", "named"),
-        (None, None, "CACHE/data"),
+        pytest.param("~/given", "named", "/home/me/given", id="argument in home"),
+        pytest.param("given", "", "given", id="argument"),
+        pytest.param(None, "~/named", "/home/me/named", id="variable in home"),
+        pytest.param("", "named", "named", id="empty argument"),
+        pytest.param(None, "", "CACHE/data", id="neither"),
+        pytest.param(None, None, "CACHE/data", id="variable not set"),
+        pytest.param("given", None, "given", id="argument, variable not set"),
     ],
 )
-def test_images_are_looked_for_where_the_argument_says_else_the_variable_else_in_the_cache(
-    monkeypatch, cache, given, named, expected
+def test_data_dir_is_argument_variable_or_cache(
+    monkeypatch, cache_dir, argument, variable, expected
 ):
     monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("RNR_GYM_DATA", named or "")
-    assert os.fspath(folders.data_folder(given)) == expected.replace("HOME", "/home/me").replace(
-        "CACHE", str(cache)
-    )
-    if named is None:
-        monkeypatch.delenv("RNR_GYM_DATA")
-        assert os.fspath(folders.data_folder(given)) == expected.replace("CACHE", str(cache))
+    monkeypatch.delenv("RNR_GYM_DATA", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RNR_GYM_DATA", variable)
+
+    expected = expected.replace("CACHE", str(cache_dir))
+    assert os.fspath(folders.data_dir(argument)) == expected

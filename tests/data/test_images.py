@@ -1,4 +1,4 @@
-"""Image sets: checked, read-only, dealt by rank."""
+"""Image sets: checked, read-only, split by rank."""
 
 import numpy as np
 import pytest
@@ -6,63 +6,83 @@ import pytest
 from rnr_gym.data import ImageSet
 from rnr_gym.data.images import rank_in_class
 
-PIXELS, LABELS = np.arange(3 * 4, dtype=np.uint8).reshape(3, 1, 2, 2), np.array([1, 0, 1])
+PIXELS = np.arange(3 * 4, dtype=np.uint8).reshape(3, 1, 2, 2)
+LABELS = np.array([1, 0, 1])
 
 
-def test_an_image_set_from_bare_arrays():
+def test_image_set_from_bare_arrays():
     images = ImageSet.of(PIXELS, LABELS)
     assert len(images) == 3
     assert images.classes == ("0", "1")
-    assert images.source.tolist() == [0, 1, 2]
+    assert images.original_id.tolist() == [0, 1, 2]
     assert images.severity.tolist() == [0, 0, 0]
     assert images.labels.dtype == np.int64
 
 
-def test_an_image_set_is_a_read_only_copy():
-    pixels, labels = PIXELS.copy(), LABELS.copy()
+def test_image_set_is_a_read_only_copy():
+    pixels = PIXELS.copy()
+    labels = LABELS.copy()
     images = ImageSet.of(pixels, labels)
-    pixels[:], labels[:] = 0, 0
+    pixels[:] = 0
+    labels[:] = 0
     np.testing.assert_array_equal(images.images, PIXELS)
     np.testing.assert_array_equal(images.labels, LABELS)
-    for part in (images.images, images.labels, images.source, images.severity):
+
+    for array in (images.images, images.labels, images.original_id, images.severity):
         with pytest.raises(ValueError, match="read-only"):
-            part[0] = 0
+            array[0] = 0
 
 
-@pytest.mark.parametrize("rows", [np.array([2, 0]), np.array([True, False, True])])
-def test_take_keeps_rows_together(rows):
-    images = ImageSet(PIXELS, LABELS, np.array([7, 8, 9]), np.array([0, 3, 5]), ("a", "b"))
-    taken = images.take(rows)
-    numbers = np.arange(3)[rows]
-    np.testing.assert_array_equal(taken.images, PIXELS[numbers])
-    assert taken.labels.tolist() == LABELS[numbers].tolist()
-    assert taken.source.tolist() == (7 + numbers).tolist()
-    assert taken.severity.tolist() == np.array([0, 3, 5])[numbers].tolist()
+@pytest.mark.parametrize(
+    ("idx", "positions"),
+    [
+        pytest.param(np.array([2, 0]), [2, 0], id="indices"),
+        pytest.param(np.array([True, False, True]), [0, 2], id="mask"),
+    ],
+)
+def test_take_keeps_entries_together(idx, positions):
+    original_id = np.array([7, 8, 9])
+    severity = np.array([0, 3, 5])
+    images = ImageSet(
+        images=PIXELS,
+        labels=LABELS,
+        original_id=original_id,
+        severity=severity,
+        classes=("a", "b"),
+    )
+    taken = images.take(idx)
+
+    np.testing.assert_array_equal(taken.images, PIXELS[positions])
+    np.testing.assert_array_equal(taken.labels, LABELS[positions])
+    np.testing.assert_array_equal(taken.original_id, original_id[positions])
+    np.testing.assert_array_equal(taken.severity, severity[positions])
     assert taken.classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "name"),
+    ("images", "labels", "message"),
     [
-        (PIXELS.astype(np.float32), LABELS, "images"),
-        (PIXELS[0], LABELS, "images"),
-        (PIXELS[:0], LABELS[:0], "images"),
-        (PIXELS, LABELS[:2], "labels"),
-        (PIXELS, LABELS - 1, "labels"),
-        (PIXELS, LABELS + 1, "labels"),
+        pytest.param(PIXELS.astype(np.float32), LABELS, "`images` must be uint8", id="floats"),
+        pytest.param(PIXELS[0], LABELS, "`images` must be uint8", id="three axes"),
+        pytest.param(PIXELS[:0], LABELS[:0], "`images` must hold at least one", id="no image"),
+        pytest.param(PIXELS, LABELS[:2], "`labels` must have shape", id="too few labels"),
+        pytest.param(PIXELS, LABELS - 1, "`labels` must be 0 or above", id="negative label"),
+        pytest.param(PIXELS, LABELS + 1, "`labels` must lie in", id="label without class"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(images, labels, name):
-    with pytest.raises(ValueError, match=f"`{name}`"):
+def test_image_set_rejects_unfit_arrays(images, labels, message):
+    with pytest.raises(ValueError, match=message):
         ImageSet.of(images, labels, ("a", "b"))
 
 
-@pytest.mark.parametrize("name", ["source", "severity"])
-def test_source_and_severity_need_a_number_an_image(name):
-    parts = {"source": np.arange(3), "severity": np.arange(3)} | {name: np.arange(2)}
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        ImageSet(PIXELS, LABELS, classes=("a", "b"), **parts)
+@pytest.mark.parametrize("name", ["original_id", "severity"])
+def test_image_set_needs_a_number_per_image(name):
+    numbers = {"original_id": np.arange(3), "severity": np.arange(3)}
+    numbers[name] = np.arange(2)
+    with pytest.raises(ValueError, match=rf"`{name}` must have shape \(3,\), got \(2,\)"):
+        ImageSet(images=PIXELS, labels=LABELS, classes=("a", "b"), **numbers)
 
 
-def test_rank_in_class_counts_earlier_rows_of_the_same_label():
-    assert rank_in_class(np.array([1, 0, 1, 1, 0])).tolist() == [0, 0, 1, 2, 1]
+def test_rank_in_class_counts_earlier_images():
+    ranks = rank_in_class(np.array([1, 0, 1, 1, 0]))
+    assert ranks.tolist() == [0, 0, 1, 2, 1]

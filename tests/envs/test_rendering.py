@@ -3,14 +3,23 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from rnr_gym.envs.rendering import Scene, Window, frame, text
 
-GOING = Scene(
+VALID = np.array(
+    [
+        [0, 1, 1, 1],
+        [1, 1, 1, 1],
+        [1, 1, 1, 1],
+    ],
+    np.bool_,
+)
+ACTIVE = Scene(
     image=np.zeros((1, 8, 8), np.uint8),
     classes=("cat", "dog"),
     label=1,
-    valid=np.array([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]], np.bool_),
+    valid=VALID,
     has_exits=True,
     path=np.array([2, -1, -1], np.int8),
     compute=0.25,
@@ -18,11 +27,16 @@ GOING = Scene(
     belief=np.array([0.75, 0.25], np.float32),
     prediction=None,
 )
-ENDED = GOING._replace(path=np.array([2, 3, 0], np.int8), compute=0.625, prediction=0)
+WRONG = ACTIVE._replace(
+    path=np.array([2, 3, 0], np.int8),
+    compute=0.625,
+    prediction=0,
+)
+AT_START = ACTIVE._replace(path=np.full(3, -1, np.int8))
 
 
-def test_text_of_an_episode_under_way():
-    assert text(GOING).splitlines() == [
+def test_text_of_an_active_episode():
+    assert text(ACTIVE).splitlines() == [
         "layer 1   λ = 0.3   compute 0.250",
         "full  o  o  o",
         "   2  @  o  o",
@@ -31,8 +45,8 @@ def test_text_of_an_episode_under_way():
     ]
 
 
-def test_text_of_a_wrong_answer_names_the_right_one():
-    assert text(ENDED).splitlines() == [
+def test_text_of_a_wrong_answer_names_the_class():
+    assert text(WRONG).splitlines() == [
         "answer: cat (wrong, it is dog)   λ = 0.3   compute 0.625",
         "full  o  @  o",
         "   2  @  o  o",
@@ -42,62 +56,96 @@ def test_text_of_a_wrong_answer_names_the_right_one():
 
 
 def test_text_of_a_right_answer():
-    assert text(ENDED._replace(label=0)).startswith("answer: cat (right)   ")
+    right = WRONG._replace(label=0)
+    assert text(right).startswith("answer: cat (right)   ")
 
 
-def test_while_under_way_the_label_is_not_told():
-    assert text(GOING) == text(GOING._replace(label=0))
+def test_text_of_active_episode_hides_the_label():
+    other = ACTIVE._replace(label=0)
+    assert text(other) == text(ACTIVE)
 
 
-def test_names_without_exits():
-    assert GOING._replace(has_exits=False).names == ["0", "1", "2", "full"]
+@pytest.mark.parametrize(
+    ("has_exits", "names"),
+    [
+        (True, ["exit", "1", "2", "full"]),
+        (False, ["0", "1", "2", "full"]),
+    ],
+)
+def test_names_of_sub_paths(has_exits, names):
+    assert ACTIVE._replace(has_exits=has_exits).names == names
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("scene", [GOING, ENDED, GOING._replace(path=np.full(3, -1, np.int8))])
-def test_a_frame_is_a_picture_of_fixed_size(scene, channels):
-    picture = frame(scene._replace(image=np.full((channels, 8, 8), 128, np.uint8)))
-    assert (picture.shape, picture.dtype) == ((270, 720, 3), np.uint8)
+@pytest.mark.parametrize(
+    "scene",
+    [AT_START, ACTIVE, WRONG],
+    ids=["at start", "active", "answered"],
+)
+def test_frame_is_a_picture_of_fixed_size(scene, channels):
+    image = np.full((channels, 8, 8), 128, np.uint8)
+    picture = frame(scene._replace(image=image))
+    assert picture.shape == (270, 720, 3)
+    assert picture.dtype == np.uint8
     assert picture.flags.writeable
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+
+    colours = np.unique(picture.reshape(-1, 3), axis=0)
+    assert len(colours) > 10
 
 
-def test_a_frame_shows_image_path_and_belief():
-    picture = frame(GOING)
-    changed = [
-        GOING._replace(image=np.full((1, 8, 8), 200, np.uint8)),
-        GOING._replace(path=np.array([3, -1, -1], np.int8)),
-        GOING._replace(belief=np.array([0.25, 0.75], np.float32)),
-        GOING._replace(compute=0.5),
-    ]
-    assert all((frame(scene) != picture).any() for scene in changed)
-    assert (frame(GOING) == picture).all()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": np.full((1, 8, 8), 200, np.uint8)},
+        {"path": np.array([3, -1, -1], np.int8)},
+        {"belief": np.array([0.25, 0.75], np.float32)},
+        {"compute": 0.5},
+    ],
+    ids=["image", "path", "belief", "compute"],
+)
+def test_frame_shows_each_part(change):
+    picture = frame(ACTIVE)
+    changed = frame(ACTIVE._replace(**change))
+    assert (changed != picture).any()
 
 
-def test_more_classes_than_fit_are_cut_to_the_ten_most_likely():
-    many = GOING._replace(
-        classes=tuple(map(str, range(100))), belief=np.full(100, 0.01, np.float32)
-    )
+def test_frame_of_equal_scenes_is_equal():
+    assert_array_equal(frame(ACTIVE), frame(ACTIVE))
+
+
+def test_frame_has_room_for_many_classes():
+    names = tuple(map(str, range(100)))
+    belief = np.full(100, 0.01, np.float32)
+    many = ACTIVE._replace(classes=names, belief=belief)
     assert frame(many).shape == (270, 720, 3)
 
 
-def test_without_a_screen_the_text_form_is_printed(capsys):
+def test_window_prints_text_without_a_screen(capsys):
     window = Window()
-    window.show(GOING)
-    assert capsys.readouterr().out.startswith(text(GOING))
+    window.show(ACTIVE)
+    assert capsys.readouterr().out.startswith(text(ACTIVE))
     window.close()
 
 
-def test_with_a_screen_one_window_is_opened_refreshed_and_closed(monkeypatch, capsys):
+@pytest.fixture
+def pauses(monkeypatch):
+    """A screen, as far as matplotlib says, and the pauses made on it."""
+    seconds = []
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
-    paused = []
-    monkeypatch.setattr(plt, "pause", paused.append)
-    before, window = plt.get_fignums(), Window()
-    window.show(GOING)
-    window.show(ENDED)
+    monkeypatch.setattr(plt, "pause", seconds.append)
+    return seconds
+
+
+def test_window_is_opened_once_and_refreshed(pauses, capsys):
+    before = plt.get_fignums()
+    window = Window()
+    window.show(ACTIVE)
+    window.show(WRONG)
     assert len(plt.get_fignums()) == len(before) + 1
-    np.testing.assert_array_equal(window.shown.get_array(), frame(ENDED))
-    assert len(paused) == 2
+    assert_array_equal(window.shown.get_array(), frame(WRONG))
+    assert len(pauses) == 2
+
+    # Twice does no harm.
     window.close()
     window.close()
     assert plt.get_fignums() == before

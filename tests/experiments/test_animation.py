@@ -9,111 +9,134 @@ from PIL import Image
 
 from rnr_gym.agents import FitConfig
 from rnr_gym.experiments import animation, runs
-from tests.experiments.test_runs import ENV, few_digits, snapshot
+from tests.fixtures.digits import ENV, use_few_digits
+from tests.fixtures.files import snapshot
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch):
-    few_digits(monkeypatch)
+def _few_digits(monkeypatch):
+    use_few_digits(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def cheapest(tmp_path_factory):
-    """A router that answers at the glance, or after it where that is cheaper."""
+def cheapest_dir(tmp_path_factory):
+    """A run whose router answers at the glance, or after it where that is cheaper."""
+    run_dir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        few_digits(patch)
-        folder = tmp_path_factory.mktemp("run")
-        runs.fit("cheapest", FitConfig(ENV), folder)
-    return folder
+        use_few_digits(patch)
+        runs.fit("cheapest", FitConfig(ENV), run_dir)
+    return run_dir
+
+
+def record(out, run=None, tradeoff=0.1, episodes=1, seed=0, env_id=ENV):
+    return animation.record(env_id, out, run, tradeoff, episodes, seed)
+
+
+def frames_of(path):
+    """The frames of a GIF, uint8 `(H, W, 3)` each."""
+    frames = []
+    with Image.open(path) as gif:
+        assert gif.format == "GIF"
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            frames.append(np.asarray(gif.convert("RGB")))
+    return frames
+
+
+def test_record_has_frame_per_state(tmp_path, cheapest_dir):
+    out = tmp_path / "new" / "episodes.gif"
+    count = record(out, cheapest_dir, episodes=2)
+    frames = frames_of(out)
+    path = runs.load(cheapest_dir).router.path(0.1)
+    # One frame before the first decision, and one after each.
+    assert count == len(frames) == 2 * (1 + (path >= 0).sum())
+    assert frames[0].shape == (270, 720, 3)
+    for frame, following in pairwise(frames):
+        assert (frame != following).any()
+
+
+def test_record_without_run_follows_seed(tmp_path):
+    count = record(tmp_path / "first.gif", episodes=2, seed=5)
+    assert count == record(tmp_path / "again.gif", episodes=2, seed=5)
+    record(tmp_path / "other.gif", episodes=2, seed=6)
+
+    first = (tmp_path / "first.gif").read_bytes()
+    assert (tmp_path / "again.gif").read_bytes() == first
+    assert (tmp_path / "other.gif").read_bytes() != first
+    assert count == len(frames_of(tmp_path / "first.gif"))
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """The arguments of every environment that is made, and the seeds it is reset with."""
-    told, make = [], gym.make
+def resets(monkeypatch):
+    """Of each reset of an environment: its id, the arguments it was made with, and the seed."""
+    resets = []
+    make = gym.make
 
-    def noting(name, **arguments):
-        env = make(name, **arguments)
+    def recording_make(env_id, **kwargs):
+        env = make(env_id, **kwargs)
         reset = env.reset
-        monkeypatch.setattr(
-            env, "reset", lambda **more: (told.append((name, arguments, more)), reset(**more))[1]
-        )
+
+        def recording_reset(*, seed=None):
+            resets.append((env_id, kwargs, seed))
+            return reset(seed=seed)
+
+        monkeypatch.setattr(env, "reset", recording_reset)
         return env
 
-    monkeypatch.setattr(gym, "make", noting)
-    return told
+    monkeypatch.setattr(gym, "make", recording_make)
+    return resets
 
 
-def frames(path):
-    with Image.open(path) as picture:
-        assert picture.format == "GIF"
-        shown = []
-        for number in range(picture.n_frames):
-            picture.seek(number)
-            shown.append(np.asarray(picture.convert("RGB")))
-        return shown
+def test_record_is_seeded_once(tmp_path, resets, cheapest_dir):
+    record(tmp_path / "episodes.gif", cheapest_dir, episodes=2, seed=7)
+    assert [(env_id, seed) for env_id, _, seed in resets] == [(ENV, 7), (ENV, None)]
 
 
-def test_every_state_of_every_episode_is_a_frame(tmp_path, cheapest):
-    count = animation.record(ENV, tmp_path / "new" / "film.gif", cheapest, 0.1, 2, 0)
-    shown = frames(tmp_path / "new" / "film.gif")
-    path = runs.load(cheapest).router.path(0.1)
-    assert count == len(shown) == 2 * (1 + int((path >= 0).sum()))
-    assert shown[0].shape == (270, 720, 3)
-    assert all((one != other).any() for one, other in pairwise(shown))
+def test_record_plays_test_at_tradeoff(tmp_path, resets, cheapest_dir):
+    record(tmp_path / "episodes.gif", cheapest_dir, tradeoff=0.25, episodes=2)
+    assert resets
+    for _, kwargs, _ in resets:
+        assert kwargs["split"] == "test"
+        assert kwargs["tradeoff"] == 0.25
+        assert kwargs["render_mode"] == "rgb_array"
 
 
-def test_without_a_run_sub_paths_are_drawn_from_the_seed(tmp_path):
-    counts = [
-        animation.record(ENV, tmp_path / f"{name}.gif", None, 0.1, 2, seed)
-        for name, seed in (("one", 5), ("again", 5), ("other", 6))
-    ]
-    one, again, other = (
-        (tmp_path / f"{name}.gif").read_bytes() for name in ("one", "again", "other")
-    )
-    assert one == again
-    assert one != other
-    assert counts[0] == counts[1] == len(frames(tmp_path / "one.gif"))
+def test_record_uses_arguments_of_run(tmp_path, resets):
+    run_dir = tmp_path / "run"
+    runs.fit("full", FitConfig(ENV, {"exits": False}), run_dir)
+    # Four decisions, since there are no exits.
+    assert record(tmp_path / "episodes.gif", run_dir) == 5
+    assert resets
+    assert all(kwargs["exits"] is False for _, kwargs, _ in resets)
 
 
-def test_images_are_of_test_and_the_tradeoff_is_the_one_asked_for(tmp_path, made, cheapest):
-    animation.record(ENV, tmp_path / "film.gif", cheapest, 0.25, 2, 7)
-    assert [(name, more) for name, _, more in made] == [(ENV, {"seed": 7}), (ENV, {"seed": None})]
-    assert all(
-        (arguments["split"], arguments["tradeoff"], arguments["render_mode"])
-        == ("test", 0.25, "rgb_array")
-        for _, arguments, _ in made
-    )
-
-
-def test_a_runs_own_arguments_hold(tmp_path, made):
-    runs.fit("full", FitConfig(ENV, {"exits": False}), tmp_path / "run")
-    assert animation.record(ENV, tmp_path / "film.gif", tmp_path / "run", 0.1, 1, 0) == 5
-    assert all(arguments["exits"] is False for _, arguments, _ in made)
-
-
-def test_a_file_that_exists_is_left_alone(tmp_path):
-    (tmp_path / "film.gif").write_text("mine")
+def test_record_rejects_existing_file(tmp_path):
+    out = tmp_path / "episodes.gif"
+    out.write_text("mine")
     with pytest.raises(FileExistsError, match="`out` must be a new file"):
-        animation.record(ENV, tmp_path / "film.gif", None, 0.1, 1, 0)
-    assert (tmp_path / "film.gif").read_text() == "mine"
+        record(out)
+    assert out.read_text() == "mine"
 
 
-def test_a_router_for_another_environment_is_refused(tmp_path, cheapest):
-    before = snapshot(tmp_path)
-    with pytest.raises(
-        ValueError,
-        match=f"`run` must be a router for RNR-Digits-Channels-v0, got .*, one for {ENV}",
-    ):
-        animation.record("RNR-Digits-Channels-v0", tmp_path / "film.gif", cheapest, 0.1, 1, 0)
-    assert snapshot(tmp_path) == before
+def test_record_rejects_other_suffix(tmp_path):
+    with pytest.raises(ValueError, match=r"`out` must end in .gif, got .*episodes.png"):
+        record(tmp_path / "episodes.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record_rejects_router_of_other_env(tmp_path, cheapest_dir):
+    env_id = "RNR-Digits-Channels-v0"
+    message = f"`run` must be a router for {env_id}, got .*, one for {ENV}"
+    with pytest.raises(ValueError, match=message):
+        record(tmp_path / "episodes.gif", cheapest_dir, env_id=env_id)
+    assert snapshot(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
-    ("tradeoff", "episodes", "named"),
-    [(-1.0, 1, "tradeoff"), (9.0, 1, "tradeoff"), (0.1, 0, "episodes"), (0.1, -2, "episodes")],
+    ("name", "value"),
+    [("tradeoff", -1.0), ("tradeoff", 9.0), ("episodes", 0), ("episodes", -2)],
 )
-def test_what_makes_no_sense_is_refused_and_nothing_written(tmp_path, tradeoff, episodes, named):
-    with pytest.raises(ValueError, match=f"`{named}`"):
-        animation.record(ENV, tmp_path / "film.gif", None, tradeoff, episodes, 0)
+def test_record_rejects_value_out_of_range(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        record(tmp_path / "episodes.gif", **{name: value})
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,9 @@
-"""What a router does with a whole split: every image once, whatever the batches."""
+"""What a router does with a whole split: every image once, in batches of any size."""
 
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose, assert_array_equal
 from torch.nn import functional as F
 
 from rnr_gym.agents.confidence import ConfidenceRouter
@@ -11,144 +12,195 @@ from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.experiments import evaluation
 from rnr_gym.experiments.evaluation import (
     EVAL_TRADEOFFS,
+    Evaluation,
+    eval_tradeoffs,
     evaluate,
     evaluate_paths,
     measure_curve,
     static_macs,
-    sweep,
 )
 from rnr_gym.routing import route_table
 from rnr_gym.routing.sources import open_source
 from tests.fixtures import small
 from tests.fixtures.paper_problem import drawn, paper, spec
 
+EXACT_FIELDS = ("path", "prediction", "correct", "macs", "router_macs")
+"""The fields in which a table and the live network agree to the last bit."""
 
-class Counting:
-    """A source that notes which images are asked for."""
+
+class RecordingSource:
+    """A source that records which images are started."""
 
     def __init__(self, source):
-        self.source, self.spec, self.labels, self.asked = source, source.spec, source.labels, []
+        self.source = source
+        self.spec = source.spec
+        self.labels = source.labels
+        self.started = []
 
-    def start(self, indices):
-        self.asked.append(np.array(indices))
-        return self.source.start(indices)
+    def start(self, image_idx):
+        self.started.append(np.array(image_idx))
+        return self.source.start(image_idx)
 
-    def outcome(self, walk, indices, rows):
-        return self.source.outcome(walk, indices, rows)
+    def outcome(self, state, image_idx, batch_idx):
+        return self.source.outcome(state, image_idx, batch_idx)
 
 
-class Thinker:
-    """A router that is one matrix, so that deciding costs something: `own` MACs."""
+class LinearRouter:
+    """A router that is one random matrix, so that a decision costs `decision_macs`."""
 
     def __init__(self, problem):
         generator = torch.Generator().manual_seed(1)
         self.weights = torch.randn(problem.layout.size, problem.num_paths, generator=generator)
-        self.own = problem.layout.size * problem.num_paths
+        self.decision_macs = problem.layout.size * problem.num_paths
 
     def predict(self, observation, state=None, episode_start=None, deterministic=True):
-        return (torch.from_numpy(observation) @ self.weights).argmax(1).numpy(), state
+        scores = torch.from_numpy(observation) @ self.weights
+        return scores.argmax(1).numpy(), state
 
 
-def wary(problem):
-    return ConfidenceRouter(problem, np.array([0.01, 1.0]), np.array([0.9, 0.3]))
+def confidence_router(problem):
+    return ConfidenceRouter(
+        problem,
+        tradeoffs=np.array([0.01, 1.0]),
+        thresholds=np.array([0.9, 0.3]),
+    )
+
+
+def two_path_router():
+    """Path 21 below a trade-off of 0.5, the glance alone above."""
+    paths = np.array([[2, 1], [0, -1]], np.int8)
+    return StaticRouter(spec(), paths, np.array([0.5]))
 
 
 @pytest.fixture(scope="module")
-def sources(some_digits):
-    """The shipped network and its table over 40 digits."""
-    live = open_source(some_digits)
-    return live, route_table.build(live.backbone, some_digits, live.spec, progress=False)
+def live(some_digits):
+    """The bundled network with 40 digits."""
+    return open_source(some_digits)
+
+
+@pytest.fixture(scope="module")
+def table(live, some_digits):
+    """The same as a route table."""
+    return route_table.build(live.backbone, some_digits, live.spec, progress=False)
+
+
+# Batches
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 40, 100])
-def test_every_image_is_visited_once(monkeypatch, sources, batch):
-    wanted = evaluate(sources[1], wary(sources[1].spec), 0.2)
+def test_evaluate_visits_every_image_once(monkeypatch, table, batch):
+    router = confidence_router(table.spec)
+    expected = evaluate(table, router, 0.2)
+
     monkeypatch.setattr(evaluation, "BATCH", batch)
-    counting = Counting(sources[1])
-    found = evaluate(counting, wary(counting.spec), 0.2)
-    assert np.concatenate(counting.asked).tolist() == list(range(40))
-    assert max(map(len, counting.asked)) == min(batch, 40)
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    source = RecordingSource(table)
+    actual = evaluate(source, router, 0.2)
+    assert np.concatenate(source.started).tolist() == list(range(40))
+    assert max(len(image_idx) for image_idx in source.started) == min(batch, 40)
+    for actual_field, expected_field in zip(actual, expected, strict=True):
+        assert_array_equal(actual_field, expected_field)
 
 
 @pytest.mark.parametrize("batch", [7, 100])
-def test_every_image_goes_down_its_own_path_once(monkeypatch, sources, batch):
+def test_evaluate_paths_follows_each_path(monkeypatch, table, batch):
     monkeypatch.setattr(evaluation, "BATCH", batch)
-    counting, paths = Counting(sources[1]), small.paths(sources[1].spec, 40)
-    found = evaluate_paths(counting, paths)
-    assert np.concatenate(counting.asked).tolist() == list(range(40))
-    assert found.path.tolist() == paths.tolist()
-    numbers = sources[1].answers(paths)
-    assert found.prediction.tolist() == sources[1].prediction[numbers, np.arange(40)].tolist()
-    assert (found.macs / sources[1].spec.plain_macs).tolist() == sources[1].compute[
-        numbers
-    ].tolist()
+    source = RecordingSource(table)
+    paths = small.paths(table.spec, 40)
+    outcomes = evaluate_paths(source, paths)
+    assert np.concatenate(source.started).tolist() == list(range(40))
+    assert outcomes.path.tolist() == paths.tolist()
+
+    path_idx = table.path_index(paths)
+    assert_array_equal(outcomes.prediction, table.prediction[path_idx, np.arange(40)])
+    assert_array_equal(outcomes.macs / table.spec.plain_macs, table.compute[path_idx])
 
 
-def test_images_may_be_named_and_come_more_than_once(sources):
-    indices, paths = np.array([5, 5, 39, 0, 5]), small.paths(sources[1].spec, 5, seed=1)
-    found = evaluate_paths(sources[1], paths, indices=indices)
-    for row, index in enumerate(indices):
-        alone = evaluate_paths(sources[1], paths[[row]], indices=np.array([index]))
-        assert [part[row].tolist() for part in found] == [part[0].tolist() for part in alone]
+def test_evaluate_paths_of_repeated_images(table):
+    image_idx = np.array([5, 5, 39, 0, 5])
+    paths = small.paths(table.spec, 5, seed=1)
+    outcomes = evaluate_paths(table, paths, image_idx=image_idx)
+    for i in range(5):
+        alone = evaluate_paths(table, paths[[i]], image_idx=image_idx[[i]])
+        assert [field[i].tolist() for field in outcomes] == [field[0].tolist() for field in alone]
 
 
-def test_the_default_batch_is_less_than_a_split_and_fits_together():
-    table = paper().take(np.arange(2 * evaluation.BATCH + 3) % 8)
-    counting = Counting(table)
-    found = evaluate(counting, UniformRouter(table.spec, 0), 0.3)
-    assert [len(part) for part in counting.asked] == [evaluation.BATCH, evaluation.BATCH, 3]
-    assert len(found.path) == len(found.correct) == len(found.macs) == 2 * evaluation.BATCH + 3
+def test_evaluate_default_batches():
+    """The last batch is smaller than the others, and all are joined."""
+    num_images = 2 * evaluation.BATCH + 3
+    source = RecordingSource(paper().take(np.arange(num_images) % 8))
+    outcomes = evaluate(source, UniformRouter(source.spec, 0), 0.3)
+    sizes = [len(image_idx) for image_idx in source.started]
+    assert sizes == [evaluation.BATCH, evaluation.BATCH, 3]
+    assert all(len(field) == num_images for field in outcomes)
+
+
+def test_evaluation_take_selects_in_order(table):
+    outcomes = evaluate_paths(table, small.paths(table.spec, 40))
+    taken = outcomes.take(np.array([3, 0, 3]))
+    assert isinstance(taken, Evaluation)
+    for field, taken_field in zip(outcomes, taken, strict=True):
+        assert_array_equal(taken_field, field[[3, 0, 3]])
+
+
+# Table and live network
 
 
 @pytest.mark.parametrize("tradeoff", [0.01, 0.3, 2.0])
-@pytest.mark.parametrize("make", [wary, Thinker])
-def test_a_table_and_the_live_network_are_evaluated_alike(sources, make, tradeoff):
-    live, table = (evaluate(source, make(source.spec), tradeoff) for source in sources)
-    assert len(np.unique(live.path, axis=0)) > 2
-    assert 0 < live.correct.mean() < 1
-    for name in ("path", "prediction", "correct", "macs", "router_macs"):
-        np.testing.assert_array_equal(getattr(live, name), getattr(table, name))
-        assert getattr(live, name).dtype == getattr(table, name).dtype
-    np.testing.assert_allclose(live.loss, table.loss, atol=1e-4)
+@pytest.mark.parametrize("new_router", [confidence_router, LinearRouter])
+def test_evaluate_table_matches_live(live, table, new_router, tradeoff):
+    actual = evaluate(table, new_router(table.spec), tradeoff)
+    expected = evaluate(live, new_router(live.spec), tradeoff)
+    assert len(np.unique(expected.path, axis=0)) > 2
+    assert 0 < expected.correct.mean() < 1
+
+    for name in EXACT_FIELDS:
+        assert_array_equal(getattr(actual, name), getattr(expected, name))
+        assert getattr(actual, name).dtype == getattr(expected, name).dtype
+    assert_allclose(actual.loss, expected.loss, atol=1e-4)
 
 
-def test_paths_on_a_table_and_on_the_live_network_are_evaluated_alike(sources):
-    paths = small.paths(sources[0].spec, 40, seed=3)
-    live, table = (evaluate_paths(source, paths, static=True) for source in sources)
-    for name in ("path", "prediction", "correct", "macs", "router_macs"):
-        np.testing.assert_array_equal(getattr(live, name), getattr(table, name))
+def test_evaluate_paths_table_matches_live(live, table):
+    paths = small.paths(live.spec, 40, seed=3)
+    actual = evaluate_paths(table, paths, static=True)
+    expected = evaluate_paths(live, paths, static=True)
+    for name in EXACT_FIELDS:
+        assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 
-def test_losses_and_answers_are_those_of_the_network(sources):
-    live, paths = sources[0], small.paths(sources[0].spec, 40, seed=3)
-    found = evaluate_paths(live, paths)
-    walk = small.travel(
-        live.backbone, torch.from_numpy(np.array(live.images.images)), np.maximum(paths, 0)
-    )
+def test_evaluate_paths_matches_network(live):
+    paths = small.paths(live.spec, 40, seed=3)
+    outcomes = evaluate_paths(live, paths)
+    # What follows an exit is not run, so that any sub-path stands for -1.
+    state = small.travel(live.backbone, small.pixels_of(live.images), np.maximum(paths, 0))
+
     labels = torch.from_numpy(np.array(live.labels))
-    np.testing.assert_array_equal(found.prediction, walk.logits.argmax(1))
-    np.testing.assert_array_equal(found.correct, found.prediction == live.labels)
-    np.testing.assert_allclose(
-        found.loss, F.cross_entropy(walk.logits, labels, reduction="none").detach(), atol=1e-5
-    )
-    np.testing.assert_array_equal(found.macs, walk.macs)
+    loss = F.cross_entropy(state.logits, labels, reduction="none").detach()
+    assert_array_equal(outcomes.prediction, state.logits.argmax(1))
+    assert_array_equal(outcomes.correct, outcomes.prediction == live.labels)
+    assert_allclose(outcomes.loss, loss, atol=1e-5)
+    assert_array_equal(outcomes.macs, state.macs)
 
 
-def test_the_routers_own_macs_are_counted_for_each_decision(sources):
-    table = sources[1]
-    router = Thinker(table.spec)
-    found = evaluate(table, router, 0.3)
-    decisions = (found.path >= 0).sum(1)
-    assert len(set(decisions.tolist())) > 1
-    np.testing.assert_array_equal(found.router_macs, router.own * decisions)
-    np.testing.assert_array_equal(
-        found.macs - found.router_macs, evaluate_paths(table, found.path).macs
-    )
-    again = evaluate_paths(table, found.path, decision_macs=router.own)
-    np.testing.assert_array_equal(again.macs, found.macs)
-    np.testing.assert_array_equal(again.router_macs, found.router_macs)
+# Charges
+
+
+def test_evaluate_charges_router_per_decision(table):
+    router = LinearRouter(table.spec)
+    outcomes = evaluate(table, router, 0.3)
+    decisions = (outcomes.path >= 0).sum(1)
+    assert len(np.unique(decisions)) > 1
+    assert_array_equal(outcomes.router_macs, router.decision_macs * decisions)
+
+    network_macs = evaluate_paths(table, outcomes.path).macs
+    assert_array_equal(outcomes.macs - outcomes.router_macs, network_macs)
+
+
+def test_evaluate_paths_charges_decision_macs(table):
+    router = LinearRouter(table.spec)
+    expected = evaluate(table, router, 0.3)
+    actual = evaluate_paths(table, expected.path, decision_macs=router.decision_macs)
+    assert_array_equal(actual.macs, expected.macs)
+    assert_array_equal(actual.router_macs, expected.router_macs)
 
 
 @pytest.mark.parametrize(
@@ -164,68 +216,81 @@ def test_the_routers_own_macs_are_counted_for_each_decision(sources):
     ],
     ids=str,
 )
-def test_a_static_router_is_charged_as_a_static_network(path, macs):
-    """Stem 10, cheap 10, full 40, head 10, glance 2, exit head 3: only the exit that answers is paid, and before the glance nothing."""
+def test_static_router_charged_as_static_network(path, macs):
+    """Only the exit that answers is paid, and the glance only if it answers.
+
+    Stem 10, cheap 10, full 40, head 10, glance 2, exit head 3.
+    """
     router = StaticRouter(spec(), np.array([path], np.int8), np.zeros(0))
-    found = evaluate(paper(), router, 0.3)
-    assert found.path.tolist() == [path] * 8
-    assert found.macs.tolist() == [macs] * 8
-    assert found.router_macs.tolist() == [0] * 8
+    outcomes = evaluate(paper(), router, 0.3)
+    assert outcomes.path.tolist() == [path] * 8
+    assert outcomes.macs.tolist() == [macs] * 8
+    assert outcomes.router_macs.tolist() == [0] * 8
 
 
-def test_the_same_paths_cost_more_where_a_router_chose_them():
-    paths = np.array([[0, -1], [1, 0], [2, 0], [1, 1], [1, 2], [2, 1], [2, 2], [0, -1]], np.int8)
-    static, routed = (
-        evaluate_paths(paper(), paths, static=True),
-        evaluate_paths(paper(), paths, decision_macs=7),
-    )
-    assert (
-        static.macs.tolist()
-        == static_macs(spec(), paths).tolist()
-        == [2, 23, 53, 40, 70, 70, 100, 2]
-    )
-    assert routed.macs.tolist() == [
-        2 + 7,
-        25 + 14,
-        55 + 14,
-        45 + 14,
-        75 + 14,
-        75 + 14,
-        105 + 14,
-        2 + 7,
-    ]
-    assert routed.router_macs.tolist() == [7, 14, 14, 14, 14, 14, 14, 7]
-    assert (
-        static.correct.tolist()
-        == routed.correct.tolist()
-        == [True, True, True, True, True, True, True, False]
-    )
+PATHS = np.array([[0, -1], [1, 0], [2, 0], [1, 1], [1, 2], [2, 1], [2, 2], [0, -1]], np.int8)
+"""A path for each of the eight images on paper; all but the last answer right."""
 
 
-def test_a_static_router_takes_the_path_of_the_tradeoff():
-    router = StaticRouter(spec(), np.array([[2, 1], [0, -1]], np.int8), np.array([0.5]))
-    assert evaluate(paper(), router, 0.4).path.tolist() == [[2, 1]] * 8
-    assert evaluate(paper(), router, 0.6).path.tolist() == [[0, -1]] * 8
+def test_evaluate_paths_static_macs():
+    outcomes = evaluate_paths(paper(), PATHS, static=True)
+    assert outcomes.macs.tolist() == [2, 23, 53, 40, 70, 70, 100, 2]
+    assert outcomes.macs.tolist() == static_macs(spec(), PATHS).tolist()
+    assert outcomes.correct.tolist() == [True] * 7 + [False]
 
 
-def test_the_sweep_holds_its_own_tradeoffs_and_the_routers():
-    assert sweep(wary(spec())) == EVAL_TRADEOFFS
+def test_evaluate_paths_routed_macs():
+    """Glance and exits are paid, and the router for one or two decisions."""
+    outcomes = evaluate_paths(paper(), PATHS, decision_macs=7)
+    router_macs = [7, 14, 14, 14, 14, 14, 14, 7]
+    assert outcomes.router_macs.tolist() == router_macs
+    network_macs = outcomes.macs - outcomes.router_macs
+    assert network_macs.tolist() == [2, 25, 55, 45, 75, 75, 105, 2]
+    assert outcomes.correct.tolist() == [True] * 7 + [False]
+
+
+@pytest.mark.parametrize(("tradeoff", "path"), [(0.4, [2, 1]), (0.6, [0, -1])])
+def test_static_router_follows_tradeoff(tradeoff, path):
+    assert evaluate(paper(), two_path_router(), tradeoff).path.tolist() == [path] * 8
+
+
+def test_exit_rate_counts_answers_at_exits():
+    assert evaluate_paths(paper(), PATHS).exit_rate(spec()) == 4 / 8
+
+
+# Trade-offs
+
+
+def test_eval_tradeoffs_are_evenly_spaced():
+    assert len(EVAL_TRADEOFFS) == 16
     assert EVAL_TRADEOFFS[0] == pytest.approx(0.003)
     assert EVAL_TRADEOFFS[-1] == pytest.approx(2.0)
-    assert np.diff(np.log(EVAL_TRADEOFFS)) == pytest.approx(np.log(2 / 0.003) / 15)
-    static = StaticRouter(spec(), np.array([[2, 1], [0, -1]], np.int8), np.array([0.5]))
-    assert sweep(static) == tuple(sorted([*EVAL_TRADEOFFS, 0.25, 1.0]))
+    steps = np.diff(np.log(EVAL_TRADEOFFS))
+    assert steps == pytest.approx(np.log(2 / 0.003) / 15)
 
 
-def test_the_curve_is_the_mean_compute_at_each_tradeoff():
-    table = drawn(2)
-    router = Thinker(table.spec)
-    curve = measure_curve(table, router)
+def test_eval_tradeoffs_of_adaptive_router():
+    assert eval_tradeoffs(confidence_router(spec())) == EVAL_TRADEOFFS
+
+
+def test_eval_tradeoffs_reach_every_static_path():
+    """One trade-off for each path is added: half and twice the one where the path changes."""
+    assert eval_tradeoffs(two_path_router()) == tuple(sorted([*EVAL_TRADEOFFS, 0.25, 1.0]))
+
+
+def test_curve_is_mean_compute_by_tradeoff():
+    source = drawn(2)
+    router = LinearRouter(source.spec)
+    curve = measure_curve(source, router)
     assert tuple(curve.tradeoff) == EVAL_TRADEOFFS
     for tradeoff, compute in zip(*curve, strict=True):
-        found = evaluate(table, router, tradeoff)
-        assert compute == found.macs.mean() / 100
-        assert compute > (found.macs - found.router_macs).mean() / 100
-    falling = measure_curve(table, wary(table.spec)).compute
-    assert (np.diff(falling) <= 0).all()
-    assert falling[-1] < falling[0]
+        outcomes = evaluate(source, router, tradeoff)
+        assert compute == outcomes.macs.mean() / 100
+        assert compute > (outcomes.macs - outcomes.router_macs).mean() / 100
+
+
+def test_curve_of_confidence_router_falls():
+    source = drawn(2)
+    compute = measure_curve(source, confidence_router(source.spec)).compute
+    assert (np.diff(compute) <= 0).all()
+    assert compute[-1] < compute[0]

@@ -1,173 +1,393 @@
-"""What a comparison says of losses, savings and outcomes, counted by hand; and what it says where there are no images."""
+"""The figures of a comparison, each a count that can be made by hand.
 
+The records are those of `tests/fixtures/records.py`, over the problem on paper.
+"""
+
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from rnr_gym.experiments import statistics
-from rnr_gym.experiments.comparison import ORACLE, Testbed, results
-from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
+from rnr_gym.experiments import figures, results, statistics
+from rnr_gym.experiments.figures import RIVALS, compare_records, outcomes_by_router, row
+from rnr_gym.experiments.results import ORACLE
 from rnr_gym.experiments.statistics import BUDGETS
-from tests.experiments.test_comparison import CHEAP, DEAR, MIDDLE, record, several, testbed
 from tests.fixtures.paper_problem import DEALT, KINDS, paper
+from tests.fixtures.records import (
+    CHEAP,
+    EXPENSIVE,
+    HIGH,
+    LOW,
+    MIDDLE,
+    paper_testbed,
+    ppo_accuracy,
+    record,
+    several_records,
+    static_accuracy,
+)
 
-LOW, HIGH = EVAL_TRADEOFFS[0], EVAL_TRADEOFFS[-1]
-HARD = [[[0, -1], [1, 0], [2, 1], [2, 2]][kind] for kind in DEALT]
-"""Each kind of image its own path, the dearer the harder; .02, .25, .75 and 1.05 for the hopeless one."""
+SEPARATING = [[[0, -1], [1, 0], [2, 1], [2, 2]][kind] for kind in DEALT]
+"""Each kind of image has a path of its own: compute 0.02, 0.25, 0.75, and 1.05 for `hopeless`."""
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+def _few_resamples(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 200)
 
 
-def without_images():
-    return testbed()._replace(images=None)
+@pytest.fixture
+def comparison():
+    """All figures of the several records."""
+    return compare_records(several_records(), paper_testbed())
 
 
-def found_by(name, part, content):
-    (found,) = [
-        line
-        for line in content[part]
-        if line["router"] == name and line.get("against") in (None, "static", "full")
-    ]
-    return found
+def by_router(entries):
+    """Figures by the router that they are of."""
+    return {entry.router: entry for entry in entries}
 
 
-def test_the_full_paths_accuracy_is_stated():
-    assert testbed().plain().correct.tolist() == [True] * 7 + [False]
-    assert testbed().plain().macs.tolist() == [100] * 8  # as a static network: no glance, no exit
-    assert results([record("static", MIDDLE, static=True)], testbed())["full_accuracy"] == 7 / 8
+def pairs_of(entries):
+    return [(entry.router, entry.against) for entry in entries]
+
+
+def answering_alike(prediction):
+    """A testbed without images, all of whose answers are one class; the labels are class 0."""
     table = paper()
-    table.prediction[:] = 0
-    assert (
-        results([record("static", MIDDLE, static=True)], Testbed(None, table, table))[
-            "full_accuracy"
-        ]
-        == 1.0
-    )
+    table.prediction[:] = prediction
+    return results.Testbed(images=None, source=table, table=table)
 
 
-def test_what_is_lost_against_the_full_path_is_counted_for_learners():
-    content = results(several(), testbed())
-    assert content["full_accuracy"] == 7 / 8
-    assert [(part["router"], part["against"]) for part in content["lost"]] == [("ppo", "full")]
-    part = content["lost"][0]
-    assert part["budgets"] == [0.3, 0.45, 0.6]  # seed 0 spends .25 at least
-    for budget, (mean, low, high) in zip(part["budgets"], part["at"], strict=True):
-        seeds = [5 / 8 + 2 / 8 * (budget - 0.25) / 0.8, 2 / 8 + 5 / 8 * (budget - 0.02) / 1.03]
-        assert mean == pytest.approx(7 / 8 - np.mean(seeds))
+# Rows
+
+
+def test_row_of_adaptive_router():
+    path_of = {"easy": [0, -1], "middle": [1, 0], "hard": [2, 2], "hopeless": [0, -1]}
+    paths = [path_of[KINDS[kind]] for kind in DEALT]
+    figures_of_row = dataclasses.asdict(row(record("ppo", paths, decision_macs=4), paper_testbed()))
+
+    # Path shares are 3/8, 3/8 and 2/8.
+    entropy = 2 * 3 / 8 * np.log2(8 / 3) + 2 / 8 * np.log2(4)
+    assert figures_of_row.pop("path_entropy") == pytest.approx(entropy)
+    # MACs are 2, 2, 25, 25, 25, 105, 105, 2; the router adds 4 for each of 13 decisions.
+    assert figures_of_row.pop("compute") == pytest.approx((291 + 52) / 800)
+    # The best path of the hard ones is 21, which costs .3 less, twice, at .2 each.
+    assert figures_of_row.pop("regret") == pytest.approx(2 * 0.3 * 0.2 / 8)
+    assert figures_of_row == {
+        "router": "ppo",
+        "seed": 0,
+        "tradeoff": 0.2,
+        "static": False,
+        "accuracy": 7 / 8,
+        "router_macs": 52 / 8,
+        "decision_macs": 4,
+        "loss": 1 / 8,
+        "distinct_paths": 3,
+        "exits": 6 / 8,
+        "images": 8,
+        "seconds": 0.123,
+    }
+
+
+def test_row_of_static_router():
+    """It is charged as a static network, but its regret as the environment charges."""
+    figures_of_row = row(record("static", [[2, 1]] * 8, static=True), paper_testbed())
+    assert figures_of_row.static is True
+    assert figures_of_row.compute == 0.7
+    assert figures_of_row.router_macs == 0.0
+    assert figures_of_row.accuracy == 7 / 8
+    assert figures_of_row.regret == pytest.approx(0.81725 - 0.725)
+    assert figures_of_row.path_entropy == 0.0
+    assert figures_of_row.distinct_paths == 1
+    assert figures_of_row.exits == 0.0
+
+
+def test_row_without_table_has_no_regret():
+    testbed = paper_testbed()._replace(table=None)
+    assert row(record("ppo", CHEAP), testbed).regret is None
+
+
+def test_outcomes_by_router_seed_and_tradeoff():
+    records = [
+        record("ppo", CHEAP),
+        record("ppo", EXPENSIVE),
+        record("full", EXPENSIVE),
+        record("ppo", EXPENSIVE, seed=1),
+        record("ppo", EXPENSIVE, seed=1),
+    ]
+    outcomes = outcomes_by_router(records, 100)
+    assert [*outcomes] == ["ppo", "full"]
+    assert outcomes["ppo"].correct.shape == (2, 2, 8)
+    assert outcomes["ppo"].compute.mean(2).tolist() == [[0.02, 1.05], [1.05, 1.05]]
+    assert outcomes["full"].correct.tolist() == [[[1, 1, 1, 1, 1, 1, 1, 0]]]
+
+
+def test_comparison_has_row_per_record(comparison):
+    actual = [(entry.router, entry.seed, entry.tradeoff) for entry in comparison.rows]
+    expected = [(entry.router, entry.seed, entry.tradeoff) for entry in several_records()]
+    assert actual == expected
+    assert comparison.budgets == list(BUDGETS)
+
+
+# Routers
+
+
+def test_comparison_has_figures_per_router(comparison):
+    seeds = {entry.router: entry.seeds for entry in comparison.routers}
+    assert seeds == {"static": 1, "full": 1, "ppo": 2, ORACLE: 1}
+    assert [*seeds] == ["static", "full", "ppo", ORACLE]
+
+
+def test_router_accuracy_has_spread_over_seeds(comparison):
+    ppo = by_router(comparison.routers)["ppo"]
+    at = dict(zip(BUDGETS, ppo.accuracy_at, strict=True))
+    # Seed 0 spends .25 at least.
+    assert at[0.05] == at[0.1] == at[0.2] == [None, None]
+
+    of_seeds = [5 / 8 + 2 / 8 * (0.45 - 0.25) / 0.8, 2 / 8 + 5 / 8 * (0.45 - 0.02) / 1.03]
+    assert at[0.45] == pytest.approx([np.mean(of_seeds), np.std(of_seeds, ddof=1)])
+
+
+def test_router_figures_are_means_over_seeds(comparison):
+    ppo = by_router(comparison.routers)["ppo"]
+    assert ppo.compute_range == pytest.approx([(0.25 + 0.02) / 2, 1.05])
+    assert ppo.decision_macs == 0
+    assert ppo.distinct_paths == 1
+
+
+def test_router_regret_has_spread_over_seeds(comparison):
+    of_seeds = []
+    for seed in (0, 1):
+        regrets = []
+        for entry in several_records():
+            if (entry.router, entry.seed) == ("ppo", seed):
+                regrets.append(paper().regret(entry.evaluation.path, entry.tradeoff))
+        of_seeds.append(np.mean(regrets))
+
+    expected = [np.mean(of_seeds), np.std(of_seeds, ddof=1)]
+    assert by_router(comparison.routers)["ppo"].regret == pytest.approx(expected)
+
+
+def test_router_with_one_seed_has_no_spread(comparison):
+    assert by_router(comparison.routers)["static"].accuracy_at[-1][1] is None
+
+
+def test_oracle_has_no_regret(comparison):
+    assert by_router(comparison.routers)[ORACLE].regret == [0.0, None]
+
+
+# Pairs
+
+
+def test_rivals_are_imageless_rules_and_fqi():
+    assert RIVALS == ("static", "blind", "confidence", "thresholds", "fqi")
+
+
+@pytest.fixture
+def many_routers():
+    """The figures of every kind of router."""
+    names = ("random", "cheapest", "blind", "confidence", "thresholds", "fqi", "dqn")
+    others = [record(name, MIDDLE, LOW) for name in names]
+    return compare_records([*others, *several_records()], paper_testbed())
+
+
+LEARNER_PAIRS = [
+    ("confidence", "static"),
+    ("confidence", "blind"),
+    ("thresholds", "static"),
+    ("thresholds", "blind"),
+    ("thresholds", "confidence"),
+    ("fqi", "static"),
+    ("fqi", "blind"),
+    ("fqi", "confidence"),
+    ("fqi", "thresholds"),
+    ("dqn", "static"),
+    ("dqn", "blind"),
+    ("dqn", "confidence"),
+    ("dqn", "thresholds"),
+    ("dqn", "fqi"),
+    ("ppo", "static"),
+    ("ppo", "blind"),
+    ("ppo", "confidence"),
+    ("ppo", "thresholds"),
+    ("ppo", "fqi"),
+]
+"""Each adaptive router against its rivals; two rivals are compared once."""
+
+
+def test_differences_pair_learners_with_rivals(many_routers):
+    bounded = ("blind", "confidence", "thresholds", "fqi", "dqn", "static", "ppo")
+    oracle_pairs = [(ORACLE, name) for name in bounded]
+    assert pairs_of(many_routers.differences) == LEARNER_PAIRS + oracle_pairs
+
+
+def test_savings_pair_learners_with_rivals(many_routers):
+    """The oracle has a difference, but no saving."""
+    assert pairs_of(many_routers.savings) == LEARNER_PAIRS
+
+
+def test_lost_and_by_outcome_for_adaptive_routers(many_routers):
+    adaptive = ["confidence", "thresholds", "fqi", "dqn", "ppo"]
+    assert [entry.router for entry in many_routers.lost] == adaptive
+    assert [entry.router for entry in many_routers.by_outcome] == adaptive
+
+
+def test_difference_of_ppo_and_static(comparison):
+    (difference,) = [pair for pair in comparison.differences if pair.router == "ppo"]
+    assert difference.against == "static"
+    assert difference.budgets[-2:] == [0.45, 0.6]
+
+    gain = ppo_accuracy(0.6) - static_accuracy(0.6)
+    assert difference.at[-1][0] == pytest.approx(gain)
+    assert difference.low <= difference.mean <= difference.high
+
+
+def test_saving_is_share_of_rival_compute(comparison):
+    (saving,) = comparison.savings
+    assert (saving.router, saving.against) == ("ppo", "static")
+    assert saving.budgets == [0.3, 0.45, 0.6]
+    for budget, (mean, _, _) in zip(saving.budgets, saving.at, strict=True):
+        # Where the lines of both seeds reach the accuracy of the static paths.
+        accuracy = static_accuracy(budget)
+        first = 0.25 + 0.8 * (accuracy - 5 / 8) / (2 / 8)
+        second = 0.02 + 1.03 * (accuracy - 2 / 8) / (5 / 8)
+        assert mean == pytest.approx((first + second) / 2 / budget)
+
+
+def test_lost_is_accuracy_below_full_path(comparison):
+    (lost,) = comparison.lost
+    assert (lost.router, lost.against) == ("ppo", "full")
+    assert lost.budgets == [0.3, 0.45, 0.6]
+    for budget, (mean, low, high) in zip(lost.budgets, lost.at, strict=True):
+        assert mean == pytest.approx(7 / 8 - ppo_accuracy(budget))
         assert low <= mean <= high
-    assert part["mean"] == pytest.approx(np.mean([mean for mean, _, _ in part["at"]]))
+    means = [mean for mean, _, _ in lost.at]
+    assert lost.mean == pytest.approx(np.mean(means))
 
 
-def test_savings_are_shares_of_what_a_rival_spends():
-    content = results(several(), testbed())
-    assert [(part["router"], part["against"]) for part in content["savings"]] == [("ppo", "static")]
-    part = content["savings"][0]
-    assert part["budgets"] == [0.3, 0.45, 0.6]
-    for budget, (mean, _, _) in zip(part["budgets"], part["at"], strict=True):
-        wanted = (
-            5 / 8 + 2 / 8 * (budget - 0.23) / 0.77
-        )  # the static paths' accuracy, between 10 at .23 and 22 at 1
-        needed = [0.25 + 0.8 * (wanted - 5 / 8) / (2 / 8), 0.02 + 1.03 * (wanted - 2 / 8) / (5 / 8)]
-        assert mean == pytest.approx(np.mean(needed) / budget)
-
-
-def test_every_learner_is_measured_against_each_rival_that_it_meets():
-    others = [
-        record(name, MIDDLE, LOW) for name in ("random", "cheapest", "blind", "confidence", "dqn")
+def test_unreached_saving_is_none_in_strict_json():
+    """The static paths are right 7 times in 8 at the top; ppo never exceeds 5 in 8."""
+    records = [
+        record("ppo", CHEAP, HIGH),
+        record("ppo", MIDDLE, LOW),
+        record("static", MIDDLE, HIGH, static=True),
+        record("static", EXPENSIVE, LOW, static=True),
     ]
-    content = results([*others, *several()], testbed())
-    pairs = [
-        (part["router"], part["against"])
-        for part in content["differences"]
-        if part["router"] != ORACLE
-    ]
-    assert [(part["router"], part["against"]) for part in content["savings"]] == pairs
-    assert (
-        [part["router"] for part in content["lost"]]
-        == [part["router"] for part in content["by_outcome"]]
-        == ["confidence", "dqn", "ppo"]
-    )
+    comparison = compare_records(records, paper_testbed())
+    (saving,) = comparison.savings
+    assert saving.budgets[-1] == 0.6
+    assert saving.at[-1][0] is None
+    assert saving.at[-1][2] is None
+    assert saving.mean is None
+    assert saving.high is None
 
-
-def test_compute_is_told_apart_by_what_the_full_path_makes_of_an_image():
-    ways = [[2, 2] if KINDS[kind] == "hopeless" else [1, 0] for kind in DEALT]
-    content = results([record("ppo", ways, HIGH), record("ppo", DEAR, LOW)], testbed())
-    part = dict(content["by_outcome"][0])
-    assert part.pop("router") == "ppo"
-    # of the two trade-offs the one whose compute, 7 x .25 + 1.05 over 8, is nearest .3; only the hopeless one is wrong
-    assert part == pytest.approx(
-        {"mean_compute": 2.8 / 8, "right": 0.25, "wrong": 1.05, "low": 0.8, "high": 0.8}
-    )
-
-
-def test_the_difference_between_outcomes_has_an_interval():
-    part = results([record("ppo", HARD, HIGH)], testbed())["by_outcome"][0]
-    right = (2 * 0.02 + 3 * 0.25 + 2 * 0.75) / 7
-    assert (part["right"], part["wrong"]) == pytest.approx((right, 1.05))
-    assert part["low"] < 1.05 - right < part["high"]
-    assert part["low"] > 0
-
-
-@pytest.mark.parametrize("shift", [0, 1])
-def test_without_right_or_without_wrong_answers_there_is_nothing_to_tell_apart(shift):
-    table = paper()
-    table.prediction[:] = shift
-    assert results([record("ppo", MIDDLE)], Testbed(None, table, table))["by_outcome"] == []
-
-
-def test_what_is_never_reached_is_none_and_the_figures_are_strict_json():
-    ppo = [record("ppo", CHEAP, HIGH), record("ppo", MIDDLE, LOW)]
-    static = [record("static", MIDDLE, HIGH, static=True), record("static", DEAR, LOW, static=True)]
-    content = results([*ppo, *static], testbed())
-    part = found_by("ppo", "savings", content)
-    assert part["budgets"][-1] == 0.6
-    assert (
-        part["at"][-1][0] is part["at"][-1][2] is None
-    )  # the static paths go on to 7/8, ppo stops at 5/8
-    assert part["mean"] is part["high"] is None
+    content = comparison.to_json()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
 
 
-def test_without_images_every_image_is_its_own_original_of_no_severity():
-    testbed = without_images()
-    assert testbed.originals.tolist() == list(range(8))
-    assert testbed.severity.tolist() == [0] * 8
-    assert testbed().originals.tolist() == [0, 1, 2, 3, 4, 5, 5, 6]
-    assert testbed().severity.tolist() == [0, 0, 0, 0, 0, 3, 3, 3]
+def test_too_expensive_router_has_no_pairs():
+    """A learner that has learned little may spend more than every budget."""
+    records = [
+        record("ppo", EXPENSIVE),
+        record("static", MIDDLE, static=True),
+        record("confidence", MIDDLE),
+    ]
+    comparison = compare_records(records, paper_testbed())
+    assert pairs_of(comparison.differences) == [("confidence", "static")]
+    assert all(pair.budgets for pair in comparison.differences)
+    assert pairs_of(comparison.savings) == [("confidence", "static")]
+    assert pairs_of(comparison.lost) == [("confidence", "full")]
+    assert [entry.router for entry in comparison.by_outcome] == ["ppo", "confidence"]
+    assert comparison.budgets == list(BUDGETS)
 
 
-def test_without_images_all_figures_are_there_and_but_for_intervals_and_severities_the_same():
-    with_images, without = results(several(), testbed()), results(several(), without_images())
-    assert without.keys() == with_images.keys()
-    for name in ("budgets", "full_accuracy", "rows", "routers"):
-        assert without[name] == with_images[name]
-    for name in ("differences", "savings", "lost"):
-        for ours, theirs in zip(without[name], with_images[name], strict=True):
-            assert (ours["router"], ours["against"], ours["budgets"]) == (
-                theirs["router"],
-                theirs["against"],
-                theirs["budgets"],
-            )
-            assert ours["mean"] == pytest.approx(theirs["mean"])
-    assert [part["severity"] for part in without["by_severity"]] == [[0]] * 4
-    ppo = found_by("ppo", "by_severity", without)
-    assert (ppo["compute"], ppo["accuracy"]) == (
-        pytest.approx([0.135]),
-        pytest.approx([(5 / 8 + 2 / 8) / 2]),
-    )
-    json.dumps(without, allow_nan=False)
+# The full path, severities and outcomes
 
 
-def test_a_router_dearer_than_every_budget_costs_no_report():
-    content = results(
-        [record("ppo", DEAR), record("static", MIDDLE, static=True), record("confidence", MIDDLE)],
-        testbed(),
-    )
-    assert [part["router"] for part in content["lost"]] == ["confidence"]
-    assert [part["router"] for part in content["savings"]] == ["confidence"]
-    assert [part["router"] for part in content["by_outcome"]] == ["ppo", "confidence"]
-    assert content["budgets"] == list(BUDGETS)
+def test_full_accuracy_is_that_of_plain_network(comparison):
+    assert comparison.full_accuracy == 7 / 8
+    records = [record("static", MIDDLE, static=True)]
+    assert compare_records(records, paper_testbed()).full_accuracy == 7 / 8
+    assert compare_records(records, answering_alike(0)).full_accuracy == 1.0
+
+
+def test_by_severity_near_fifth_of_compute(comparison):
+    """At the high trade-off ppo spends .25 or .02, by seed; at the low one 1.05."""
+    by_severity = by_router(comparison.by_severity)
+    ppo = by_severity["ppo"]
+    assert ppo.mean_compute == pytest.approx(0.135)
+    assert ppo.severity == [0, 3]
+    assert ppo.compute == pytest.approx([0.135, 0.135])
+    # Without corruption all five are right, or the two easy ones; of the others none.
+    assert ppo.accuracy == pytest.approx([(1 + 2 / 5) / 2, 0.0])
+    assert by_severity[ORACLE].severity == [0, 3]
+
+
+def test_by_outcome_separates_right_and_wrong():
+    paths = [[2, 2] if KINDS[kind] == "hopeless" else [1, 0] for kind in DEALT]
+    records = [record("ppo", paths, HIGH), record("ppo", EXPENSIVE, LOW)]
+    (outcome,) = compare_records(records, paper_testbed()).by_outcome
+
+    # Of the two trade-offs, the one whose compute, 7 x .25 + 1.05 over 8, is nearest .3.
+    assert outcome.router == "ppo"
+    assert outcome.mean_compute == pytest.approx(2.8 / 8)
+    # The full path is wrong only for the hopeless image.
+    assert outcome.right == pytest.approx(0.25)
+    assert outcome.wrong == pytest.approx(1.05)
+    assert (outcome.low, outcome.high) == pytest.approx((0.8, 0.8))
+
+
+def test_by_outcome_difference_has_interval():
+    (outcome,) = compare_records([record("ppo", SEPARATING, HIGH)], paper_testbed()).by_outcome
+    right = (2 * 0.02 + 3 * 0.25 + 2 * 0.75) / 7
+    assert outcome.right == pytest.approx(right)
+    assert outcome.wrong == pytest.approx(1.05)
+    assert 0 < outcome.low < 1.05 - right < outcome.high
+
+
+@pytest.mark.parametrize("prediction", [0, 1], ids=["all right", "all wrong"])
+def test_by_outcome_empty_where_answers_alike(prediction):
+    comparison = compare_records([record("ppo", MIDDLE)], answering_alike(prediction))
+    assert comparison.by_outcome == []
+
+
+# Without images
+
+
+@pytest.fixture
+def without_images():
+    """The figures of the several records where the images are missing."""
+    testbed = paper_testbed()._replace(images=None)
+    return compare_records(several_records(), testbed)
+
+
+def test_figures_without_images_are_the_same(comparison, without_images):
+    assert without_images.budgets == comparison.budgets
+    assert without_images.full_accuracy == comparison.full_accuracy
+    assert without_images.rows == comparison.rows
+    assert without_images.routers == comparison.routers
+    json.dumps(without_images.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["differences", "savings", "lost"])
+def test_pairs_without_images_keep_means(comparison, without_images, name):
+    """Only the intervals differ, because originals are not known."""
+    pairs = zip(getattr(without_images, name), getattr(comparison, name), strict=True)
+    for without, with_images in pairs:
+        assert without.router == with_images.router
+        assert without.against == with_images.against
+        assert without.budgets == with_images.budgets
+        assert without.mean == pytest.approx(with_images.mean)
+
+
+def test_severities_without_images_are_zero(without_images):
+    severities = [entry.severity for entry in without_images.by_severity]
+    assert severities == [[0]] * 4
+    ppo = by_router(without_images.by_severity)["ppo"]
+    assert ppo.compute == pytest.approx([0.135])
+    assert ppo.accuracy == pytest.approx([(5 / 8 + 2 / 8) / 2])
+
+
+def test_rivals_of_rival_are_those_before_it():
+    assert figures.rivals_of("confidence") == ("static", "blind")
+    assert figures.rivals_of("ppo") == RIVALS

@@ -1,104 +1,105 @@
-"""A comparison on a table that ships, on a machine without its images: all figures, no gallery, and the same proof."""
+"""A comparison on a bundled table where its images are missing: all figures, but no gallery."""
 
 import json
 import shutil
-from functools import lru_cache
 
 import pytest
 
 from rnr_gym import data
 from rnr_gym.agents import FitConfig
-from rnr_gym.backbones import zoo
-from rnr_gym.experiments import comparison, report, runs, statistics
+from rnr_gym.backbones import weights
+from rnr_gym.experiments import comparison, results, statistics
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
-from rnr_gym.experiments.report import validate
+from rnr_gym.experiments.validation import validate
 from rnr_gym.routing import route_table
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
-from tests.experiments.test_comparison import Inline
 from tests.fixtures import small
+from tests.fixtures.comparisons import InlineExecutor, read_results, write_results
 
 ENV = "RNR-CIFAR10-Table-v0"
+BACKBONE = "rnr-cifar10-small"
 AGENTS = ("static", "confidence", "random")
+NUM_IMAGES = 60
 
 
-def quick(patch, base):
-    """The tables of a small backbone as those that ship, and routers fitted in this process."""
-    patch.setattr(zoo, "FOLDER", base / "weights")
-    patch.setattr(comparison, "ProcessPoolExecutor", Inline)
+def use_small_tables(patch, weights_dir):
+    """Bundle the tables of a small backbone, and fit routers in this process."""
+    patch.setattr(weights, "WEIGHTS_DIR", weights_dir)
+    patch.setattr(comparison, "ProcessPoolExecutor", InlineExecutor)
     patch.setattr(statistics, "RESAMPLES", 200)
 
 
-@lru_cache(maxsize=1)
-def written(base):
-    """The folder of a comparison, as `rnr-gym compare` writes it; once a process."""
-    folder, backbone = base / "report", small.backbone("multipath", summary_groups=8)
-    fit_config = FitConfig(ENV, {"data_root": str(base / "nowhere")}, progress=False)
+def bundle_tables():
+    """Write the tables of both splits to where bundled files are."""
+    backbone = small.backbone("multipath", summary_groups=8)
+    spec = RoutingSpec.of(backbone)
+    for seed, split in enumerate(("route", "test")):
+        images = small.images(NUM_IMAGES, seed=seed)
+        table = route_table.build(backbone, images, spec, progress=False)
+        table.save(weights.table_file(BACKBONE, split))
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("bundled")
+
+
+@pytest.fixture(scope="module")
+def report_dir(base_dir):
+    """The folder of a comparison; leave it as it is."""
+    report_dir = base_dir / "report"
+    kwargs = {"data_root": str(base_dir / "nowhere")}
+    fit_config = FitConfig(ENV, kwargs, progress=False)
     with pytest.MonkeyPatch.context() as patch:
-        quick(patch, base)
-        for split, seed in (("route", 0), ("test", 1)):
-            table = route_table.build(
-                backbone, small.images(60, seed=seed), RoutingSpec.of(backbone), progress=False
-            )
-            table.save(zoo.bundled("rnr-cifar10-small", f"frozen.{split}"))
-        runs.claim(
-            folder,
-            {**runs.identity("compare", fit_config), "agents": list(AGENTS), "seeds": 1},
-            report.RESULTS,
-        )
-        testbed = report.testbed(fit_config)
-        comparison.fit_routers(AGENTS, fit_config, 1, folder, 1)
-        report.write(
-            folder, fit_config, 1, list(comparison.records(AGENTS, 1, folder, testbed)), testbed
-        )
-    return folder
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return tmp_path_factory.mktemp("shipped")
+        use_small_tables(patch, base_dir / "weights")
+        bundle_tables()
+        comparison.compare(fit_config, AGENTS, seeds=1, jobs=1, report_dir=report_dir)
+    return report_dir
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch, base):
-    quick(monkeypatch, base)
+def _small_tables(monkeypatch, base_dir):
+    use_small_tables(monkeypatch, base_dir / "weights")
 
 
-@pytest.fixture
-def folder(base):
-    return written(base)
+def open_testbed(kwargs):
+    return results.Testbed.open(FitConfig(ENV, kwargs))
 
 
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
-def test_the_bench_is_the_table_alone(folder):
-    found = results(folder)
-    testbed = report.testbed(FitConfig(ENV, found["arguments"]))
+def test_bundled_testbed_is_table_alone(report_dir):
+    content = read_results(report_dir)
+    testbed = open_testbed(content["arguments"])
     assert testbed.images is None
     assert isinstance(testbed.source, RouteTable)
     assert testbed.table is testbed.source
-    assert len(testbed.source.labels) == found["images"] == 60
+    assert len(testbed.source.labels) == content["images"] == NUM_IMAGES
 
 
-def test_images_that_are_not_there_are_not_fetched_for_it(folder, monkeypatch):
-    asked, load = [], data.load
-    monkeypatch.setattr(data, "load", lambda *parts: asked.append(parts) or load(*parts))
-    arguments = results(folder)["arguments"]
-    assert report.testbed(FitConfig(ENV, arguments)).images is None
-    assert asked == [("cifar10", "test", arguments["data_root"], False)]
+def test_bundled_testbed_downloads_no_images(report_dir, monkeypatch):
+    calls = []
+    load = data.load
+
+    def recording_load(*args):
+        calls.append(args)
+        return load(*args)
+
+    monkeypatch.setattr(data, "load", recording_load)
+    kwargs = read_results(report_dir)["arguments"]
+    assert open_testbed(kwargs).images is None
+    # The last argument is whether to download.
+    assert calls == [("cifar10", "test", kwargs["data_root"], False)]
 
 
-def test_images_that_are_not_those_of_the_table_are_none(folder, small_cifar):
-    """Ten pictures, where the table knows sixty."""
-    testbed = report.testbed(FitConfig(ENV, {"data_root": str(small_cifar)}))
+def test_bundled_testbed_ignores_other_images(report_dir, small_cifar):
+    """Ten pictures cannot be those of a table of sixty."""
+    testbed = open_testbed({"data_root": str(small_cifar)})
     assert testbed.images is None
-    assert testbed.originals.tolist() == list(range(60))
+    assert testbed.original_id.tolist() == list(range(NUM_IMAGES))
 
 
-def test_there_is_no_gallery_and_everything_else(folder):
-    names = {file.name for file in folder.iterdir()}
+def test_bundled_report_has_no_gallery(report_dir):
+    names = {file.name for file in report_dir.iterdir()}
     assert names == {
         "config.json",
         "results.json",
@@ -107,37 +108,43 @@ def test_there_is_no_gallery_and_everything_else(folder):
         "pareto.png",
         "routers",
     }
-    found, page = results(folder), (folder / "report.html").read_text()
-    assert found["gallery"] is False
+    assert read_results(report_dir)["gallery"] is False
+
+
+def test_bundled_report_page_has_no_gallery(report_dir):
+    page = (report_dir / "report.html").read_text()
     assert "gallery.png" not in page
     assert 'src="pareto.png"' in page
-    assert found["env"] == found["provenance"]["environment"] == ENV
 
 
-def test_all_parts_have_figures(folder):
-    found = results(folder)
-    assert [part["router"] for part in found["routers"]] == [*AGENTS, "oracle"]
-    assert [(part["router"], part["against"]) for part in found["savings"]] == [
-        ("confidence", "static")
-    ]
-    assert [(part["router"], part["against"]) for part in found["lost"]] == [("confidence", "full")]
-    assert [part["router"] for part in found["by_outcome"]] == ["confidence"]
-    assert all(part["severity"] == [0] for part in found["by_severity"])
-    assert len([row for row in found["rows"] if row["router"] == "confidence"]) == len(
-        EVAL_TRADEOFFS
-    )
-    assert 0 < found["full_accuracy"] < 1
+def test_bundled_report_has_all_figures(report_dir):
+    content = read_results(report_dir)
+    assert content["env"] == content["provenance"]["environment"] == ENV
+    assert [router["router"] for router in content["routers"]] == [*AGENTS, "oracle"]
+
+    savings = [(pair["router"], pair["against"]) for pair in content["savings"]]
+    assert savings == [("confidence", "static")]
+    lost = [(pair["router"], pair["against"]) for pair in content["lost"]]
+    assert lost == [("confidence", "full")]
+    assert [figures["router"] for figures in content["by_outcome"]] == ["confidence"]
+
+    # Without images nothing is known of severities.
+    assert all(figures["severity"] == [0] for figures in content["by_severity"])
+    rows = [row for row in content["rows"] if row["router"] == "confidence"]
+    assert len(rows) == len(EVAL_TRADEOFFS)
+    assert 0 < content["full_accuracy"] < 1
 
 
-def test_the_results_are_strict_json(folder):
-    def refuse(word):
-        raise AssertionError(f"{word} is no JSON")
+def test_bundled_report_is_strict_json(report_dir):
+    def reject(constant):
+        raise AssertionError(f"{constant} is not JSON")
 
-    json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+    text = (report_dir / "results.json").read_text()
+    json.loads(text, parse_constant=reject)
 
 
-def test_it_holds(folder):
-    assert validate(folder) == len(results(folder)["rows"])
+def test_validate_accepts_bundled_report(report_dir):
+    assert validate(report_dir) == len(read_results(report_dir)["rows"])
 
 
 def change_full_accuracy(content):
@@ -148,23 +155,23 @@ def change_saving(content):
     content["savings"][0]["mean"] = 0.123
 
 
-def change_saving_at_a_budget(content):
+def change_saving_at_budget(content):
     content["savings"][0]["at"][0][0] = 0.123
 
 
-def change_loss(content):
+def change_lost(content):
     content["lost"][0]["mean"] -= 0.01
 
 
-def change_interval_of_a_loss(content):
+def change_lost_interval(content):
     content["lost"][0]["at"][0][1] -= 0.01
 
 
-def change_compute_by_outcome(content):
+def change_outcome_compute(content):
     content["by_outcome"][0]["right"] -= 0.01
 
 
-def change_interval_by_outcome(content):
+def change_outcome_interval(content):
     content["by_outcome"][0]["high"] -= 0.01
 
 
@@ -176,35 +183,35 @@ def drop_outcomes(content):
     content["by_outcome"] = []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(
-            change_full_accuracy,
-            change_saving,
-            change_saving_at_a_budget,
-            change_loss,
-            change_interval_of_a_loss,
-        ),
-        *(change_compute_by_outcome, change_interval_by_outcome, claim_severities, drop_outcomes),
-    ],
-    ids=lambda change: change.__name__,
-)
-def test_a_changed_figure_is_refused(folder, tmp_path, change):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    content = results(copy)
+CHANGES = [
+    change_full_accuracy,
+    change_saving,
+    change_saving_at_budget,
+    change_lost,
+    change_lost_interval,
+    change_outcome_compute,
+    change_outcome_interval,
+    claim_severities,
+    drop_outcomes,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_validate_rejects_changed_bundled_report(report_dir, tmp_path, change):
+    copy_dir = shutil.copytree(report_dir, tmp_path / "copy")
+    content = read_results(copy_dir)
     change(content)
-    (copy / "results.json").write_text(json.dumps(content))
-    (copy / "report.html").write_text(report.page(content))
+    write_results(copy_dir, content)
     with pytest.raises(ValueError, match=r"does not hold|must have"):
-        validate(copy)
+        validate(copy_dir)
 
 
-def test_another_table_is_refused(folder, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "FOLDER", shutil.copytree(base / "weights", tmp_path / "weights"))
-    path = zoo.bundled("rnr-cifar10-small", "frozen.test")
+def test_validate_rejects_other_bundled_table(report_dir, base_dir, tmp_path, monkeypatch):
+    weights_dir = shutil.copytree(base_dir / "weights", tmp_path / "weights")
+    monkeypatch.setattr(weights, "WEIGHTS_DIR", weights_dir)
+    path = weights.table_file(BACKBONE, "test")
     table = RouteTable.load(path)
     table.loss[0, 0] += 1.0
     table.save(path)
     with pytest.raises(ValueError, match="`provenance` does not hold"):
-        validate(folder)
+        validate(report_dir)

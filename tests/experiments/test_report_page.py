@@ -1,4 +1,4 @@
-"""The page of a comparison: each section shows its figures, and they follow from the results alone."""
+"""The page of a report: each section shows its figures, and follows from the results alone."""
 
 import copy
 from html.parser import HTMLParser
@@ -7,121 +7,138 @@ import pytest
 
 from rnr_gym.experiments import report
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
-from rnr_gym.experiments.report import interval, number, percent, share
-from tests.experiments.test_report import finished, results
+from rnr_gym.experiments.formatting import MISSING, interval, number, percent, share
+from tests.fixtures.comparisons import read_results
 
-SECTIONS = {
-    *(
-        "Accuracy at equal compute",
-        "Paired differences",
-        "Against the full path",
-        "Compute for equal accuracy",
-    ),
-    *("How they route", "Cheapest and most expensive images", "Measured on"),
-}
+ACCURACY = "Accuracy at equal compute"
+DIFFERENCES = "Paired differences"
+LOST = "Against the full path"
+SAVINGS = "Compute for equal accuracy"
+ROUTING = "How they route"
+GALLERY = "Cheapest and most expensive images"
+PROVENANCE = "Measured on"
+SECTIONS = [ACCURACY, DIFFERENCES, LOST, SAVINGS, ROUTING, GALLERY, PROVENANCE]
 
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return finished(tmp_path_factory.getbasetemp())
+CELLS = ("td", "th")
+MARK = '<td class="clear">'
+"""How the page marks a figure that is clear of chance."""
 
 
-@pytest.fixture
-def content(folder):
-    """The results, to change."""
-    return copy.deepcopy(results(folder))
+class PageTables(HTMLParser):
+    """The text of every table row of a page.
 
-
-class Cells(HTMLParser):
-    """The text of every table row of a page, by the heading above it."""
+    Attributes:
+        sections: by heading, the rows below it, each a list of cells.
+    """
 
     def __init__(self, page):
         super().__init__()
-        self.sections, self.rows, self.inside = {}, [], None
+        self.sections = {}
+        self.rows = []
+        self.open_tag = None
         self.feed(page)
 
     def handle_starttag(self, tag, _):
         if tag == "tr":
             self.rows.append([])
-        elif tag in ("td", "th"):
+        if tag in CELLS:
             self.rows[-1].append("")
-        self.inside = tag if tag in ("td", "th", "h2") else self.inside
+        if tag in (*CELLS, "h2"):
+            self.open_tag = tag
 
     def handle_endtag(self, tag):
-        self.inside = None if tag == self.inside else self.inside
+        if tag == self.open_tag:
+            self.open_tag = None
 
     def handle_data(self, text):
-        if self.inside == "h2":
+        if self.open_tag == "h2":
             self.rows = self.sections.setdefault(text, [])
-        elif self.inside:
+        elif self.open_tag:
             self.rows[-1][-1] += text
 
 
 def section(content, name):
-    """The rows below a heading, without that of the column names."""
-    return Cells(report.page(content)).sections[name][1:]
+    """The table rows below a heading, without the first, which has the column names."""
+    return PageTables(report.page(content)).sections[name][1:]
 
 
-def test_the_page_has_a_section_for_each_part(folder):
-    page = (folder / "report.html").read_text()
-    assert Cells(page).sections.keys() == SECTIONS
-    for picture in ("pareto.png", "gallery.png"):
-        assert f'src="{picture}"' in page
+def at_each_budget(content, pair, text):
+    """What the row of a pair says at each budget of the report."""
+    at = dict(zip(pair["budgets"], pair["at"], strict=True))
+    cells = []
+    for budget in content["budgets"]:
+        if budget in at:
+            cells.append(text(*at[budget]))
+        else:
+            cells.append(MISSING)
+    return cells
 
 
-def test_it_shows_every_summary(content):
-    for part, row in zip(
-        content["routers"], section(content, "Accuracy at equal compute"), strict=True
-    ):
-        assert row[0] == part["router"]
-        assert row[1:7] == [percent(*pair) for pair in part["accuracy_at"]]
-        assert row[7] == number(part["regret"])
+def pair_row(content, pair, text):
+    """The whole row of two routers."""
+    overall = text(pair["mean"], pair["low"], pair["high"])
+    return [pair["router"], pair["against"], overall, *at_each_budget(content, pair, text)]
 
 
-def at_each_budget(content, part, shown):
-    """What a row of a part says at each budget, a dash where it has none."""
-    known = dict(zip(part["budgets"], part["at"], strict=True))
-    return [shown(*known[budget]) if budget in known else "–" for budget in content["budgets"]]
+@pytest.fixture
+def page(report_dir):
+    """The page as it was written."""
+    return (report_dir / "report.html").read_text()
 
 
-def test_it_shows_every_difference(content):
-    rows = section(content, "Paired differences")
-    for part, row in zip(content["differences"], rows, strict=True):
-        whole = interval(part["mean"], part["low"], part["high"])
-        assert row == [
-            part["router"],
-            part["against"],
-            whole,
-            *at_each_budget(content, part, interval),
-        ]
+@pytest.fixture
+def content(report_dir):
+    """The results, to change."""
+    return copy.deepcopy(read_results(report_dir))
 
 
-def test_it_shows_what_each_learner_loses_against_the_full_path(content):
-    content["lost"] += [{**part, "router": "mine"} for part in content["lost"]]
-    rows = section(content, "Against the full path")
-    assert [row[0] for row in rows] == [part["router"] for part in content["lost"]]
-    for part, row in zip(content["lost"], rows, strict=True):
-        assert row[1:] == at_each_budget(content, part, interval)
-    assert f"which has {percent(content['full_accuracy'], None)} percent right" in report.page(
-        content
-    )
+def test_page_has_all_sections(page):
+    assert [*PageTables(page).sections] == SECTIONS
 
 
-def test_it_shows_every_saving(content):
+@pytest.mark.parametrize("picture", ["pareto.png", "gallery.png"])
+def test_page_shows_picture(page, picture):
+    assert f'src="{picture}"' in page
+
+
+def test_page_follows_from_results_alone(report_dir, page):
+    assert report.page(read_results(report_dir)) == page
+
+
+def test_page_shows_router_accuracies(content):
+    rows = section(content, ACCURACY)
+    for router, row in zip(content["routers"], rows, strict=True):
+        accuracies = [percent(*pair) for pair in router["accuracy_at"]]
+        assert row[:8] == [router["router"], *accuracies, number(router["regret"])]
+
+
+def test_page_shows_every_difference(content):
+    rows = section(content, DIFFERENCES)
+    assert rows == [pair_row(content, pair, interval) for pair in content["differences"]]
+
+
+def test_page_shows_every_saving(content):
+    # A second set of rows, so that their order shows.
     content["savings"] += [{**pair, "router": "mine"} for pair in content["savings"]]
-    rows = section(content, "Compute for equal accuracy")
+    rows = section(content, SAVINGS)
     assert rows
-    for part, row in zip(content["savings"], rows, strict=True):
-        whole = share(part["mean"], part["low"], part["high"])
-        assert row == [
-            part["router"],
-            part["against"],
-            whole,
-            *at_each_budget(content, part, share),
-        ]
+    assert rows == [pair_row(content, pair, share) for pair in content["savings"]]
 
 
-def test_a_saving_that_is_never_reached_is_a_dash_and_one_without_an_upper_bound_says_so(content):
+def test_page_shows_accuracy_lost(content):
+    content["lost"] += [{**pair, "router": "mine"} for pair in content["lost"]]
+    rows = section(content, LOST)
+    for pair, row in zip(content["lost"], rows, strict=True):
+        assert row == [pair["router"], *at_each_budget(content, pair, interval)]
+
+
+def test_page_states_full_path_accuracy(content):
+    accuracy = percent(content["full_accuracy"], None)
+    assert f"which has {accuracy} percent right" in report.page(content)
+
+
+def test_page_shows_infinite_saving_as_dash(content):
+    """A mean that is never reached is a dash, and an upper end without bound is ∞."""
     pair = {
         "router": "ppo",
         "against": "static",
@@ -129,119 +146,83 @@ def test_a_saving_that_is_never_reached_is_a_dash_and_one_without_an_upper_bound
         "low": 0.6,
         "high": None,
         "budgets": content["budgets"][:2],
+        "at": [[0.7, 0.6, None], [None, 0.9, None]],
     }
-    content["savings"] = [{**pair, "at": [[0.7, 0.6, None], [None, 0.9, None]]}]
-    (row,) = section(content, "Compute for equal accuracy")
+    content["savings"] = [pair]
+    (row,) = section(content, SAVINGS)
     assert row == ["ppo", "static", "–", "0.70 [0.60, ∞]", *["–"] * 5]
 
 
-def test_only_what_is_wholly_below_one_is_marked_as_saved(content):
-    pair = {"router": "ppo", "against": "static", "mean": 0.8, "low": 0.6, "budgets": [], "at": []}
+@pytest.mark.parametrize(("high", "marked"), [(0.99, True), (1.0, False), (None, False)])
+def test_page_marks_savings_below_one(content, high, marked):
+    """Only an interval that is wholly below one is marked."""
+    pair = {
+        "router": "ppo",
+        "against": "static",
+        "mean": 0.8,
+        "low": 0.6,
+        "high": high,
+        "budgets": [],
+        "at": [],
+    }
     content["differences"] = []
-    for high, marked in ((0.99, True), (1.0, False), (None, False)):
-        content["savings"] = [{**pair, "high": high}]
-        assert ('<td class="clear">' in report.page(content)) is marked
+    content["savings"] = [pair]
+    assert (MARK in report.page(content)) is marked
 
 
-def test_it_shows_what_is_spent_on_images_that_the_full_path_gets_right_and_wrong(content):
-    content["by_outcome"] = [
-        {
-            "router": "ppo",
-            "mean_compute": 0.3,
-            "right": 0.25,
-            "wrong": 0.5,
-            "low": 0.1,
-            "high": -0.2,
-        }
-    ]
-    assert section(content, "How they route")[0] == [
-        "ppo",
-        "0.300",
-        "0.250",
-        "0.500",
-        "+0.250 [+0.100, -0.200]",
-    ]
+def test_page_shows_compute_by_outcome(content):
+    figures = {
+        "router": "ppo",
+        "mean_compute": 0.3,
+        "right": 0.25,
+        "wrong": 0.5,
+        "low": 0.1,
+        "high": -0.2,
+    }
+    content["by_outcome"] = [figures]
+    row = section(content, ROUTING)[0]
+    assert row == ["ppo", "0.300", "0.250", "0.500", "+0.250 [+0.100, -0.200]"]
 
 
-def test_it_shows_how_the_shown_router_goes_at_each_tradeoff(content):
+def test_page_shows_routing_by_tradeoff(content):
     name = content["shown"]["router"]
-    rows = [row for row in section(content, "How they route") if len(row) == 6][1:]
-    ours = [row for row in content["rows"] if row["router"] == name and row["seed"] == 0]
-    assert len(ours) == len(EVAL_TRADEOFFS)
-    for found, row in zip(ours, rows, strict=True):
-        assert row[:3] == [name, f"{found['tradeoff']:.3f}", f"{found['compute']:.3f}"]
-        assert row[3:] == [
-            f"{found['path_entropy']:.2f}",
-            str(found["distinct_paths"]),
-            f"{100 * found['exits']:.0f} %",
+    # The section's second table has six columns; its first row has their names.
+    rows = [row for row in section(content, ROUTING) if len(row) == 6][1:]
+    shown = [row for row in content["rows"] if row["router"] == name and row["seed"] == 0]
+    assert len(shown) == len(EVAL_TRADEOFFS)
+
+    for figures, row in zip(shown, rows, strict=True):
+        assert row == [
+            name,
+            f"{figures['tradeoff']:.3f}",
+            f"{figures['compute']:.3f}",
+            f"{figures['path_entropy']:.2f}",
+            str(figures["distinct_paths"]),
+            f"{100 * figures['exits']:.0f} %",
         ]
 
 
-def test_parts_without_entries_leave_their_sections_empty(content):
-    for name in ("differences", "lost", "savings", "by_outcome"):
-        content[name] = []
-    for name in ("Paired differences", "Against the full path", "Compute for equal accuracy"):
-        assert section(content, name) == []
+@pytest.mark.parametrize("name", [DIFFERENCES, LOST, SAVINGS])
+def test_page_section_without_figures_is_empty(content, name):
+    for key in ("differences", "lost", "savings", "by_outcome"):
+        content[key] = []
+    assert section(content, name) == []
 
 
-def test_without_a_gallery_none_is_shown(content):
-    page = report.page({**content, "gallery": False})
+def test_page_without_gallery_shows_none(content):
+    content["gallery"] = False
+    page = report.page(content)
     assert "gallery.png" not in page
-    assert "Cheapest and most expensive" not in page
+    assert GALLERY not in page
     assert 'src="pareto.png"' in page
 
 
-def test_it_says_what_it_was_measured_on(folder):
-    page = (folder / "report.html").read_text()
-    for value in results(folder)["provenance"].values():
-        assert str(value).replace('"', "&#34;") in page
+def test_page_shows_provenance(report_dir, page):
+    for value in read_results(report_dir)["provenance"].values():
+        escaped = str(value).replace('"', "&#34;")
+        assert escaped in page
 
 
-def test_the_page_follows_from_the_results_alone(folder):
-    assert report.page(results(folder)) == (folder / "report.html").read_text()
-
-
-def test_names_on_the_page_are_escaped(content):
-    assert "<script>" not in report.page({**content, "env": "<script>"})
-
-
-@pytest.mark.parametrize(
-    ("pair", "text"),
-    [
-        ((0.873, 0.004), "87.3 ±0.4"),
-        ((0.873, None), "87.3"),
-        ((None, None), "–"),
-        ((0.0, 0.0), "0.0 ±0.0"),
-    ],
-    ids=str,
-)
-def test_percentages(pair, text):
-    assert percent(*pair) == text
-
-
-@pytest.mark.parametrize(
-    ("pair", "text"),
-    [((0.123, 0.004), "0.1230 ±0.0040"), ((0.0, None), "0.0000"), ((None, None), "–"), (None, "–")],
-    ids=str,
-)
-def test_numbers(pair, text):
-    assert number(pair) == text
-
-
-def test_intervals():
-    assert interval(0.012, 0.0084, -0.017) == "+1.2 [+0.8, -1.7]"
-
-
-@pytest.mark.parametrize(
-    ("figures", "text"),
-    [
-        ((0.684, 0.6349, 1.0), "0.68 [0.63, 1.00]"),
-        ((0.5, 0.4, None), "0.50 [0.40, ∞]"),
-        ((None, None, None), "–"),
-        ((None, 0.9, None), "–"),
-        ((0.5, None, None), "0.50 [∞, ∞]"),
-    ],
-    ids=str,
-)
-def test_shares(figures, text):
-    assert share(*figures) == text
+def test_page_escapes_names(content):
+    content["env"] = "<script>"
+    assert "<script>" not in report.page(content)

@@ -1,251 +1,297 @@
-"""A fitted router in its folder: begun once, taken up again, finished, loaded."""
+"""A fitted router in a folder: started once, resumed, finished, loaded."""
 
 import json
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from rnr_gym import agents, data, storage
-from rnr_gym.agents import FitConfig, sb3_router
-from rnr_gym.agents.sb3_router import CHECKPOINT, CheckpointCallback
-from rnr_gym.classifier import ROUTER
+from rnr_gym.agents import FitConfig, sb3
+from rnr_gym.agents.sb3 import CHECKPOINT, CheckpointCallback
+from rnr_gym.classifier import CONFIG_FILE, ROUTER_FILE, RoutedClassifier
 from rnr_gym.experiments import runs
 from rnr_gym.experiments.evaluation import evaluate, measure_curve
-from rnr_gym.experiments.runs import CONFIG, claim, identity
 from rnr_gym.routing.rollout import decision_macs
 from rnr_gym.routing.sources import digest_of
+from tests.fixtures import small
+from tests.fixtures.digits import ENV, load_other, use_few_digits
+from tests.fixtures.files import snapshot
 
-WHOLE = data.load
-ENV = "RNR-Digits-v0"
-FACTS = {"agent": "ppo", "steps": 100, "tradeoffs": [0.01, 2.0]}
-
-
-@lru_cache
-def few(name, split, *more):
-    """A part of a split, whole originals: some hundred images, whose table takes a second."""
-    images = WHOLE(name, split, *more)
-    return images.take(np.isin(images.source, np.unique(images.source)[::16]))
-
-
-def few_digits(patch):
-    """Let every split be a small part of it, for all that is opened in this process."""
-    patch.setattr(data, "load", few)
-
-
-def snapshot(folder):
-    """Every file below a folder, with its content and when it was written."""
-    return {
-        file: (file.read_bytes(), file.stat().st_mtime_ns)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+CONFIG = {"agent": "ppo", "steps": 100, "tradeoffs": [0.01, 2.0]}
+FINISHED_BY = "done"
+FIT_CONFIG = FitConfig(ENV, steps=1024, progress=False)
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch):
-    few_digits(monkeypatch)
+def _few_digits(monkeypatch):
+    use_few_digits(monkeypatch)
 
 
-def fit_config(**more):
-    return FitConfig(ENV, steps=1024, progress=False, **more)
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "empty"])
+def test_start_in_new_or_empty_dir(tmp_path, exists):
+    run_dir = tmp_path / "one" / "two"
+    if exists:
+        run_dir.mkdir(parents=True)
+    runs.start_or_resume(run_dir, CONFIG, FINISHED_BY)
+    assert [file.name for file in run_dir.iterdir()] == [CONFIG_FILE]
+    assert json.loads((run_dir / CONFIG_FILE).read_text()) == CONFIG
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_new_or_empty_folder_is_claimed(tmp_path, there):
-    folder = tmp_path / "one" / "two"
-    if there:
-        folder.mkdir(parents=True)
-    claim(folder, FACTS, "done")
-    assert json.loads((folder / CONFIG).read_text()) == FACTS
-    assert [file.name for file in folder.iterdir()] == [CONFIG]
-
-
-def test_unfinished_work_of_the_same_configuration_is_taken_up(tmp_path):
-    claim(tmp_path, FACTS, "done")
+def test_resume_with_same_config_changes_nothing(tmp_path):
+    runs.start_or_resume(tmp_path, CONFIG, FINISHED_BY)
     (tmp_path / "half").write_text("work")
     before = snapshot(tmp_path)
-    claim(tmp_path, dict(reversed(FACTS.items())), "done")
+
+    # The order of the entries is no difference.
+    runs.start_or_resume(tmp_path, dict(reversed(CONFIG.items())), FINISHED_BY)
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("facts", "named"),
+    ("config", "names"),
     [
-        ({**FACTS, "steps": 200}, "steps"),
-        ({**FACTS, "steps": 200, "agent": "dqn"}, "agent, steps"),
-        ({**FACTS, "seed": 1}, "seed"),
+        ({**CONFIG, "steps": 200}, "steps"),
+        ({**CONFIG, "steps": 200, "agent": "dqn"}, "agent, steps"),
+        ({**CONFIG, "seed": 1}, "seed"),
         ({"agent": "ppo", "steps": 100}, "tradeoffs"),
     ],
+    ids=["changed", "two changed", "added", "missing"],
 )
-def test_a_changed_configuration_is_refused_by_name(tmp_path, facts, named):
-    claim(tmp_path, FACTS, "done")
+def test_resume_rejects_changed_config(tmp_path, config, names):
+    runs.start_or_resume(tmp_path, CONFIG, FINISHED_BY)
     before = snapshot(tmp_path)
-    with pytest.raises(
-        ValueError,
-        match=rf"`out` must be taken up as it was begun, got .*, where {named} differ; choose another",
-    ):
-        claim(tmp_path, facts, "done")
+    message = (
+        "`out` must be resumed with the settings that it was started with, "
+        f"got .*, where {names} differ; choose another"
+    )
+    with pytest.raises(ValueError, match=message):
+        runs.start_or_resume(tmp_path, config, FINISHED_BY)
     assert snapshot(tmp_path) == before
 
 
-def test_a_finished_folder_is_refused(tmp_path):
-    claim(tmp_path, FACTS, "done")
-    (tmp_path / "done").write_text("all")
+def test_start_rejects_finished_work(tmp_path):
+    runs.start_or_resume(tmp_path, CONFIG, FINISHED_BY)
+    (tmp_path / FINISHED_BY).write_text("all")
     before = snapshot(tmp_path)
-    with pytest.raises(
-        FileExistsError,
-        match=r"`out` must be a new folder or unfinished work, got .*, which is finished",
-    ):
-        claim(tmp_path, FACTS, "done")
+    message = r"`out` must be a new folder or unfinished work, got .*, which is finished"
+    with pytest.raises(FileExistsError, match=message):
+        runs.start_or_resume(tmp_path, CONFIG, FINISHED_BY)
     assert snapshot(tmp_path) == before
 
 
-def test_a_foreign_folder_is_refused(tmp_path):
+def test_start_rejects_foreign_dir(tmp_path):
     (tmp_path / "thesis.tex").write_text("five years")
     before = snapshot(tmp_path)
-    with pytest.raises(
-        FileExistsError,
-        match=r"`out` must be a new folder, got .*, which exists and holds something else",
-    ):
-        claim(tmp_path, FACTS, "done")
+    message = r"`out` must be a new folder, got .*, which exists and holds something else"
+    with pytest.raises(FileExistsError, match=message):
+        runs.start_or_resume(tmp_path, CONFIG, FINISHED_BY)
     assert snapshot(tmp_path) == before
 
 
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("text")
+def test_start_rejects_file_as_dir(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("text")
     with pytest.raises(FileExistsError, match=r"`out` must be a new folder, got"):
-        claim(tmp_path / "file", FACTS, "done")
-    assert (tmp_path / "file").read_text() == "text"
+        runs.start_or_resume(file, CONFIG, FINISHED_BY)
+    assert file.read_text() == "text"
 
 
-def test_whatever_changes_a_run_changes_its_identity(tmp_path):
-    one = identity("ppo", fit_config())
-    others = [
-        identity("dqn", fit_config()),
-        identity("ppo", fit_config(seed=1)),
-        identity("ppo", fit_config(arguments={"exits": False})),
-        identity("ppo", fit_config(tradeoffs=(0.1, 1.0))),
-        identity("ppo", FitConfig(ENV, steps=2048)),
-        identity("ppo", FitConfig("RNR-Digits-Channels-v0", steps=1024)),
-    ]
-    assert all(json.dumps(one) != json.dumps(other) for other in others)
-    assert json.loads(json.dumps(one)) == one
-    assert identity("ppo", fit_config(folder=tmp_path)) == one  # where it lies does not
+@pytest.mark.parametrize(
+    ("agent", "fit_config"),
+    [
+        ("dqn", FIT_CONFIG),
+        ("ppo", replace(FIT_CONFIG, seed=1)),
+        ("ppo", replace(FIT_CONFIG, kwargs={"exits": False})),
+        ("ppo", replace(FIT_CONFIG, tradeoffs=(0.1, 1.0))),
+        ("ppo", replace(FIT_CONFIG, steps=2048)),
+        ("ppo", replace(FIT_CONFIG, env="RNR-Digits-Channels-v0")),
+    ],
+    ids=["agent", "seed", "kwargs", "tradeoffs", "steps", "env"],
+)
+def test_identity_differs_with_config(agent, fit_config):
+    identity = runs.identity("ppo", FIT_CONFIG)
+    other = runs.identity(agent, fit_config)
+    assert json.dumps(identity) != json.dumps(other)
+
+
+def test_identity_is_json():
+    identity = runs.identity("ppo", FIT_CONFIG)
+    assert json.loads(json.dumps(identity)) == identity
+
+
+def test_identity_ignores_run_dir(tmp_path):
+    elsewhere = replace(FIT_CONFIG, run_dir=tmp_path)
+    assert runs.identity("ppo", elsewhere) == runs.identity("ppo", FIT_CONFIG)
 
 
 @pytest.mark.parametrize("agent", ["static", "confidence", "random", "ppo"])
-def test_a_run_is_fitted_kept_and_loaded(tmp_path, agent):
-    path = runs.fit(agent, fit_config(), tmp_path / "run")
-    assert path == tmp_path / "run" / ROUTER
-    assert json.loads((tmp_path / "run" / CONFIG).read_text()) == identity(agent, fit_config())
-    run, source = runs.load(tmp_path / "run"), fit_config().source("route")
-    assert (run.agent, run.fit_config.env, run.fit_config.steps, run.fit_config.seed) == (
-        agent,
-        ENV,
-        1024,
-        0,
-    )
-    assert run.fit_config.tradeoffs == fit_config().tradeoffs
-    facts = storage.load_tensors(path)[1]
-    assert (facts["problem"], facts["source"]) == (source.spec.digest, digest_of(source))
-    wanted = agents.AGENTS[agent].fit(fit_config())
+def test_fit_writes_run_that_loads(tmp_path, agent):
+    run_dir = tmp_path / "run"
+    path = runs.fit(agent, FIT_CONFIG, run_dir)
+    assert path == run_dir / ROUTER_FILE
+    assert json.loads((run_dir / CONFIG_FILE).read_text()) == runs.identity(agent, FIT_CONFIG)
+
+    source = FIT_CONFIG.source("route")
+    _, metadata = storage.load_tensors(path)
+    assert metadata["problem"] == source.spec.digest
+    assert metadata["source"] == digest_of(source)
+
+    run = runs.load(run_dir)
+    assert run.agent == agent
+    assert run.fit_config.env == ENV
+    assert run.fit_config.seed == 0
+    assert run.fit_config.steps == 1024
+    assert run.fit_config.tradeoffs == FIT_CONFIG.tradeoffs
+
+    # The file has the router that was fitted: the same one as without a folder.
+    fitted = agents.AGENTS[agent].fit(FIT_CONFIG)
     for tradeoff in (0.02, 0.5):
-        assert (
-            evaluate(source, run.router, tradeoff).path.tolist()
-            == evaluate(source, wanted, tradeoff).path.tolist()
-        )
+        loaded_paths = evaluate(source, run.router, tradeoff).path
+        fitted_paths = evaluate(source, fitted, tradeoff).path
+        np.testing.assert_array_equal(loaded_paths, fitted_paths)
 
 
-def test_the_curve_is_measured_on_route_for_routers_that_adapt(tmp_path):
-    runs.fit("confidence", fit_config(), tmp_path / "confidence")
-    runs.fit("static", fit_config(), tmp_path / "static")
-    run = runs.load(tmp_path / "confidence")
-    assert run.curve == measure_curve(fit_config().source("route"), run.router)
-    assert runs.load(tmp_path / "static").curve is None
+def test_fit_measures_curve_on_route(tmp_path):
+    runs.fit("confidence", FIT_CONFIG, tmp_path)
+    run = runs.load(tmp_path)
+    assert run.curve == measure_curve(FIT_CONFIG.source("route"), run.router)
 
 
-def test_a_finished_run_is_not_fitted_again(tmp_path):
-    runs.fit("static", fit_config(), tmp_path)
+def test_fit_measures_no_curve_of_static(tmp_path):
+    runs.fit("static", FIT_CONFIG, tmp_path)
+    assert runs.load(tmp_path).curve is None
+
+
+def test_fit_rejects_finished_run(tmp_path):
+    runs.fit("static", FIT_CONFIG, tmp_path)
     before = snapshot(tmp_path)
     with pytest.raises(FileExistsError, match="which is finished"):
-        runs.fit("static", fit_config(), tmp_path)
+        runs.fit("static", FIT_CONFIG, tmp_path)
     assert snapshot(tmp_path) == before
 
 
-def test_a_killed_run_goes_on_where_it_was_and_leaves_no_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(sb3_router, "CheckpointCallback", partial(CheckpointCallback, every=1024))
-    longer, begun = FitConfig(ENV, steps=4096, progress=False), []
+LONGER = replace(FIT_CONFIG, steps=4096)
 
-    class Killing(sb3_router.Bar):
+
+@pytest.fixture
+def started_at(monkeypatch):
+    """Kill the first fit after 2,600 steps; the steps at which each fit started."""
+    callback = partial(CheckpointCallback, every=1024)
+    monkeypatch.setattr(sb3, "CheckpointCallback", callback)
+    started_at = []
+
+    class KillingProgressBar(sb3.ProgressBar):
         killed = False
 
         def _on_training_start(self):
-            begun.append(self.num_timesteps)
+            started_at.append(self.num_timesteps)
             super()._on_training_start()
 
         def _on_step(self):
-            if self.num_timesteps >= 2_600 and not Killing.killed:
-                Killing.killed = True
+            if self.num_timesteps >= 2_600 and not KillingProgressBar.killed:
+                KillingProgressBar.killed = True
                 raise KeyboardInterrupt
             return super()._on_step()
 
-    monkeypatch.setattr(sb3_router, "Bar", Killing)
+    monkeypatch.setattr(sb3, "ProgressBar", KillingProgressBar)
+    return started_at
+
+
+@pytest.fixture
+def killed_dir(tmp_path, started_at):
+    """The folder of a fit that was killed."""
     with pytest.raises(KeyboardInterrupt):
-        runs.fit("ppo", longer, tmp_path)
-    assert (tmp_path / CHECKPOINT).exists()
-    assert not (tmp_path / ROUTER).exists()
-    with pytest.raises(FileNotFoundError, match="which is unfinished; give the same command again"):
-        runs.load(tmp_path)
+        runs.fit("ppo", LONGER, tmp_path)
+    return tmp_path
+
+
+def test_fit_killed_leaves_checkpoint(killed_dir):
+    assert (killed_dir / CHECKPOINT).exists()
+    assert not (killed_dir / ROUTER_FILE).exists()
+    message = "which is unfinished; run the same command to resume"
+    with pytest.raises(FileNotFoundError, match=message):
+        runs.load(killed_dir)
+
+
+def test_fit_killed_rejects_other_seed(killed_dir):
     with pytest.raises(ValueError, match="where seed differ"):
-        runs.fit("ppo", FitConfig(ENV, seed=1, steps=4096, progress=False), tmp_path)
-    runs.fit("ppo", longer, tmp_path)
-    assert begun == [0, 2048]
-    assert not (tmp_path / CHECKPOINT).exists()
-    assert runs.load(tmp_path).agent == "ppo"
+        runs.fit("ppo", replace(LONGER, seed=1), killed_dir)
 
 
-def test_a_folder_without_a_run_says_how_to_make_one(tmp_path):
-    for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(
-            FileNotFoundError,
-            match=r"`run` must be the folder of a fitted router, got .*, which holds no run; make one with",
-        ):
-            runs.load(folder)
+def test_fit_killed_resumes_from_checkpoint(killed_dir, started_at):
+    runs.fit("ppo", LONGER, killed_dir)
+    assert started_at == [0, 2048]
+    assert not (killed_dir / CHECKPOINT).exists()
+    assert runs.load(killed_dir).agent == "ppo"
 
 
-def test_a_run_of_other_images_is_refused(tmp_path, monkeypatch):
-    runs.fit("full", fit_config(), tmp_path)
-    monkeypatch.setattr(data, "load", lambda *parts: other(*parts))
+@pytest.mark.parametrize("name", [".", "missing"])
+def test_load_without_run_says_how_to_make_one(tmp_path, name):
+    message = (
+        r"`run` must be the folder of a fitted router, got .*, which holds no run; make one with "
+        "`rnr-gym train`"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        runs.load(tmp_path / name)
+
+
+def test_load_rejects_run_of_other_images(tmp_path, monkeypatch):
+    runs.fit("full", FIT_CONFIG, tmp_path)
+    monkeypatch.setattr(data, "load", load_other)
     with pytest.raises(ValueError, match="`run` must be fitted to these weights and images"):
         runs.load(tmp_path)
 
 
-@lru_cache
-def other(name, split, *more):
-    """Another part of a split."""
-    images = WHOLE(name, split, *more)
-    return images.take(np.isin(images.source, np.unique(images.source)[5::16]))
+@pytest.fixture(scope="module", params=[True, False], ids=["exits", "no exits"])
+def exits(request):
+    return request.param
 
 
-@pytest.mark.parametrize("exits", [True, False])
-def test_a_run_becomes_a_classifier(tmp_path, exits):
-    own = fit_config(arguments={} if exits else {"exits": False})
-    runs.fit("ppo", own, tmp_path)
-    routed, images = runs.classifier(tmp_path), data.load("digits", "test").take(np.arange(60))
-    assert (routed.exits, routed.agent) == (exits, "ppo")
-    assert routed.curve == runs.load(tmp_path).curve
-    pixels = torch.from_numpy(images.images.copy())
-    found = routed(pixels, tradeoff=0.3)
-    wanted = evaluate(own.source("test"), routed.router, 0.3)
-    assert found.path.tolist() == wanted.path[:60].tolist()
-    assert found.macs.tolist() == wanted.macs[:60].tolist()
-    assert found.logits.argmax(1).tolist() == wanted.prediction[:60].tolist()
-    budget = routed.curve.compute[0]
-    by_budget, by_tradeoff = (
-        routed(pixels, **chosen)
-        for chosen in ({"compute": budget}, {"tradeoff": routed.curve.tradeoff_for(budget)})
-    )
+@pytest.fixture(scope="module")
+def ppo_run(exits, tmp_path_factory):
+    """The configuration and the folder of a fitted learner; leave the folder as it is."""
+    kwargs = {} if exits else {"exits": False}
+    fit_config = replace(FIT_CONFIG, kwargs=kwargs)
+    run_dir = tmp_path_factory.mktemp("ppo")
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_digits(patch)
+        runs.fit("ppo", fit_config, run_dir)
+    return fit_config, run_dir
+
+
+@pytest.fixture
+def pixels():
+    """The first 60 images of `test`."""
+    return small.pixels_of(data.load("digits", "test").take(np.arange(60)))
+
+
+def test_classifier_from_run_has_its_settings(ppo_run, exits):
+    _, run_dir = ppo_run
+    classifier = RoutedClassifier.from_run(run_dir)
+    assert classifier.exits == exits
+    assert classifier.agent == "ppo"
+    assert classifier.curve == runs.load(run_dir).curve
+
+    macs = decision_macs(classifier.router, classifier.spec)
+    assert classifier.decision_macs == macs > 0
+
+
+def test_classifier_from_run_matches_evaluation(ppo_run, pixels):
+    fit_config, run_dir = ppo_run
+    classifier = RoutedClassifier.from_run(run_dir)
+    routed = classifier(pixels, tradeoff=0.3)
+    evaluation = evaluate(fit_config.source("test"), classifier.router, 0.3)
+    np.testing.assert_array_equal(routed.path, evaluation.path[:60])
+    np.testing.assert_array_equal(routed.macs, evaluation.macs[:60])
+    np.testing.assert_array_equal(routed.logits.argmax(1), evaluation.prediction[:60])
+
+
+def test_classifier_from_run_keeps_budget(ppo_run, pixels):
+    _, run_dir = ppo_run
+    classifier = RoutedClassifier.from_run(run_dir)
+    budget = classifier.curve.compute[0]
+    by_budget = classifier(pixels, compute=budget)
+    by_tradeoff = classifier(pixels, tradeoff=classifier.curve.tradeoff_for(budget))
     assert by_budget.path.tolist() == by_tradeoff.path.tolist()
-    assert routed.decision_macs == decision_macs(routed.router, routed.spec) > 0

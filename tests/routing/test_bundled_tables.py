@@ -17,7 +17,7 @@ from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.sources import digest_of, open_images, open_source
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
-from tests.fixtures.specs import assert_same_spec
+from tests.fixtures.routing import assert_same_spec
 
 SIZES = {"route": 9, "test": 6}
 SPLITS = pytest.mark.parametrize("split", SIZES)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 
 from rnr_gym.routing.observations import (
     CLIP,
@@ -22,51 +23,78 @@ WHERE = layout(pooled=4, glance=2, classes=3, layers=2, paths=5)
 SUMMARY = 4 + 2 + 3 + 3 + 3
 
 
-def width(part):
-    return part.stop - part.start
+def widths(parts):
+    return [part.stop - part.start for part in parts]
 
 
 def test_layout_parts_follow_without_gaps():
-    parts = [*WHERE.summary, WHERE.layer, WHERE.compute, WHERE.prev_sub_path, WHERE.tradeoff]
-    assert [width(part) for part in parts] == [4, 2, 3, 3, 3, 2, 1, 5, 1]
-    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    parts = [
+        *WHERE.summary,
+        WHERE.layer,
+        WHERE.compute,
+        WHERE.prev_sub_path,
+        WHERE.tradeoff,
+    ]
+    assert widths(parts) == [4, 2, 3, 3, 3, 2, 1, 5, 1]
+    end = 0
+    for part in parts:
+        assert part.start == end
+        end = part.stop
+    assert WHERE.size == end
     assert WHERE.summary.size == SUMMARY
-    assert WHERE.size == SUMMARY + 2 + 1 + 5 + 1
 
 
 def test_layout_can_leave_out_glance_classes():
-    where = layout(pooled=8, glance=0, classes=3, layers=2, paths=5, glance_classes=0)
-    assert [width(part) for part in where.summary] == [8, 0, 0, 3, 3]
+    where = layout(
+        pooled=8,
+        glance=0,
+        classes=3,
+        layers=2,
+        paths=5,
+        glance_classes=0,
+    )
+    assert widths(where.summary) == [8, 0, 0, 3, 3]
     assert where.summary.exit_probabilities == slice(8, 11)
     assert where.size == 8 + 3 + 3 + 2 + 1 + 5 + 1
 
     low, high = bounds(where, clip=5.0, ceiling=1.25)
-    assert low[:8].tolist() == [-5] * 8
-    assert high[:8].tolist() == [5] * 8
-    assert low[8:14].tolist() == [0] * 6
-    assert high[8:14].tolist() == [1] * 6
+    assert (low[:8] == -5).all()
+    assert (high[:8] == 5).all()
+    assert (low[8:14] == 0).all()
+    assert (high[8:14] == 1).all()
+
+
+CERTAIN = [1.0, 0.0, 0.0, 0.0]
+UNIFORM = [0.25, 0.25, 0.25, 0.25]
+BETWEEN = [0.5, 0.25, 0.125, 0.125]
+BETWEEN_ENTROPY = 1.75 * math.log(2) / math.log(4)
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "features"),
+    ("probabilities", "confidence"),
     [
-        ([1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0]),
-        ([0.25, 0.25, 0.25, 0.25], [0.25, 0.0, 1.0]),
-        ([0.5, 0.25, 0.125, 0.125], [0.5, 0.25, 1.75 * math.log(2) / math.log(4)]),
+        (CERTAIN, [1.0, 1.0, 0.0]),
+        (UNIFORM, [0.25, 0.0, 1.0]),
+        (BETWEEN, [0.5, 0.25, BETWEEN_ENTROPY]),
     ],
     ids=["certain", "uniform", "between"],
 )
-def test_confidence_of_known_probabilities(probabilities, features):
-    # A second row, so that each image is seen to have its own.
-    batch = torch.tensor([probabilities, [0.5, 0.5, 0.0, 0.0]])
-    confidence = confidence_features(batch)
-    assert confidence.shape == (2, 3)
-    assert confidence[0].tolist() == pytest.approx(features)
-    assert confidence[1].tolist() == pytest.approx([0.5, 0.0, 0.5])
+def test_confidence_of_known_probabilities(probabilities, confidence):
+    # Among others, so that each image is seen to have its own.
+    batch = torch.tensor([UNIFORM, probabilities, CERTAIN])
+    features = confidence_features(batch)
+    assert features.shape == (3, 3)
+    assert features[1].tolist() == pytest.approx(confidence)
 
 
 def test_confidence_of_certainty_is_exact():
-    assert confidence_features(torch.eye(4)).tolist() == [[1.0, 1.0, 0.0]] * 4
+    features = confidence_features(torch.eye(4))
+    assert (features == torch.tensor([1.0, 1.0, 0.0])).all()
+
+
+SUMMARIES = np.arange(3 * SUMMARY, dtype=np.float32).reshape(3, SUMMARY)
+COMPUTE = np.array([0.1, 0.2, 0.3])
+TRADEOFF = np.array([1.0, 2.0, 4.0])
 
 
 @pytest.fixture
@@ -74,29 +102,39 @@ def observation():
     """Observations of three images: at layer 0, at layer 1, and answered."""
     return observe(
         WHERE,
-        summary=np.arange(3 * SUMMARY, dtype=np.float32).reshape(3, SUMMARY),
+        summary=SUMMARIES,
         layer=np.array([0, 1, 2]),
         prev_sub_path=np.array([4, 2, 0]),
-        compute=np.array([0.1, 0.2, 0.3]),
-        tradeoff=np.array([1.0, 2.0, 4.0]),
+        compute=COMPUTE,
+        tradeoff=TRADEOFF,
     )
 
 
 def test_observe_fills_every_part(observation):
-    assert (observation.dtype, observation.shape) == (np.float32, (3, WHERE.size))
-    summary = np.arange(3 * SUMMARY).reshape(3, SUMMARY)
-    np.testing.assert_array_equal(observation[:, : WHERE.summary.size], summary)
-    assert observation[:, WHERE.layer].tolist() == [[1, 0], [0, 1], [0, 0]]
-    assert observation[:, WHERE.compute].ravel().tolist() == pytest.approx([0.1, 0.2, 0.3])
-    assert observation[:, WHERE.tradeoff].ravel().tolist() == [1.0, 2.0, 4.0]
+    assert observation.dtype == np.float32
+    assert observation.shape == (3, WHERE.size)
+    assert_array_equal(observation[:, : WHERE.summary.size], SUMMARIES)
+    assert_array_equal(observation[:, WHERE.compute.start], np.float32(COMPUTE))
+    assert_array_equal(observation[:, WHERE.tradeoff.start], TRADEOFF)
 
+
+def test_observe_has_one_hot_layer_and_sub_path(observation):
+    # The third image has been answered, and has no layer.
+    assert observation[:, WHERE.layer].tolist() == [
+        [1, 0],
+        [0, 1],
+        [0, 0],
+    ]
     # Nothing was executed before layer 0, whatever is said.
-    prev_sub_path = observation[:, WHERE.prev_sub_path]
-    assert prev_sub_path.tolist() == [[0] * 5, [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert observation[:, WHERE.prev_sub_path].tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0],
+    ]
 
 
 def test_layers_of_reads_the_layer_back(observation):
-    # An answered image has no layer, and counts as at layer 0.
+    # An answered image counts as at layer 0.
     assert layers_of(WHERE, observation).tolist() == [0, 1, 0]
 
 
@@ -120,38 +158,49 @@ def test_bounds_are_those_of_each_part():
         assert (low[part] == 0).all()
         assert (high[part] == 1).all()
 
-    assert (low[WHERE.compute], high[WHERE.compute]) == (0, 1.25)
-    assert (low[WHERE.tradeoff], high[WHERE.tradeoff]) == (0, 4)
+    assert low[WHERE.compute] == 0
+    assert high[WHERE.compute] == 1.25
+    assert low[WHERE.tradeoff] == 0
+    assert high[WHERE.tradeoff] == 4
 
 
 def test_quantisation_step_is_a_127th():
     step = quantisation_steps(6, 4)
     assert step.dtype == np.float32
-    assert step.tolist() == pytest.approx([5 / 127] * 4 + [1 / 127] * 2)
+    assert step[:4] == pytest.approx(5 / 127)
+    assert step[4:] == pytest.approx(1 / 127)
     # The highest value itself, never above it.
     highest = np.float32(LEVELS) * step
-    assert highest.tolist() == [CLIP] * 4 + [1.0] * 2
+    assert (highest[:4] == CLIP).all()
+    assert (highest[4:] == 1.0).all()
 
 
 def test_quantised_rounds_to_nearest_step():
     step = quantisation_steps(5, 3)
-    counts = np.array([[-127, 0.4, 63.6, 0.4, 126.7], [126.51, -2.6, 2.4, 1.0, 0.0]], np.float32)
-    expected = np.array([[-127, 0, 64, 0, 127], [127, -3, 2, 1, 0]], np.float32) * step
-
-    rounded = quantised(counts * step, 3)
+    counts = [
+        [-127, 0.4, 63.6, 0.4, 126.7],
+        [126.51, -2.6, 2.4, 1.0, 0.0],
+    ]
+    whole_counts = [
+        [-127, 0, 64, 0, 127],
+        [127, -3, 2, 1, 0],
+    ]
+    rounded = quantised(np.float32(counts) * step, 3)
     assert rounded.dtype == np.float32
-    np.testing.assert_array_equal(rounded, expected)
-    np.testing.assert_array_equal(quantised(rounded, 3), rounded)
+    assert_array_equal(rounded, np.float32(whole_counts) * step)
+    assert_array_equal(quantised(rounded, 3), rounded)
 
 
 @pytest.mark.parametrize("entry", [0, 1], ids=["z-score", "probability"])
 def test_quantised_values_survive_a_byte(entry):
     step = quantisation_steps(2, 1)[entry]
-    counts = np.arange(-LEVELS, LEVELS + 1)
-    values = counts.astype(np.int8) * step
-    np.testing.assert_array_equal(np.rint(values / step).astype(np.int8), counts)
+    counts = np.arange(-LEVELS, LEVELS + 1).astype(np.int8)
+    values = counts * step
+    restored = np.rint(values / step).astype(np.int8)
+    assert_array_equal(restored, counts)
 
 
 def test_quantised_zero_has_no_sign():
     negative = np.array([[-0.001, -0.001]], np.float32)
-    assert not np.signbit(quantised(negative, 1)).any()
+    rounded = quantised(negative, 1)
+    assert not np.signbit(rounded).any()

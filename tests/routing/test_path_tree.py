@@ -6,7 +6,7 @@ import pytest
 from rnr_gym.routing.path_tree import PathTree, num_prefixes
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import paper_problem, small
-from tests.fixtures.specs import PROBLEMS, whole_paths
+from tests.fixtures.routing import PROBLEMS, whole_paths
 
 EVERY = pytest.mark.parametrize(("kind", "exits", "on"), PROBLEMS)
 ROOT = np.zeros(1, np.int64)

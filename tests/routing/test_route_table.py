@@ -18,9 +18,9 @@ from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 from tests.fixtures import small
-from tests.fixtures.specs import (
+from tests.fixtures.routing import (
     PROBLEMS,
-    assert_close,
+    assert_near,
     assert_same_arrays,
     assert_same_spec,
     whole_paths,
@@ -127,7 +127,7 @@ def test_table_states_match_live_states(kind, exits, on, monkeypatch):
             for name in STATE_ARRAYS:
                 expected = getattr(live_state, name)
                 assert_array_equal(getattr(state, name), expected, name)
-            assert_close(state.summary(), live_state.summary())
+            assert_near(state.summary(), live_state.summary())
 
             # Both ignore what follows an exit.
             sub_paths = np.full(10, sub_path)
@@ -144,7 +144,7 @@ def test_table_answers_match_the_network(kind, exits, on):
     backbone = small.backbone(kind, exits)
     images = small.images(10)
     table = built(backbone, images, on)
-    pixels = torch.from_numpy(np.array(images.images))
+    pixels = small.pixels_of(images)
     labels = torch.from_numpy(np.array(images.labels))
     exit_layers = None
     if not on:
@@ -158,7 +158,7 @@ def test_table_answers_match_the_network(kind, exits, on):
         outcome = table.outcome(state, EVERY_IMAGE, EVERY_IMAGE)
         loss = F.cross_entropy(logits, labels, reduction="none")
         assert_array_equal(outcome.prediction, logits.argmax(1))
-        assert_close(outcome.loss, loss)
+        assert_near(outcome.loss, loss)
 
         (answer,) = np.flatnonzero((table.paths == path).all(1))
         compute = traversal.macs[0] / table.spec.plain_macs
@@ -367,8 +367,8 @@ def test_build_batch_size_does_not_matter(monkeypatch, backbone, images, batch_s
     whole = built(backbone, images)
     monkeypatch.setattr(route_table, "BATCH_SIZE", batch_size)
     table = built(backbone, images)
-    assert_close(table.summary, whole.summary)
-    assert_close(table.loss, whole.loss)
+    assert_near(table.summary, whole.summary)
+    assert_near(table.loss, whole.loss)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +384,8 @@ def test_take_equals_table_of_those_images(backbone, images, idx):
     expected = built(backbone, images.take(idx))
     assert_array_equal(part.labels, expected.labels)
     assert_array_equal(part.prediction, expected.prediction)
-    assert_close(part.loss, expected.loss)
-    assert_close(part.summary, expected.summary)
+    assert_near(part.loss, expected.loss)
+    assert_near(part.summary, expected.summary)
 
 
 @pytest.fixture

@@ -1,0 +1,308 @@
+"""The proof that a report's figures hold: a folder with one of them changed is rejected."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rnr_gym.agents import FitConfig
+from rnr_gym.experiments import figures, results
+from rnr_gym.experiments.evaluation import evaluate_paths
+from rnr_gym.experiments.formatting import percent
+from rnr_gym.experiments.results import ORACLE, Record
+from rnr_gym.experiments.validation import validate
+from tests.fixtures.comparisons import compare_quickly, read_results, write_results
+from tests.fixtures.digits import ENV
+from tests.fixtures.files import snapshot
+
+REJECTED = r"does not hold|must have|answers differ when run again"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    compare_quickly(monkeypatch)
+
+
+@pytest.fixture
+def copy_dir(report_dir, tmp_path):
+    """A copy of the report that may be changed."""
+    return shutil.copytree(report_dir, tmp_path / "copy")
+
+
+def test_validate_accepts_untouched_report(report_dir):
+    before = snapshot(report_dir)
+    assert validate(report_dir) == len(read_results(report_dir)["rows"])
+    assert snapshot(report_dir) == before
+
+
+def test_validate_ignores_measured_seconds(copy_dir):
+    content = read_results(copy_dir)
+    content["rows"][3]["seconds"] += 7.0
+    (copy_dir / "results.json").write_text(json.dumps(content))
+    assert validate(copy_dir) == len(content["rows"])
+
+
+def row_of(content, router):
+    """A row from the middle of a router's rows."""
+    rows = [row for row in content["rows"] if row["router"] == router]
+    return rows[5]
+
+
+def first_row_idx(content, router):
+    """Where a router's rows start."""
+    return [row["router"] for row in content["rows"]].index(router)
+
+
+def change_accuracy(content):
+    row_of(content, "ppo")["accuracy"] += 0.01
+
+
+def change_compute(content):
+    row_of(content, "ppo")["compute"] -= 0.005
+
+
+def change_static_compute(content):
+    row_of(content, "static")["compute"] -= 0.005
+
+
+def change_regret(content):
+    row_of(content, "confidence")["regret"] -= 0.002
+
+
+def change_loss(content):
+    row_of(content, "confidence")["loss"] -= 0.01
+
+
+def change_router_macs(content):
+    row = row_of(content, "ppo")
+    row["router_macs"] = 0
+    row["decision_macs"] = 0
+
+
+def change_row_images(content):
+    row_of(content, "ppo")["images"] += 1
+
+
+def drop_row(content):
+    content["rows"].remove(row_of(content, "confidence"))
+
+
+def drop_router(content):
+    content["routers"].pop(0)
+
+
+def change_router_accuracy(content):
+    content["routers"][1]["accuracy_at"][-1][0] += 0.01
+
+
+def change_router_spread(content):
+    content["routers"][2]["accuracy_at"][-1][1] = 0.001
+
+
+def change_difference_interval(content):
+    content["differences"][0]["low"] += 0.01
+
+
+def change_difference_at_budget(content):
+    content["differences"][0]["at"][-1][2] += 0.01
+
+
+def change_saving(content):
+    content["savings"][-1]["mean"] = 0.4
+
+
+def change_saving_at_budget(content):
+    content["savings"][-1]["at"][-1][0] = 0.4
+
+
+def make_saving_infinite(content):
+    entries = []
+    for pair in content["savings"]:
+        entries += [entry for entry in pair["at"] if entry[0] is not None]
+    entries[0][:] = [None, None, None]
+
+
+def drop_saving(content):
+    content["savings"].pop()
+
+
+def change_lost_at_budget(content):
+    content["lost"][0]["at"][-1][0] -= 0.01
+
+
+def change_lost_interval(content):
+    content["lost"][-1]["high"] -= 0.01
+
+
+def change_full_accuracy(content):
+    content["full_accuracy"] += 0.01
+
+
+def change_outcome_compute(content):
+    content["by_outcome"][0]["wrong"] += 0.01
+
+
+def change_outcome_interval(content):
+    content["by_outcome"][-1]["low"] += 0.01
+
+
+def change_severity_accuracy(content):
+    content["by_severity"][0]["accuracy"][2] += 0.01
+
+
+def change_budgets(content):
+    content["budgets"][0] = 0.04
+
+
+def change_images(content):
+    content["images"] = 10_000
+
+
+def change_seeds(content):
+    content["seeds"] = 20
+
+
+def change_weights(content):
+    content["provenance"]["weights and images"] = "0" * 12
+
+
+CHANGES = [
+    change_accuracy,
+    change_compute,
+    change_static_compute,
+    change_regret,
+    change_loss,
+    change_router_macs,
+    change_row_images,
+    drop_row,
+    drop_router,
+    change_router_accuracy,
+    change_router_spread,
+    change_difference_interval,
+    change_difference_at_budget,
+    change_saving,
+    change_saving_at_budget,
+    make_saving_infinite,
+    drop_saving,
+    change_lost_at_budget,
+    change_lost_interval,
+    change_full_accuracy,
+    change_outcome_compute,
+    change_outcome_interval,
+    change_severity_accuracy,
+    change_budgets,
+    change_images,
+    change_seeds,
+    change_weights,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_validate_rejects_changed_results(copy_dir, change):
+    """Even if the page was changed with them."""
+    content = read_results(copy_dir)
+    change(content)
+    write_results(copy_dir, content)
+    with pytest.raises(ValueError, match=REJECTED):
+        validate(copy_dir)
+
+
+def records_with_static(copy_dir, content, source, name):
+    """The records of a report, with a router charged as if it were a static network."""
+    records = []
+    with np.load(copy_dir / "paths.npz") as arrays:
+        for i, row in enumerate(content["rows"]):
+            static = row["static"] or row["router"] == name
+            evaluation = evaluate_paths(
+                source,
+                arrays[f"path_{i}"],
+                static=static,
+                decision_macs=row["decision_macs"],
+            )
+            record = Record(
+                router=row["router"],
+                seed=row["seed"],
+                tradeoff=row["tradeoff"],
+                static=static,
+                decision_macs=row["decision_macs"],
+                seconds=row["seconds"],
+                evaluation=evaluation,
+            )
+            records.append(record)
+    return records
+
+
+def test_validate_rejects_false_static_charge(copy_dir):
+    """Even if all other figures follow from it."""
+    content = read_results(copy_dir)
+    fit_config = FitConfig(env=content["env"], kwargs=content["arguments"])
+    testbed = results.Testbed.open(fit_config)
+    records = records_with_static(copy_dir, content, testbed.source, "confidence")
+    comparison = figures.compare_records(records, testbed).to_json()
+    forged = content | json.loads(json.dumps(comparison))
+    assert row_of(forged, "confidence")["compute"] < row_of(content, "confidence")["compute"]
+
+    write_results(copy_dir, forged)
+    with pytest.raises(ValueError, match=r"`rows\[\d+\].static` does not hold"):
+        validate(copy_dir)
+
+
+def change_arrays(report_dir, name, change):
+    """Write `paths.npz` with one array changed."""
+    with np.load(report_dir / "paths.npz") as stored:
+        arrays = dict(stored)
+    arrays[name] = change(arrays[name])
+    np.savez_compressed(report_dir / "paths.npz", **arrays)
+
+
+def other_first_path(paths):
+    paths[0] = [0, -1, -1, -1] if paths[0, 0] == 3 else [3, 3, 3, 3]
+    return paths
+
+
+@pytest.mark.parametrize("router", ["static", "confidence", "ppo", ORACLE])
+def test_validate_rejects_changed_path(copy_dir, router):
+    """The path of a single image is enough."""
+    row_idx = first_row_idx(read_results(copy_dir), router) + 5
+    change_arrays(copy_dir, f"path_{row_idx}", other_first_path)
+    with pytest.raises(ValueError, match=r"does not hold|answers differ when run again"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_perfect_predictions(copy_dir):
+    """Answers that the paths do not give are rejected even if they are right."""
+    labels = FitConfig(ENV).source("test").labels.astype(np.int16)
+    row_idx = first_row_idx(read_results(copy_dir), "confidence")
+    change_arrays(copy_dir, f"prediction_{row_idx}", lambda _: labels)
+    message = rf"row {row_idx} \(confidence, seed 0\): \d+ answers differ when run again"
+    with pytest.raises(ValueError, match=message):
+        validate(copy_dir)
+
+
+def test_validate_rejects_changed_page(copy_dir):
+    content = read_results(copy_dir)
+    page = (copy_dir / "report.html").read_text()
+    shown = percent(*content["routers"][1]["accuracy_at"][-1])
+    assert shown in page
+
+    (copy_dir / "report.html").write_text(page.replace(shown, "99.9"))
+    with pytest.raises(ValueError, match=r"`report.html` does not follow from results.json"):
+        validate(copy_dir)
+
+
+NO_REPORT = (
+    "`report` must be the folder of a finished comparison, got .*, which has no results.json"
+)
+
+
+def test_validate_rejects_unfinished_report(copy_dir):
+    (copy_dir / "results.json").unlink()
+    with pytest.raises(FileNotFoundError, match=NO_REPORT):
+        validate(copy_dir)
+
+
+@pytest.mark.parametrize("name", [".", "missing"])
+def test_validate_rejects_dir_without_report(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=NO_REPORT):
+        validate(tmp_path / name)
