@@ -64,7 +64,7 @@ def heading(content: dict[str, Any]) -> str:
 def insert(text: str, content: dict[str, Any]) -> str:
     """The README's text with the table of one report replaced."""
     begin = f"<!-- results {content['env']} -->\n"
-    pattern = rf"(?s){re.escape(begin)}.*?\n<!-- end -->"
+    pattern = rf"(?ms){re.escape(begin)}.*?^<!-- end -->"
     replaced, count = re.subn(pattern, lambda _: f"{begin}{table(content)}\n<!-- end -->", text)
     if count != 1:
         raise SystemExit(f"README.md must have one pair of markers, {begin.strip()} and <!-- end -->")

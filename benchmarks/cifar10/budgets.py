@@ -9,22 +9,23 @@ from rnr_gym.classifier import RoutedClassifier
 from rnr_gym.evaluation import evaluate
 from rnr_gym.sources import open_source
 
-NAME = "rnr-cifar10"
+NAMES = ("rnr-cifar10", "rnr-cifar10-channels")
 AGENTS = ("ppo", "dqn")
 BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
 
 
 def main() -> None:
     """Print one line for each router and budget."""
-    table = open_source("cifar10", "test", NAME, backend="table")
-    for agent in AGENTS:
-        classifier = RoutedClassifier.from_pretrained(NAME, agent=agent)
-        assert classifier.curve is not None
-        for budget in BUDGETS:
-            tradeoff = classifier.curve.tradeoff_for(budget)
-            found = evaluate(table, classifier.router, tradeoff)
-            compute = found.macs.mean() / table.spec.plain_macs
-            print(f"{agent}: asked {budget:g}, spent {compute:.3f}, accuracy {found.correct.mean():.1%}")
+    for name in NAMES:
+        table = open_source("cifar10", "test", name, backend="table")
+        for agent in AGENTS:
+            classifier = RoutedClassifier.from_pretrained(name, agent=agent)
+            assert classifier.curve is not None
+            for budget in BUDGETS:
+                tradeoff = classifier.curve.tradeoff_for(budget)
+                found = evaluate(table, classifier.router, tradeoff)
+                compute = found.macs.mean() / table.spec.plain_macs
+                print(f"{name}, {agent}: asked {budget:g}, spent {compute:.3f}, accuracy {found.correct.mean():.1%}")
 
 
 if __name__ == "__main__":

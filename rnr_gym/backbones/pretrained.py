@@ -68,7 +68,8 @@ _CIFAR_SMALL = {
     "condensed": 8,
 }
 # A narrow branch shares no filters with the wide one, so it has to see every image by itself.
-_SMALL_SCHEDULE = {"epochs": 32, "path_share": 1.0}
+_MULTIPATH_SCHEDULE = {"epochs": 20, "path_share": 1.0}
+_SMALL_SCHEDULE = {**_MULTIPATH_SCHEDULE, "epochs": 32}
 _DIGITS_SCHEDULE = {"epochs": 300, "glance_epochs": 300, "batch_size": 128}
 ARCHITECTURES = {
     "rnr-digits": Architecture(
@@ -94,10 +95,10 @@ ARCHITECTURES = {
         dataset="digits",
         schedule=_DIGITS_SCHEDULE,
     ),
-    "rnr-cifar10": Architecture({**_CIFAR_MULTIPATH, "classes": 10}, "cifar10", {}),
+    "rnr-cifar10": Architecture({**_CIFAR_MULTIPATH, "classes": 10}, "cifar10", _MULTIPATH_SCHEDULE),
     "rnr-cifar10-channels": Architecture({**_CIFAR_CHANNELS, "classes": 10}, "cifar10", {}),
     "rnr-cifar10-small": Architecture(_CIFAR_SMALL, "cifar10", _SMALL_SCHEDULE),
-    "rnr-cifar100": Architecture({**_CIFAR_MULTIPATH, "classes": 100}, "cifar100", {}),
+    "rnr-cifar100": Architecture({**_CIFAR_MULTIPATH, "classes": 100}, "cifar100", _MULTIPATH_SCHEDULE),
     "rnr-cifar100-channels": Architecture({**_CIFAR_CHANNELS, "classes": 100}, "cifar100", {}),
 }
 
