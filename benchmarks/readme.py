@@ -69,7 +69,7 @@ def heading(results: Results) -> str:
 def insert(text: str, results: Results) -> str:
     """The README's text with the table of one report replaced."""
     begin = f"<!-- results {results.env} -->\n"
-    pattern = rf"(?s){re.escape(begin)}.*?\n<!-- end -->"
+    pattern = rf"(?ms){re.escape(begin)}.*?^<!-- end -->"
     # A function, because a plain replacement would read backslashes in the table as escapes.
     replaced, count = re.subn(pattern, lambda _: f"{begin}{table(results)}\n<!-- end -->", text)
     if count != 1:

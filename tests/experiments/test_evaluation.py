@@ -121,7 +121,8 @@ def test_evaluate_paths_of_repeated_images(table):
     outcomes = evaluate_paths(table, paths, image_idx=image_idx)
     for i in range(5):
         alone = evaluate_paths(table, paths[[i]], image_idx=image_idx[[i]])
-        assert [field[i].tolist() for field in outcomes] == [field[0].tolist() for field in alone]
+        for field, expected in zip(outcomes.take(np.array([i])), alone, strict=True):
+            assert_array_equal(field, expected)
 
 
 def test_evaluate_default_batches():
@@ -171,7 +172,8 @@ def test_evaluate_paths_matches_network(live):
     paths = small.paths(live.spec, 40, seed=3)
     outcomes = evaluate_paths(live, paths)
     # What follows an exit is not run, so that any sub-path stands for -1.
-    state = small.travel(live.backbone, small.pixels_of(live.images), np.maximum(paths, 0))
+    whole_paths = np.maximum(paths, 0)
+    state = small.travel(live.backbone, small.pixels_of(live.images), whole_paths)
 
     labels = torch.from_numpy(np.array(live.labels))
     loss = F.cross_entropy(state.logits, labels, reduction="none").detach()
@@ -203,39 +205,38 @@ def test_evaluate_paths_charges_decision_macs(table):
     assert_array_equal(actual.router_macs, expected.router_macs)
 
 
-@pytest.mark.parametrize(
-    ("path", "macs"),
-    [
-        ([0, -1], 2),
-        ([1, 0], 23),
-        ([2, 0], 53),
-        ([1, 1], 40),
-        ([1, 2], 70),
-        ([2, 1], 70),
-        ([2, 2], 100),
-    ],
-    ids=str,
-)
-def test_static_router_charged_as_static_network(path, macs):
-    """Only the exit that answers is paid, and the glance only if it answers.
+STATIC_MACS = {
+    (0, -1): 2,
+    (1, 0): 23,
+    (2, 0): 53,
+    (1, 1): 40,
+    (1, 2): 70,
+    (2, 1): 70,
+    (2, 2): 100,
+}
+"""MACs of a static network by its path: stem 10, cheap 10, full 40, head 10, glance 2, exit head 3.
 
-    Stem 10, cheap 10, full 40, head 10, glance 2, exit head 3.
-    """
-    router = StaticRouter(spec(), np.array([path], np.int8), np.zeros(0))
+Only the exit that answers is paid, and the glance only if it answers.
+"""
+# The last image is hopeless: no path answers it right.
+PATHS = np.array([*STATIC_MACS, (0, -1)], np.int8)
+"""A path for each of the eight images on paper."""
+
+
+@pytest.mark.parametrize(("path", "macs"), STATIC_MACS.items(), ids=str)
+def test_static_router_charged_as_static_network(path, macs):
+    only_path = np.array([path], np.int8)
+    router = StaticRouter(spec(), only_path, np.zeros(0))
     outcomes = evaluate(paper(), router, 0.3)
-    assert outcomes.path.tolist() == [path] * 8
+    assert outcomes.path.tolist() == [list(path)] * 8
     assert outcomes.macs.tolist() == [macs] * 8
     assert outcomes.router_macs.tolist() == [0] * 8
 
 
-PATHS = np.array([[0, -1], [1, 0], [2, 0], [1, 1], [1, 2], [2, 1], [2, 2], [0, -1]], np.int8)
-"""A path for each of the eight images on paper; all but the last answer right."""
-
-
 def test_evaluate_paths_static_macs():
     outcomes = evaluate_paths(paper(), PATHS, static=True)
-    assert outcomes.macs.tolist() == [2, 23, 53, 40, 70, 70, 100, 2]
-    assert outcomes.macs.tolist() == static_macs(spec(), PATHS).tolist()
+    assert outcomes.macs.tolist() == [*STATIC_MACS.values(), 2]
+    assert_array_equal(outcomes.macs, static_macs(spec(), PATHS))
     assert outcomes.correct.tolist() == [True] * 7 + [False]
 
 
@@ -251,7 +252,8 @@ def test_evaluate_paths_routed_macs():
 
 @pytest.mark.parametrize(("tradeoff", "path"), [(0.4, [2, 1]), (0.6, [0, -1])])
 def test_static_router_follows_tradeoff(tradeoff, path):
-    assert evaluate(paper(), two_path_router(), tradeoff).path.tolist() == [path] * 8
+    outcomes = evaluate(paper(), two_path_router(), tradeoff)
+    assert outcomes.path.tolist() == [path] * 8
 
 
 def test_exit_rate_counts_answers_at_exits():
@@ -275,7 +277,8 @@ def test_eval_tradeoffs_of_adaptive_router():
 
 def test_eval_tradeoffs_reach_every_static_path():
     """One trade-off for each path is added: half and twice the one where the path changes."""
-    assert eval_tradeoffs(two_path_router()) == tuple(sorted([*EVAL_TRADEOFFS, 0.25, 1.0]))
+    expected = sorted([*EVAL_TRADEOFFS, 0.25, 1.0])
+    assert eval_tradeoffs(two_path_router()) == tuple(expected)
 
 
 def test_curve_is_mean_compute_by_tradeoff():

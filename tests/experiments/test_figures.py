@@ -13,7 +13,7 @@ from rnr_gym.experiments import figures, results, statistics
 from rnr_gym.experiments.figures import RIVALS, compare_records, outcomes_by_router, row
 from rnr_gym.experiments.results import ORACLE
 from rnr_gym.experiments.statistics import BUDGETS
-from tests.fixtures.paper_problem import DEALT, KINDS, paper
+from tests.fixtures.paper_problem import paper
 from tests.fixtures.records import (
     CHEAP,
     EXPENSIVE,
@@ -21,13 +21,19 @@ from tests.fixtures.records import (
     LOW,
     MIDDLE,
     paper_testbed,
-    ppo_accuracy,
+    paths_by_kind,
+    ppo_accuracies,
     record,
     several_records,
     static_accuracy,
 )
 
-SEPARATING = [[[0, -1], [1, 0], [2, 1], [2, 2]][kind] for kind in DEALT]
+SEPARATING = paths_by_kind(
+    easy=[0, -1],
+    middle=[1, 0],
+    hard=[2, 1],
+    hopeless=[2, 2],
+)
 """Each kind of image has a path of its own: compute 0.02, 0.25, 0.75, and 1.05 for `hopeless`."""
 
 
@@ -51,6 +57,10 @@ def pairs_of(entries):
     return [(entry.router, entry.against) for entry in entries]
 
 
+def mean_and_spread(of_seeds):
+    return [np.mean(of_seeds), np.std(of_seeds, ddof=1)]
+
+
 def answering_alike(prediction):
     """A testbed without images, all of whose answers are one class; the labels are class 0."""
     table = paper()
@@ -62,9 +72,14 @@ def answering_alike(prediction):
 
 
 def test_row_of_adaptive_router():
-    path_of = {"easy": [0, -1], "middle": [1, 0], "hard": [2, 2], "hopeless": [0, -1]}
-    paths = [path_of[KINDS[kind]] for kind in DEALT]
-    figures_of_row = dataclasses.asdict(row(record("ppo", paths, decision_macs=4), paper_testbed()))
+    paths = paths_by_kind(
+        easy=[0, -1],
+        middle=[1, 0],
+        hard=[2, 2],
+        hopeless=[0, -1],
+    )
+    ppo = record("ppo", paths, decision_macs=4)
+    figures_of_row = dataclasses.asdict(row(ppo, paper_testbed()))
 
     # Path shares are 3/8, 3/8 and 2/8.
     entropy = 2 * 3 / 8 * np.log2(8 / 3) + 2 / 8 * np.log2(4)
@@ -91,7 +106,8 @@ def test_row_of_adaptive_router():
 
 def test_row_of_static_router():
     """It is charged as a static network, but its regret as the environment charges."""
-    figures_of_row = row(record("static", [[2, 1]] * 8, static=True), paper_testbed())
+    static = record("static", [[2, 1]] * 8, static=True)
+    figures_of_row = row(static, paper_testbed())
     assert figures_of_row.static is True
     assert figures_of_row.compute == 0.7
     assert figures_of_row.router_macs == 0.0
@@ -144,8 +160,8 @@ def test_router_accuracy_has_spread_over_seeds(comparison):
     # Seed 0 spends .25 at least.
     assert at[0.05] == at[0.1] == at[0.2] == [None, None]
 
-    of_seeds = [5 / 8 + 2 / 8 * (0.45 - 0.25) / 0.8, 2 / 8 + 5 / 8 * (0.45 - 0.02) / 1.03]
-    assert at[0.45] == pytest.approx([np.mean(of_seeds), np.std(of_seeds, ddof=1)])
+    expected = mean_and_spread(ppo_accuracies(0.45))
+    assert at[0.45] == pytest.approx(expected)
 
 
 def test_router_figures_are_means_over_seeds(comparison):
@@ -164,7 +180,7 @@ def test_router_regret_has_spread_over_seeds(comparison):
                 regrets.append(paper().regret(entry.evaluation.path, entry.tradeoff))
         of_seeds.append(np.mean(regrets))
 
-    expected = [np.mean(of_seeds), np.std(of_seeds, ddof=1)]
+    expected = mean_and_spread(of_seeds)
     assert by_router(comparison.routers)["ppo"].regret == pytest.approx(expected)
 
 
@@ -237,7 +253,7 @@ def test_difference_of_ppo_and_static(comparison):
     assert difference.against == "static"
     assert difference.budgets[-2:] == [0.45, 0.6]
 
-    gain = ppo_accuracy(0.6) - static_accuracy(0.6)
+    gain = np.mean(ppo_accuracies(0.6)) - static_accuracy(0.6)
     assert difference.at[-1][0] == pytest.approx(gain)
     assert difference.low <= difference.mean <= difference.high
 
@@ -259,7 +275,8 @@ def test_lost_is_accuracy_below_full_path(comparison):
     assert (lost.router, lost.against) == ("ppo", "full")
     assert lost.budgets == [0.3, 0.45, 0.6]
     for budget, (mean, low, high) in zip(lost.budgets, lost.at, strict=True):
-        assert mean == pytest.approx(7 / 8 - ppo_accuracy(budget))
+        accuracy = np.mean(ppo_accuracies(budget))
+        assert mean == pytest.approx(7 / 8 - accuracy)
         assert low <= mean <= high
     means = [mean for mean, _, _ in lost.at]
     assert lost.mean == pytest.approx(np.mean(means))
@@ -324,7 +341,12 @@ def test_by_severity_near_fifth_of_compute(comparison):
 
 
 def test_by_outcome_separates_right_and_wrong():
-    paths = [[2, 2] if KINDS[kind] == "hopeless" else [1, 0] for kind in DEALT]
+    paths = paths_by_kind(
+        easy=[1, 0],
+        middle=[1, 0],
+        hard=[1, 0],
+        hopeless=[2, 2],
+    )
     records = [record("ppo", paths, HIGH), record("ppo", EXPENSIVE, LOW)]
     (outcome,) = compare_records(records, paper_testbed()).by_outcome
 
@@ -338,7 +360,8 @@ def test_by_outcome_separates_right_and_wrong():
 
 
 def test_by_outcome_difference_has_interval():
-    (outcome,) = compare_records([record("ppo", SEPARATING, HIGH)], paper_testbed()).by_outcome
+    records = [record("ppo", SEPARATING, HIGH)]
+    (outcome,) = compare_records(records, paper_testbed()).by_outcome
     right = (2 * 0.02 + 3 * 0.25 + 2 * 0.75) / 7
     assert outcome.right == pytest.approx(right)
     assert outcome.wrong == pytest.approx(1.05)

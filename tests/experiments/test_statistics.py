@@ -82,10 +82,16 @@ def evaluation_of(correct, macs):
 
 
 def test_outcomes_from_evaluations():
-    first_seed = [evaluation_of([1, 0, 0], [10, 20, 30]), evaluation_of([1, 1, 0], [40, 50, 60])]
-    second_seed = [evaluation_of([0, 0, 0], [1, 2, 3])] * 2
+    cheap = evaluation_of([1, 0, 0], macs=[10, 20, 30])
+    expensive = evaluation_of([1, 1, 0], macs=[40, 50, 60])
+    wrong = evaluation_of([0, 0, 0], macs=[1, 2, 3])
+    first_seed = [cheap, expensive]
+    second_seed = [wrong, wrong]
     outcomes = RouterOutcomes.of([first_seed, second_seed], 100)
-    assert outcomes.correct.tolist() == [[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+    assert outcomes.correct.tolist() == [
+        [[1, 0, 0], [1, 1, 0]],
+        [[0, 0, 0], [0, 0, 0]],
+    ]
     assert outcomes.compute.tolist() == [
         [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]],
         [[0.01, 0.02, 0.03], [0.01, 0.02, 0.03]],
@@ -228,7 +234,9 @@ def test_interval_is_wider_where_compute_varies(few_resamples):
     rng = np.random.default_rng(0)
     correct = np.tile((np.arange(100) < 50).astype(np.float64), (1, 2, 1))
     correct[:, 1] = 1.0
-    even = np.array(np.broadcast_to(np.array([0.2, 0.6])[None, :, None], correct.shape))
+    even = np.zeros_like(correct)
+    even[:, 0] = 0.2
+    even[:, 1] = 0.6
     uneven = even + rng.permutation(np.linspace(-0.2, 0.2, 100))
     rival = RouterOutcomes(np.zeros_like(correct), even)
 

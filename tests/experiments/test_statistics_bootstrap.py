@@ -9,7 +9,6 @@ from tests.fixtures.outcomes import (
     TEN,
     flat_outcomes,
     one_seed,
-    width,
 )
 
 FORTY = np.arange(40)
