@@ -87,6 +87,7 @@ def main(reports: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
         content = json.loads((report / RESULTS_FILE).read_text())
         results = Results.from_json(content)
         text = insert(text, results)
+        # Compact, because a report has hundreds of rows.
         rows = ROWS / f"{results.env}.json"
         rows.write_text(json.dumps(content, separators=(",", ":")) + "\n")
         shutil.copy(report / PICTURE_FILE, PICTURES / f"{results.env}.png")

@@ -69,6 +69,7 @@ def contestants(args: Args) -> dict[str, Callable[[], int]]:
     kwargs = registered_kwargs(args.env)
     backbone = zoo.named(kwargs["backbone"])
     route = data.load(kwargs["dataset"], "route")
+    # A copy, because torch warns of arrays that are read-only, as shared images are.
     images = torch.from_numpy(route.images[: args.num_envs].copy())  # (N, C, H, W)
     plain = backbone.plain().eval()
     random = np.random.default_rng(0)

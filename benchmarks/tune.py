@@ -86,6 +86,7 @@ def drawn(name: str, random: np.random.Generator) -> Recipe:
 
 def score(env: str, trial: Trial, steps: int) -> float:
     """Mean return on the half of `route` that the router did not learn on."""
+    # Workers share the cores.
     torch.set_num_threads(1)
     # In this worker's process alone: whatever the data set is, the learner uses the drawn recipe.
     sb3.recipe_for = lambda *_: trial.recipe

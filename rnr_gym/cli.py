@@ -148,6 +148,7 @@ def pretrain(
     backbone = zoo.from_config(architecture.config, seed)
     backbone = pretraining.pretrain(backbone, dataset, splits, schedule, checkpoint, device)
 
+    # `route` is held out of training, so the figure is an honest one.
     accuracy = evaluate_full_path(backbone, splits["route"])
     metadata = {
         "env": env,

@@ -1,9 +1,10 @@
-"""The adapter does what Stable-Baselines3's own wrapping of scalar environments does, and its learners run through it."""
+"""The adapter does what Stable-Baselines3's own wrapping does, and its learners run through it."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from numpy.testing import assert_allclose, assert_array_equal
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -14,255 +15,295 @@ from rnr_gym.sb3 import RoutingVecEnv, vec_env
 from tests.fixtures import small
 
 IDS = ["RNR-Digits-v0", "RNR-Digits-Channels-v0"]
-NUM = 4
-EVERY = pytest.mark.parametrize("name", IDS)
-BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
+NUM_ENVS = 4
+RANGE = (0.1, 2.0)
+FINAL_KEYS = {
+    "terminal_observation",
+    "TimeLimit.truncated",
+    "is_success",
+    "episode",
+    "path",
+    "prediction",
+    "loss",
+}
 
 
-class Pair:
-    """The adapter and SB3's vector of scalar environments, both monitored, driven alike and compared after each call."""
+class EnvPair:
+    """The adapter and SB3's vector of scalar environments, driven alike and compared.
 
-    def __init__(self, name, backend, seed=3, **arguments):
-        arguments |= {"weights": None, "backend": backend}
-        self.ours = vec_env(name, NUM, seed, **arguments)
-        self.theirs = VecMonitor(DummyVecEnv([lambda: gym.make(name, **arguments)] * NUM))
-        self.theirs.seed(seed)
-        self.tolerance = 0 if backend == "table" else 1e-4
-        self.ends = 0
+    Attributes:
+        native: the adapter, monitored.
+        dummy: SB3's vector, monitored.
+        num_ends: how many episodes have terminated.
+    """
 
-    def each(self, method, *parts):
-        for env in (self.ours, self.theirs):
-            getattr(env, method)(*parts)
+    def __init__(self, env_id, backend, seed=3, **env_kwargs):
+        env_kwargs |= {"weights": None, "backend": backend}
+        makers = [lambda: gym.make(env_id, **env_kwargs)] * NUM_ENVS
+        self.native = vec_env(env_id, NUM_ENVS, seed, **env_kwargs)
+        self.dummy = VecMonitor(DummyVecEnv(makers))
+        self.dummy.seed(seed)
+        self.num_ends = 0
+        # Batches of different sizes round differently.
+        self.rounded = set()
+        if backend == "live":
+            self.rounded = {"observation", "loss", "terminal_observation"}
+
+    def seed(self, seed):
+        self.native.seed(seed)
+        self.dummy.seed(seed)
+
+    def set_options(self, options):
+        self.native.set_options(options)
+        self.dummy.set_options(options)
 
     def reset(self):
-        self.same("observation", self.ours.reset(), self.theirs.reset())
-        for ours, theirs in zip(
-            self.ours.venv.reset_infos, self.theirs.venv.reset_infos, strict=True
-        ):
-            self.same_infos(ours, theirs)
+        self.assert_same("observation", self.native.reset(), self.dummy.reset())
+        infos = self.native.venv.reset_infos
+        expected_infos = self.dummy.venv.reset_infos
+        for info, expected_info in zip(infos, expected_infos, strict=True):
+            self.assert_same_info(info, expected_info)
 
     def step(self, actions):
-        (ours, rewards, dones, infos), (theirs, their_rewards, their_dones, their_infos) = (
-            self.ours.step(actions),
-            self.theirs.step(actions),
-        )
-        self.same("observation", ours, theirs)
-        self.same("reward", rewards, their_rewards)
-        self.same("done", dones, their_dones)
-        for row, done in enumerate(dones):
+        *arrays, infos = self.native.step(actions)
+        *expected_arrays, expected_infos = self.dummy.step(actions)
+        names = ("observation", "reward", "done")
+        for name, actual, expected in zip(names, arrays, expected_arrays, strict=True):
+            self.assert_same(name, actual, expected)
+
+        dones = arrays[2]
+        self.num_ends += dones.sum()
+        for done, info, expected_info in zip(dones, infos, expected_infos, strict=True):
             if done:
-                self.ends += 1
-                self.same_infos(infos[row], their_infos[row])
+                self.assert_same_info(info, expected_info)
             else:
-                assert infos[row] == {}
+                assert info == {}
 
-    def same_infos(self, ours, theirs):
-        assert ours.keys() == theirs.keys()
-        if "episode" in ours:
-            assert {key: ours["episode"][key] for key in ("r", "l")} == {
-                key: theirs["episode"][key] for key in ("r", "l")
-            }
-        for name in ours.keys() - {"episode"}:
-            self.same(name, np.asarray(ours[name]), np.asarray(theirs[name]))
+    def random_steps(self, count, seed=0):
+        rng = np.random.default_rng(seed)
+        for actions in rng.integers(0, self.native.action_space.n, (count, NUM_ENVS)):
+            self.step(actions)
 
-    def same(self, name, ours, theirs):
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
-        rounded = name in ("observation", "loss", "terminal_observation")
-        np.testing.assert_allclose(
-            ours, theirs, rtol=0, atol=self.tolerance if rounded else 0, err_msg=name
-        )
+    def assert_same_info(self, actual, expected):
+        assert actual.keys() == expected.keys()
+        for name, value in actual.items():
+            if name == "episode":
+                # The monitor adds the time that has passed, which is no two times the same.
+                assert value["r"] == expected[name]["r"]
+                assert value["l"] == expected[name]["l"]
+            else:
+                self.assert_same(name, np.asarray(value), np.asarray(expected[name]))
+
+    def assert_same(self, name, actual, expected):
+        assert actual.dtype == expected.dtype, name
+        assert actual.shape == expected.shape, name
+        tolerance = 0.0
+        if name in self.rounded:
+            tolerance = 1e-4
+        assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=name)
 
 
-def actions(pair, steps, seed=0):
-    return np.random.default_rng(seed).integers(0, pair.ours.action_space.n, (steps, NUM))
+@pytest.fixture
+def digits_env(some_digits):
+    """Makes adapters over a table of digits with random weights."""
+
+    def make(num_envs=NUM_ENVS, seed=0, backend="table", **env_kwargs):
+        env_kwargs |= {"weights": None, "backend": backend, "dataset": some_digits}
+        return vec_env(IDS[0], num_envs, seed, **env_kwargs)
+
+    return make
 
 
-@EVERY
-@BACKENDS
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("backend", ["live", "table"])
 @pytest.mark.parametrize("seed", [0, 12345])
-def test_it_does_what_sb3s_vector_of_scalar_environments_does(name, backend, seed, some_digits):
-    pair = Pair(name, backend, seed, dataset=some_digits, tradeoff=(0.1, 2.0))
-    assert pair.ours.observation_space == pair.theirs.observation_space
-    assert pair.ours.action_space == pair.theirs.action_space
+def test_vec_env_matches_dummy_vec_env(env_id, backend, seed, some_digits):
+    pair = EnvPair(env_id, backend, seed, dataset=some_digits, tradeoff=RANGE)
+    assert pair.native.observation_space == pair.dummy.observation_space
+    assert pair.native.action_space == pair.dummy.action_space
     pair.reset()
-    for step in actions(pair, 24, seed):
-        pair.step(step)
-    assert pair.ends > NUM
+    pair.random_steps(24, seed)
+    assert pair.num_ends > NUM_ENVS
 
 
-def test_so_it_does_when_rewards_are_losses_and_exits_are_off(some_digits):
-    pair = Pair(IDS[0], "table", dataset=some_digits, exits=False, reward="cross_entropy")
+def test_vec_env_matches_without_exits(some_digits):
+    env_kwargs = {"exits": False, "reward": "cross_entropy"}
+    pair = EnvPair(IDS[0], "table", dataset=some_digits, **env_kwargs)
     pair.reset()
-    for step in actions(pair, 12):
-        pair.step(step)
-    assert pair.ends == 3 * NUM
+    pair.random_steps(12)
+    # Four steps an episode.
+    assert pair.num_ends == 3 * NUM_ENVS
 
 
-def test_the_end_of_an_episode_says_all_that_a_learner_asks_for(some_digits):
-    env = vec_env(IDS[0], NUM, 0, weights=None, backend="table", dataset=some_digits)
-    env.reset()
-    infos = env.step(np.zeros(NUM, np.int64))[3]
-    for info in infos:
-        assert {
-            "terminal_observation",
-            "TimeLimit.truncated",
-            "is_success",
-            "episode",
-            "path",
-            "prediction",
-            "loss",
-        } <= info.keys()
-        assert info["TimeLimit.truncated"] is False
-        assert info["is_success"] == (info["prediction"] == info["label"])
-        assert info["episode"]["l"] == 1
-
-
-def test_so_it_does_when_seeded_and_reset_again(some_digits):
-    pair = Pair(IDS[0], "table", dataset=some_digits, tradeoff=(0.1, 2.0))
+def test_vec_env_matches_after_seeds_and_resets(some_digits):
+    pair = EnvPair(IDS[0], "table", dataset=some_digits, tradeoff=RANGE)
     pair.reset()
     for seed in (None, 9, 9, None):
         if seed is not None:
-            pair.each("seed", seed)
+            pair.seed(seed)
         pair.reset()
-        for step in actions(pair, 7):
-            pair.step(step)
+        pair.random_steps(7)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"index": 11, "tradeoff": 1.25},
-        [{"index": row, "tradeoff": 0.5 + row} for row in range(NUM)],
+        [{"index": idx, "tradeoff": 0.5 + idx} for idx in range(NUM_ENVS)],
         [{"index": 5}, {}, {"tradeoff": 1.5}, {}],
     ],
     ids=["one for all", "one for each", "some"],
 )
-def test_so_it_does_with_options_which_hold_for_one_reset(some_digits, options):
-    pair = Pair(IDS[0], "table", dataset=some_digits, tradeoff=(0.1, 2.0))
+def test_vec_env_options_hold_for_one_reset(some_digits, options):
+    pair = EnvPair(IDS[0], "table", dataset=some_digits, tradeoff=RANGE)
     pair.reset()
-    pair.each("set_options", options)
+    pair.set_options(options)
     for _ in range(3):
         pair.reset()
-        for step in actions(pair, 6):
-            pair.step(step)
+        pair.random_steps(6)
 
 
-def twins(some_digits, **arguments):
-    return [
-        vec_env(
-            IDS[0], NUM, 5, weights=None, backend="table", dataset=some_digits, **arguments
-        ).venv
-        for _ in range(2)
-    ]
+def test_final_info_has_all_a_learner_asks_for(digits_env):
+    env = digits_env()
+    env.reset()
+    _, _, _, infos = env.step(np.zeros(NUM_ENVS, np.int64))
+    for info in infos:
+        assert info.keys() >= FINAL_KEYS
+        assert info["TimeLimit.truncated"] is False
+        is_right = info["prediction"] == info["label"]
+        assert info["is_success"] == is_right
+        assert info["episode"]["l"] == 1
 
 
-def test_a_learner_may_write_into_what_a_step_returns(some_digits):
-    """Stable-Baselines3 adds bootstrap values to the rewards in place."""
-    touched, untouched = twins(some_digits)
-    kept = []
-    for env in (touched, untouched):
-        env.reset()
-    for step in np.random.default_rng(0).integers(0, 4, (12, NUM)):
-        observation, rewards, dones, infos = touched.step(step)
-        wanted = untouched.step(step)
-        np.testing.assert_array_equal(observation, wanted[0])
-        np.testing.assert_array_equal(rewards, wanted[1])
-        np.testing.assert_array_equal(dones, wanted[2])
-        assert not any(np.shares_memory(rewards, earlier) for earlier in kept)
-        kept.append(rewards)
+def test_learner_may_write_into_what_step_returns(digits_env):
+    overwritten = digits_env(seed=5).venv
+    untouched = digits_env(seed=5).venv
+    overwritten.reset()
+    untouched.reset()
+    earlier_rewards = []
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        actions = rng.integers(0, 4, NUM_ENVS)
+        obs, rewards, dones, infos = overwritten.step(actions)
+        expected_obs, expected_rewards, expected_dones, _ = untouched.step(actions)
+        assert_array_equal(obs, expected_obs)
+        assert_array_equal(rewards, expected_rewards)
+        assert_array_equal(dones, expected_dones)
+        assert not any(np.shares_memory(rewards, earlier) for earlier in earlier_rewards)
+        earlier_rewards.append(rewards)
+
+        # Stable-Baselines3 adds bootstrap values to the rewards in place.
         rewards += 100.0
-        observation[:] = -7.0
+        obs[:] = -7.0
         dones[:] = True
         for info in infos:
             info.clear()
 
 
-def test_action_masks_are_one_row_an_environment():
-    arguments = {"dataset": small.images(), "backbone": small.backbone("multipath", "exits")}
-    env = vec_env("RNR-v0", NUM, 0, **arguments)
+def test_action_masks_are_those_of_each_layer():
+    backbone = small.backbone("multipath", "exits")
+    valid = backbone.valid
+    env = vec_env("RNR-v0", NUM_ENVS, 0, dataset=small.images(), backbone=backbone)
     env.reset()
-    valid = arguments["backbone"].valid
-    layers, apart = np.zeros(NUM, np.int64), False
+    layers = np.zeros(NUM_ENVS, np.int64)
+    differed = False
     for _ in range(7):
         masks = env.env_method("action_masks")
-        assert len(masks) == NUM
+        assert len(masks) == NUM_ENVS
         assert np.array(masks).dtype == np.bool_
-        np.testing.assert_array_equal(masks, valid[layers])
-        np.testing.assert_array_equal(
-            env.env_method("action_masks", indices=[2, 0]), valid[layers[[2, 0]]]
-        )
-        dones = env.step(np.array([0, 1, 2, 3]))[2]
+        assert_array_equal(masks, valid[layers])
+        some_masks = env.env_method("action_masks", indices=[2, 0])
+        assert_array_equal(some_masks, valid[layers[[2, 0]]])
+
+        _, _, dones, _ = env.step(np.array([0, 1, 2, 3]))
         layers = np.where(dones, 0, layers + 1)
-        apart |= len(set(layers.tolist())) > 1
-    assert apart
+        differed |= len(set(layers.tolist())) > 1
+    # So the masks were not those of the first environment only.
+    assert differed
 
 
-def test_it_answers_what_wraps_it(some_digits):
-    env = vec_env(IDS[0], NUM, weights=None, dataset=some_digits)
-    assert env.env_is_wrapped(Monitor) == [False] * NUM
-    assert env.env_is_wrapped(Monitor, indices=[1, 3]) == [False] * 2
+def test_vec_env_has_no_scalar_wrappers(digits_env):
+    env = digits_env(backend="live")
+    assert env.env_is_wrapped(Monitor) == [False] * NUM_ENVS
+    assert env.env_is_wrapped(Monitor, indices=[1, 3]) == [False, False]
     assert env.env_is_wrapped(Monitor, indices=0) == [False]
     assert is_vecenv_wrapped(env, VecMonitor)
 
 
-def test_attributes_are_read_for_each_and_set_for_all(some_digits):
-    env = vec_env(IDS[0], NUM, 0, weights=None, backend="table", dataset=some_digits, tradeoff=0.5)
-    assert env.get_attr("tradeoff") == [(0.5, 0.5)] * NUM
-    assert len(env.get_attr("tradeoff", indices=[0, 2])) == 2
-    env.reset()
-    env.set_attr("tradeoff", 1.5)
-    where = env.get_attr("routing")[0].layout
-    assert (env.reset()[:, where.tradeoff] == 1.5).all()
-    with pytest.raises(ValueError, match="`indices` must be None"):
-        env.set_attr("tradeoff", 1.0, indices=[0])
+def test_attributes_are_read_for_each(digits_env):
+    env = digits_env(tradeoff=0.5)
+    assert env.get_attr("tradeoff") == [(0.5, 0.5)] * NUM_ENVS
+    assert env.get_attr("tradeoff", indices=[0, 2]) == [(0.5, 0.5)] * 2
     with pytest.raises(AttributeError):
         env.get_attr("nothing")
 
 
+def test_attributes_are_set_for_all(digits_env):
+    env = digits_env(tradeoff=0.5)
+    env.reset()
+    env.set_attr("tradeoff", 1.5)
+    layout = env.get_attr("routing_spec")[0].layout
+    obs = env.reset()
+    assert (obs[:, layout.tradeoff] == 1.5).all()
+    with pytest.raises(ValueError, match="`indices` must be None"):
+        env.set_attr("tradeoff", 1.0, indices=[0])
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_other_autoreset_modes_are_refused(mode):
+def test_other_autoreset_modes_are_an_error(mode):
     env = RoutingVectorEnv(
-        2, autoreset_mode=mode, dataset=small.images(), backbone=small.backbone("multipath")
+        2,
+        autoreset_mode=mode,
+        dataset=small.images(),
+        backbone=small.backbone("multipath"),
     )
-    with pytest.raises(
-        ValueError, match=r"`env` must use AutoresetMode.SAME_STEP, got AutoresetMode\."
-    ):
+    message = r"`env` must use AutoresetMode.SAME_STEP, got AutoresetMode\."
+    with pytest.raises(ValueError, match=message):
         RoutingVecEnv(env)
 
 
-def test_vector_rewards_are_refused(some_digits):
-    with pytest.raises(
-        ValueError, match="`env` must give scalar rewards, got `vector_reward=True`"
-    ):
-        vec_env(IDS[0], 2, weights=None, dataset=some_digits, vector_reward=True)
+def test_vector_rewards_are_an_error(digits_env):
+    message = "`env` must give scalar rewards, got `vector_reward=True`"
+    with pytest.raises(ValueError, match=message):
+        digits_env(2, backend="live", vector_reward=True)
 
 
-def test_it_renders_a_picture_for_each_where_it_was_asked_to(some_digits):
-    env = vec_env(IDS[0], NUM, 0, weights=None, dataset=some_digits, render_mode="rgb_array")
+def test_get_images_gives_a_frame_for_each(digits_env):
+    env = digits_env(backend="live", render_mode="rgb_array")
     env.reset()
     frames = env.get_images()
-    assert len(frames) == NUM
-    assert all(frame.dtype == np.uint8 and frame.ndim == 3 for frame in frames)
-    assert env.render().shape == (2 * frames[0].shape[0], 2 * frames[0].shape[1], 3)
+    assert len(frames) == NUM_ENVS
+    for frame in frames:
+        assert frame.dtype == np.uint8
+        assert frame.ndim == 3
+
+    # Two rows of two.
+    height, width, channels = frames[0].shape
+    assert env.render().shape == (2 * height, 2 * width, channels)
     env.close()
-    plain = vec_env(IDS[0], NUM, 0, weights=None, dataset=some_digits)
-    plain.reset()
-    assert plain.get_images() == [None] * NUM
 
 
-class Ends(BaseCallback):
-    """Counts episodes and right answers as the environment tells of them."""
+def test_get_images_without_a_mode_gives_none(digits_env):
+    env = digits_env(backend="live")
+    env.reset()
+    assert env.get_images() == [None] * NUM_ENVS
+
+
+class SuccessRecorder(BaseCallback):
+    """Keeps which episodes were answered right, as the environment says."""
 
     def _on_training_start(self):
-        self.right = []
+        self.successes = []
 
     def _on_step(self):
-        self.right += [bool(info["is_success"]) for info in self.locals["infos"] if info]
+        for info in self.locals["infos"]:
+            if info:
+                self.successes.append(bool(info["is_success"]))
         return True
 
 
 @pytest.mark.parametrize(
-    ("learner", "arguments"),
+    ("learner", "hyperparameters"),
     [
         (PPO, {"n_steps": 16, "batch_size": 32}),
         (A2C, {}),
@@ -270,67 +311,76 @@ class Ends(BaseCallback):
     ],
     ids=["PPO", "A2C", "DQN"],
 )
-def test_sb3s_learners_run_through_it_and_count_right_answers_as_successes(
-    learner, arguments, some_digits
-):
-    env = vec_env(
-        IDS[0], NUM, 0, weights=None, backend="table", dataset=some_digits, tradeoff=(0.1, 2.0)
+def test_learner_counts_right_answers_as_successes(learner, hyperparameters, digits_env):
+    model = learner(
+        "MlpPolicy",
+        digits_env(tradeoff=RANGE),
+        gamma=1.0,
+        seed=0,
+        stats_window_size=10_000,
+        device="cpu",
+        **hyperparameters,
     )
-    model, ends = (
-        learner(
-            "MlpPolicy", env, gamma=1.0, seed=0, stats_window_size=10_000, device="cpu", **arguments
-        ),
-        Ends(),
-    )
+    recorder = SuccessRecorder()
     before = [parameter.clone() for parameter in model.policy.parameters()]
-    model.learn(320, ends)
+    model.learn(320, recorder)
+
     assert model.num_timesteps >= 320
-    assert len(ends.right) > 60
-    assert [bool(one) for one in model.ep_success_buffer] == ends.right
-    assert sum(episode["l"] for episode in model.ep_info_buffer) <= model.num_timesteps
-    assert len(model.ep_info_buffer) == len(ends.right)
-    assert any(
-        (old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True)
-    )
+    assert len(recorder.successes) > 60
+    assert list(map(bool, model.ep_success_buffer)) == recorder.successes
+    assert len(model.ep_info_buffer) == len(recorder.successes)
+    num_steps = sum(episode["l"] for episode in model.ep_info_buffer)
+    assert num_steps <= model.num_timesteps
+
+    after = list(model.policy.parameters())
+    changed = [(old != new).any() for old, new in zip(before, after, strict=True)]
+    assert any(changed)
 
 
-class Offered(BaseCallback):
-    """Whether the actions a learner took were on offer."""
+class MaskRecorder(BaseCallback):
+    """Keeps whether the actions that a learner took were valid."""
+
+    def __init__(self):
+        super().__init__()
+        self.were_valid = []
+
+    def _masks(self):
+        return np.array(self.training_env.env_method("action_masks"))
 
     def _on_rollout_start(self):
-        self.masks = np.array(self.training_env.env_method("action_masks"))
-        self.taken = getattr(self, "taken", [])
+        self.masks = self._masks()
 
     def _on_step(self):
-        self.taken += self.masks[
-            np.arange(NUM), np.asarray(self.locals["actions"]).ravel()
-        ].tolist()
-        self.masks = np.array(self.training_env.env_method("action_masks"))
+        actions = np.asarray(self.locals["actions"]).ravel()
+        valid = self.masks[np.arange(NUM_ENVS), actions]
+        self.were_valid += valid.tolist()
+        self.masks = self._masks()
         return True
 
 
-def test_maskable_ppo_runs_through_it_and_takes_only_what_is_offered():
+def test_maskable_ppo_takes_only_valid_actions():
     contrib = pytest.importorskip("sb3_contrib")
-    arguments = {
+    env_kwargs = {
         "dataset": small.images(),
         "backbone": small.backbone("multipath", "one exit"),
         "backend": "table",
     }
-    offered = {}
+    were_valid = {}
     for learner in (contrib.MaskablePPO, PPO):
-        model, seen = (
-            learner(
-                "MlpPolicy",
-                vec_env("RNR-v0", NUM, 0, **arguments),
-                n_steps=16,
-                batch_size=32,
-                seed=0,
-                device="cpu",
-            ),
-            Offered(),
+        env = vec_env("RNR-v0", NUM_ENVS, 0, **env_kwargs)
+        model = learner(
+            "MlpPolicy",
+            env,
+            n_steps=16,
+            batch_size=32,
+            seed=0,
+            device="cpu",
         )
-        model.learn(256, seen)
-        offered[learner] = seen.taken
-    assert len(offered[PPO]) == len(offered[contrib.MaskablePPO]) == 256
-    assert all(offered[contrib.MaskablePPO])
-    assert not all(offered[PPO])
+        recorder = MaskRecorder()
+        model.learn(256, recorder)
+        assert len(recorder.were_valid) == 256
+        were_valid[learner] = recorder.were_valid
+
+    assert all(were_valid[contrib.MaskablePPO])
+    # Without masks, some actions are replaced.
+    assert not all(were_valid[PPO])

@@ -33,6 +33,7 @@ def main(
     backbone = registered_kwargs(results.env)["backbone"]
     for name in names:
         run = runs.load(router_dir(report, name, seed))
+        # Without a curve the classifier could not be asked for a mean compute.
         if run.curve is None:
             raise ValueError(
                 "`names` must be of routers whose compute follows the trade-off smoothly, got "

@@ -21,6 +21,7 @@ def main() -> None:
     backbone = zoo.named(NAME)
     spec = RoutingSpec.of(backbone)
     for split in ("route", "test"):
+        # Not downloaded: the original pixels differ from the re-encoded ones.
         images = open_images(dataset="cifar10", split=split, download=False)
         origin = digest_of(Live(backbone, images, spec))
         table = replace(route_table.build(backbone, images, spec), origin=origin)

@@ -131,6 +131,7 @@ def _end_with_parent() -> None:
     No file is left half-written: routers and checkpoints are written atomically.
     """
 
+    # A parent that is killed cannot tell its workers, so they wait for its end.
     def watch() -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:

@@ -113,6 +113,7 @@ def _save_paths(path: Path, records: Sequence[Record]) -> None:
     arrays = {}
     for i, record in enumerate(records):
         arrays[f"path_{i}"] = record.evaluation.path
+        # In 16 bits: there are hundreds of records of thousands of images.
         arrays[f"prediction_{i}"] = record.evaluation.prediction.astype(np.int16)
     with storage.replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ def identity(agent: str, fit_config: FitConfig) -> dict[str, Any]:
         "seed": fit_config.seed,
         "steps": fit_config.steps,
         "tradeoffs": list(fit_config.tradeoffs),
+        # The same names may stand for other weights or images later.
         "source": digest_of(fit_config.source("route")),
     }
 

@@ -220,6 +220,7 @@ def _reached(
 
 
 def _difference(figures: list[tuple[float, float, float]], budgets: list[float]) -> Difference:
+    # `paired_bootstrap` returns the mean over the budgets first.
     mean, low, high = figures[0]
     return Difference(mean=mean, low=low, high=high, budgets=budgets, at=figures[1:])
 

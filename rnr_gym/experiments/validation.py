@@ -73,6 +73,7 @@ def _replay(report_dir: Path, rows: list[dict[str, Any]], testbed: Testbed) -> l
     with np.load(report_dir / PATHS_FILE, allow_pickle=False) as arrays:
         paths = [arrays[f"path_{i}"] for i in range(len(rows))]
         predictions = [arrays[f"prediction_{i}"].astype(np.int64) for i in range(len(rows))]
+    # On the live network where there is one, though the report may rest on its route table.
     evaluations = _evaluate_once(testbed.source, paths)
 
     records = []

@@ -156,7 +156,7 @@ def test_decoded_images_are_read_from_the_cache(data_root, monkeypatch):
         pytest.param(False, False, "cache", id="neither"),
     ],
 )
-def test_images_are_read_where_argument_or_variable_says(
+def test_cifar_root_is_argument_variable_or_cache(
     tmp_path, monkeypatch, cache_dir, has_argument, has_variable, expected
 ):
     roots = {
@@ -223,7 +223,7 @@ def remove_part(part_dir):
         (remove_part, FileNotFoundError, "`data_root` must hold cifar10/train, got"),
     ],
 )
-def test_wrong_class_folders_raise_without_fetching(data_root, capsys, damage, error, message):
+def test_wrong_folders_raise_without_fetching(data_root, capsys, damage, error, message):
     photos.write_folders(data_root / "cifar10", photos.parts())
     damage(data_root / "cifar10" / "train")
     with pytest.raises(error, match=message):
@@ -262,7 +262,7 @@ def test_cifar10_colours_are_those_of_photographs(real_splits):
 
 
 @pytest.mark.slow
-def test_cifar10_route_images_are_in_no_other_split(real_splits):
+def test_cifar10_route_shares_no_image(real_splits):
     contents = {}
     for split, images in real_splits.items():
         contents[split] = {image.tobytes() for image in images.images}

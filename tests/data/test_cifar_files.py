@@ -226,7 +226,7 @@ def test_images_are_fetched_only_once(server, capsys):
 
 
 @pytest.mark.usefixtures("server")
-def test_images_are_fetched_into_the_cache_by_default(cache_dir, monkeypatch):
+def test_images_are_fetched_into_cache_by_default(cache_dir, monkeypatch):
     monkeypatch.delenv("RNR_GYM_DATA")
     cifar.load(CIFAR10, "test")
     assert (cache_dir / "data" / FILES_DIR / "test_batch").is_file()
@@ -265,7 +265,7 @@ def test_failed_fetch_leaves_all_as_it_was(server, answer, root_fixture, request
 
 
 @pytest.mark.usefixtures("server")
-def test_archive_without_a_batch_is_not_put_in_place(data_root, whole_root, archive, monkeypatch):
+def test_incomplete_archive_is_not_put_in_place(data_root, whole_root, archive, monkeypatch):
     (whole_root / FILES_DIR / "data_batch_4").unlink()
     photos.write_archive(archive, whole_root / FILES_DIR, monkeypatch)
     assert_advises(load_error(), CIFAR10, data_root)

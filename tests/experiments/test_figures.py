@@ -108,6 +108,7 @@ def test_row_of_static_router():
     """It is charged as a static network, but its regret as the environment charges."""
     static = record("static", [[2, 1]] * 8, static=True)
     figures_of_row = row(static, paper_testbed())
+
     assert figures_of_row.static is True
     assert figures_of_row.compute == 0.7
     assert figures_of_row.router_macs == 0.0
@@ -131,6 +132,7 @@ def test_outcomes_by_router_seed_and_tradeoff():
         record("ppo", EXPENSIVE, seed=1),
         record("ppo", EXPENSIVE, seed=1),
     ]
+
     outcomes = outcomes_by_router(records, 100)
     assert [*outcomes] == ["ppo", "full"]
     assert outcomes["ppo"].correct.shape == (2, 2, 8)
@@ -310,6 +312,7 @@ def test_too_expensive_router_has_no_pairs():
         record("confidence", MIDDLE),
     ]
     comparison = compare_records(records, paper_testbed())
+
     assert pairs_of(comparison.differences) == [("confidence", "static")]
     assert all(pair.budgets for pair in comparison.differences)
     assert pairs_of(comparison.savings) == [("confidence", "static")]

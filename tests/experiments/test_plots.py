@@ -219,7 +219,7 @@ def gallery(tmp_path, figures):
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
-def test_gallery_shows_cheapest_and_most_expensive(gallery, tmp_path, channels):
+def test_gallery_shows_both_ends_of_compute(gallery, tmp_path, channels):
     images = random_images(channels)
     all_axes = gallery(images)
     for axes, image_idx in zip(all_axes, (*CHEAPEST, *MOST_EXPENSIVE), strict=True):

@@ -149,6 +149,8 @@ def test_page_shows_infinite_saving_as_dash(content):
         "at": [[0.7, 0.6, None], [None, 0.9, None]],
     }
     content["savings"] = [pair]
+
+    # Two budgets have figures; the other four, and the mean over all, have none.
     (row,) = section(content, SAVINGS)
     assert row == ["ppo", "static", "–", "0.70 [0.60, ∞]", *["–"] * 5]
 
@@ -165,6 +167,8 @@ def test_page_marks_savings_below_one(content, high, marked):
         "budgets": [],
         "at": [],
     }
+
+    # Differences are marked as well, so there must be none.
     content["differences"] = []
     content["savings"] = [pair]
     assert (MARK in report.page(content)) is marked

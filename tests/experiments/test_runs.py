@@ -190,6 +190,7 @@ def started_at(monkeypatch):
             super()._on_training_start()
 
         def _on_step(self):
+            # After the checkpoint at 2,048 steps, before the next.
             if self.num_timesteps >= 2_600 and not KillingProgressBar.killed:
                 KillingProgressBar.killed = True
                 raise KeyboardInterrupt
@@ -239,6 +240,7 @@ def test_load_without_run_says_how_to_make_one(tmp_path, name):
 
 def test_load_rejects_run_of_other_images(tmp_path, monkeypatch):
     runs.fit("full", FIT_CONFIG, tmp_path)
+    # The routing problem is the same for all images, so it does not tell.
     monkeypatch.setattr(data, "load", load_other)
     with pytest.raises(ValueError, match="`run` must be fitted to these weights and images"):
         runs.load(tmp_path)

@@ -87,6 +87,7 @@ def test_outcomes_from_evaluations():
     wrong = evaluation_of([0, 0, 0], macs=[1, 2, 3])
     first_seed = [cheap, expensive]
     second_seed = [wrong, wrong]
+
     outcomes = RouterOutcomes.of([first_seed, second_seed], 100)
     assert outcomes.correct.tolist() == [
         [[1, 0, 0], [1, 1, 0]],
@@ -146,7 +147,7 @@ def test_difference_without_budget_raises():
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["first", "second"])
-def test_difference_omits_budget_unreached_by_seed(swapped):
+def test_difference_omits_budget_a_seed_exceeds(swapped):
     """The accuracy of that seed would be that of a more expensive router."""
     uneven = flat_outcomes([[0.5, 0.9], [0.8, 0.9]], [[0.1, 0.6], [0.5, 0.6]])
     other = one_seed([0.4, 0.6], [0.1, 0.6])

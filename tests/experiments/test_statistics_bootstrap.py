@@ -25,7 +25,7 @@ def gap(curve, rival):
     return curve.accuracy - rival.accuracy
 
 
-def test_bootstrap_statistic_gets_ascending_curves():
+def test_bootstrap_passes_ascending_curves():
     pairs = []
 
     def statistic(curve, rival):
@@ -95,6 +95,7 @@ def test_mean_difference_interval_covers_truth():
         low, high = mean_difference_interval(values, marked, np.arange(200), seed=seed)
         covered += low <= 0.3 <= high
         widths.append(high - low)
+
     # 95 % of 40 are 38.
     assert covered >= 34
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(1 / 50 + 1 / 150), rel=0.15)
@@ -129,7 +130,7 @@ def test_mean_difference_follows_from_seed(sixty):
 
 
 @pytest.mark.parametrize("num_marked", [1, 7])
-def test_mean_difference_omits_one_sided_resamples(num_marked):
+def test_mean_difference_of_rare_mark_is_exact(num_marked):
     """With one of eight images marked, a third of the resamples have none that is."""
     marked = np.arange(8) < num_marked
     assert mean_difference_interval(marked * 0.5, marked, np.arange(8)) == (0.5, 0.5)

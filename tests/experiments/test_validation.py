@@ -200,9 +200,9 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_validate_rejects_changed_results(copy_dir, change):
-    """Even if the page was changed with them."""
     content = read_results(copy_dir)
     change(content)
+    # The page follows from the changed results, so only a replay can tell.
     write_results(copy_dir, content)
     with pytest.raises(ValueError, match=REJECTED):
         validate(copy_dir)
@@ -213,7 +213,9 @@ def records_with_static(copy_dir, content, source, name):
     records = []
     with np.load(copy_dir / "paths.npz") as arrays:
         for i, row in enumerate(content["rows"]):
+            # A static network pays for neither the glance nor exits that do not answer.
             static = row["static"] or row["router"] == name
+
             evaluation = evaluate_paths(
                 source,
                 arrays[f"path_{i}"],

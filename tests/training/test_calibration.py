@@ -1,9 +1,12 @@
-"""What is measured beside the weights: batch-norm and summary statistics, accuracy of the full path."""
+"""What is measured besides the weights: statistics, and the accuracy of the full path."""
 
-import numpy as np
+import itertools
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
 
 from rnr_gym.training import calibration
 from tests.fixtures import small
@@ -11,93 +14,117 @@ from tests.fixtures import small
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
 
 
-def in_use(backbone):
-    """The norms that some path runs: layer 0 is always come by from the full path's side."""
-    first, idle = backbone.layers[0], []
+def recalibrate(backbone, images, seed=0, batch_size=40):
+    generator = torch.Generator().manual_seed(seed)
+    calibration.recalibrate(backbone, images, generator, batch_size=batch_size)
+
+
+def prepared(backbone, images):
+    """The images of a set as the network reads them."""
+    return backbone.prepare(small.pixels_of(images))
+
+
+def norms_of(network):
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def used_norms(backbone):
+    """The norms that some path runs.
+
+    Images arrive at layer 0 as if from the full path, so its norms for other previous sub-paths
+    stay idle.
+    """
+    first = backbone.layers[0]
+    idle = []
     if backbone.kind == "multipath":
         for branch in first.branches:
-            idle += [*list(branch.norms1)[:-1], *list(branch.norms2)[:-1]]
+            idle += list(branch.norms1)[:-1]
+            idle += list(branch.norms2)[:-1]
     elif backbone.reads_prev_sub_path:
         idle = list(first.norms)[:-1]
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    return [norm for norm in norms if norm not in idle]
+    return [norm for norm in norms_of(backbone) if norm not in idle]
 
 
-def output(backbone):
-    """Logits of the full path."""
-    return small.travel(backbone, small.pixels(5), np.full((5, 3), backbone.full_path)).logits
+def assert_measured(norm, features, rtol=1e-4):
+    """A norm has the mean and variance of the features `(N, C, H, W)` that reach it."""
+    assert_close(norm.running_mean, features.mean((0, 2, 3)), rtol=rtol, atol=1e-5)
+    assert_close(norm.running_var, features.var((0, 2, 3)), rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("kind", "exits"),
-    [(kind, exits) for kind in small.KINDS for exits in ("bare", "glance and exits")],
+    list(itertools.product(small.KINDS, ["bare", "glance and exits"])),
 )
 @torch.no_grad()
-def test_the_full_path_does_not_depend_on_other_paths(kind, exits):
-    recalibrated, full_only = small.backbone(kind, exits), small.backbone(kind, exits)
-    with pytest.MonkeyPatch.context() as patch:
-        calibration.recalibrate(
-            recalibrated, small.images(40), torch.Generator().manual_seed(0), batch_size=40
-        )
-        patch.setattr(calibration, "spread_paths", lambda backbone, generator: [])
-        calibration.recalibrate(
-            full_only, small.images(40), torch.Generator().manual_seed(0), batch_size=40
-        )
-    assert torch.equal(output(recalibrated), output(full_only))
-    assert not torch.equal(output(recalibrated), output(small.backbone(kind, exits)))
+def test_full_path_ignores_other_paths(kind, exits, monkeypatch):
+    images = small.images(40)
+    batch = small.pixels(5)
+    recalibrated = small.backbone(kind, exits)
+    recalibrate(recalibrated, images)
+
+    full_path_only = small.backbone(kind, exits)
+    monkeypatch.setattr(calibration, "spread_paths", lambda backbone, generator: [])
+    recalibrate(full_path_only, images)
+
+    logits = small.travel_full_path(recalibrated, batch).logits
+    assert torch.equal(logits, small.travel_full_path(full_path_only, batch).logits)
+
+    # Recalibration did change something.
+    before = small.travel_full_path(small.backbone(kind, exits), batch)
+    assert not torch.equal(logits, before.logits)
 
 
 @torch.no_grad()
-def test_statistics_are_measured_on_so_many_images(monkeypatch):
-    seen = []
+def test_recalibration_stops_after_enough_images(monkeypatch):
+    sizes = []
+
+    def record_size(backbone, images, path, exits):
+        sizes.append(len(images))
+
     monkeypatch.setattr(calibration, "MEASURED", 12)
     monkeypatch.setattr(calibration, "MEASURED_ON_EACH", 20)
-    monkeypatch.setattr(
-        calibration, "answers", lambda backbone, images, path, exits: seen.append(len(images))
-    )
+    monkeypatch.setattr(calibration, "path_logits", record_size)
     monkeypatch.setattr(calibration, "full_path_norms", lambda backbone, images: set())
-    calibration.recalibrate(
-        small.backbone("multipath"), small.images(40), torch.Generator(), batch_size=8
-    )
-    assert sum(seen[:2]) == 16
-    assert set(seen) == {8}
-    assert len(seen) == 2 + 3 * (9 + calibration.UNIFORM_SHARE)
+    recalibrate(small.backbone("multipath"), small.images(40), batch_size=8)
+
+    # Two batches of 8 for the full path, three for each of the other paths.
+    assert sum(sizes[:2]) == 16
+    assert set(sizes) == {8}
+    assert len(sizes) == 2 + 3 * (9 + calibration.UNIFORM_SHARE)
 
 
-def test_whitening_filters_whiten_the_training_patches():
-    backbone, train = small.backbone("whitened", shape=(3, 8, 8)), small.images(400, (3, 8, 8))
+def test_whitening_filters_whiten_training_patches():
+    train = small.images(400, (3, 8, 8))
+    backbone = small.backbone("whitened", shape=(3, 8, 8))
     calibration.measure_whitening(backbone, train)
-    x = backbone.prepare(torch.from_numpy(np.array(train.images)))
+
+    images = prepared(backbone, train)
     for stem in (backbone.stem, backbone.glance.stem):
-        found = nn.functional.conv2d(x, stem.filters)  # (N, 24, 7, 7)
-        flat = found.transpose(0, 1).flatten(1)
-        torch.testing.assert_close(flat[:12], -flat[12:])
-        torch.testing.assert_close(flat[:12].cov(), torch.eye(12), atol=0.02, rtol=0)
+        whitened = F.conv2d(images, stem.filters)  # (N, 24, 7, 7)
+        channels = whitened.transpose(0, 1).flatten(1)  # (24, N * 49)
+        # The second half are the same filters with the other sign.
+        assert_close(channels[:12], -channels[12:])
+        assert_close(channels[:12].cov(), torch.eye(12), atol=0.02, rtol=0)
 
 
-def test_whitening_leaves_an_ordinary_backbone_alone():
-    backbone, before = small.backbone("multipath"), small.backbone("multipath")
+def test_whitening_skips_ordinary_stems():
+    backbone = small.backbone("multipath")
     calibration.measure_whitening(backbone, small.images(40))
-    assert all(
-        torch.equal(one, other)
-        for one, other in zip(
-            backbone.state_dict().values(), before.state_dict().values(), strict=True
-        )
-    )
+    assert small.same_weights(backbone, small.backbone("multipath"))
 
 
 @KINDS
 @torch.no_grad()
-def test_measuring_the_glance_touches_only_the_glance(kind):
-    backbone, before = small.backbone(kind), small.backbone(kind).state_dict()
-    calibration.measure_glance(
-        backbone, small.images(40), torch.Generator().manual_seed(0), batch_size=40
-    )
-    changed = {
-        name
-        for name, value in backbone.state_dict().items()
-        if not torch.equal(value, before[name])
-    }
+def test_measure_glance_changes_only_the_glance(kind):
+    backbone = small.backbone(kind)
+    before = small.backbone(kind).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    calibration.measure_glance(backbone, small.images(40), generator, batch_size=40)
+
+    changed = []
+    for name, tensor in backbone.state_dict().items():
+        if not torch.equal(tensor, before[name]):
+            changed.append(name)
     assert changed
     assert all(name.startswith("glance.") for name in changed)
     assert any(name.endswith("running_mean") for name in changed)
@@ -105,91 +132,88 @@ def test_measuring_the_glance_touches_only_the_glance(kind):
 
 @KINDS
 @torch.no_grad()
-def test_recalibration_measures_each_norm_on_what_passes_through_it(kind):
+def test_recalibration_measures_the_stem(kind):
     backbone = small.backbone(kind)
     images = small.images(40)
-    calibration.recalibrate(backbone, images, torch.Generator().manual_seed(0), batch_size=40)
-    batch = torch.from_numpy(np.array(images.images))
+    recalibrate(backbone, images)
+
+    norm = norms_of(backbone.stem)[0]
     arriving = []
-    norm = next(module for module in backbone.stem.modules() if isinstance(module, nn.BatchNorm2d))
     hook = norm.register_forward_pre_hook(lambda module, inputs: arriving.append(inputs[0]))
-    backbone.stem(backbone.prepare(batch))
+    backbone.stem(prepared(backbone, images))
     hook.remove()
-    torch.testing.assert_close(norm.running_mean, arriving[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norm.running_var, arriving[0].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    arrived = backbone.stem(backbone.prepare(batch))
-    if kind == "multipath":  # layer 0's narrow branch, whatever random paths follow
-        branch = backbone.layers[0].branches[0]
-        inner = branch.conv1(arrived)
-        torch.testing.assert_close(
-            branch.norms1[-1].running_mean, inner.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
-        )
-        torch.testing.assert_close(
-            branch.norms1[-1].running_var, inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5
-        )
+    assert_measured(norm, arriving[0])
     assert not any(module.training for module in backbone.modules())
+
+
+@torch.no_grad()
+def test_recalibration_measures_a_narrow_branch():
+    backbone = small.backbone("multipath")
+    images = small.images(40)
+    recalibrate(backbone, images)
+
+    # Layer 0's: whatever random paths follow, the same features arrive there.
+    branch = backbone.layers[0].branches[0]
+    features = backbone.stem(prepared(backbone, images))
+    assert_measured(branch.norms1[-1], branch.conv1(features))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @KINDS
 @torch.no_grad()
-def test_recalibration_leaves_no_norm_unmeasured_even_on_one_batch(kind, seed):
+def test_recalibration_measures_every_norm_in_use(kind, seed):
     backbone = small.backbone(kind)
-    calibration.recalibrate(
-        backbone, small.images(40), torch.Generator().manual_seed(seed), batch_size=40
-    )
-    for norm in in_use(backbone):
+    # One batch is enough.
+    recalibrate(backbone, small.images(40), seed)
+    for norm in used_norms(backbone):
         assert (norm.running_mean != 0).any()
 
 
 @KINDS
-def test_recalibration_outside_no_grad_leaves_statistics_free_of_the_graph(kind):
+def test_recalibrated_statistics_have_no_gradient(kind):
     backbone = small.backbone(kind)
-    calibration.recalibrate(
-        backbone, small.images(16), torch.Generator().manual_seed(0), batch_size=8
-    )
+    # Gradients are on here.
+    recalibrate(backbone, small.images(16), batch_size=8)
     assert not any(buffer.requires_grad for buffer in backbone.buffers())
 
 
 @KINDS
 @torch.no_grad()
-def test_norms_keep_their_momentum_through_recalibration(kind):
+def test_recalibration_keeps_momentum_of_norms(kind):
     backbone = small.backbone(kind)
-    calibration.recalibrate(backbone, small.images(16), torch.Generator().manual_seed(0))
-    assert {
-        module.momentum for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)
-    } == {0.1}
+    recalibrate(backbone, small.images(16))
+    assert {norm.momentum for norm in norms_of(backbone)} == {0.1}
 
 
 @KINDS
 @torch.no_grad()
-def test_summary_statistics_make_training_summaries_standard(kind):
-    backbone, images = small.backbone(kind), small.images(40)
-    calibration.measure_summaries(backbone, images, torch.Generator().manual_seed(0), batch_size=16)
-    x = backbone.prepare(torch.from_numpy(np.array(images.images)))
-    arrived, (glanced, _) = backbone.stem(x).mean((2, 3)), backbone.glance(x)
-    torch.testing.assert_close(
-        backbone.summary_mean[0, : arrived.shape[1]], arrived.mean(0), rtol=1e-4, atol=1e-5
-    )
-    spread = arrived.std(0, correction=0)
-    spread[spread < 1e-6] = 1.0  # a channel that never fires
-    torch.testing.assert_close(
-        backbone.summary_std[0, : arrived.shape[1]], spread, rtol=1e-3, atol=1e-5
-    )
-    torch.testing.assert_close(backbone.glance_mean, glanced.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(backbone.glance_std, glanced.std(0), rtol=1e-4, atol=1e-5)
+def test_summary_statistics_are_those_of_training(kind):
+    backbone = small.backbone(kind)
+    images = small.images(40)
+    generator = torch.Generator().manual_seed(0)
+    calibration.measure_summaries(backbone, images, generator, batch_size=16)
+
+    x = prepared(backbone, images)
+    pooled = backbone.stem(x).mean((2, 3))  # (N, C)
+    width = pooled.shape[1]
+    std = pooled.std(0, correction=0)
+    std[std < 1e-6] = 1.0  # a channel that is always zero
+    assert_close(backbone.summary_mean[0, :width], pooled.mean(0), rtol=1e-4, atol=1e-5)
+    assert_close(backbone.summary_std[0, :width], std, rtol=1e-3, atol=1e-5)
+
+    glance_pooled, _ = backbone.glance(x)
+    assert_close(backbone.glance_mean, glance_pooled.mean(0), rtol=1e-4, atol=1e-5)
+    assert_close(backbone.glance_std, glance_pooled.std(0), rtol=1e-4, atol=1e-5)
     assert (backbone.summary_std > 0).all()
     assert torch.isfinite(backbone.summary_mean).all()
 
 
-def test_accuracy_of_the_full_path_is_the_plain_networks():
-    backbone, images = small.backbone("residual"), small.images(40)
+def test_full_path_accuracy_is_plain_networks():
+    backbone = small.backbone("residual")
+    images = small.images(40)
     with torch.no_grad():
-        guess = (
-            backbone.plain()(backbone.prepare(torch.from_numpy(np.array(images.images))))
-            .argmax(1)
-            .numpy()
-        )
-    assert calibration.evaluate_full_path(backbone, images, batch_size=16) == pytest.approx(
-        (guess == images.labels).mean()
-    )
+        logits = backbone.plain()(prepared(backbone, images))
+
+    expected = (logits.argmax(1).numpy() == images.labels).mean()
+    accuracy = calibration.evaluate_full_path(backbone, images, batch_size=16)
+    assert accuracy == pytest.approx(expected)
