@@ -139,6 +139,7 @@ def test_vec_env_matches_after_seeds_and_resets(some_digits):
     pair = EnvPair(IDS[0], "table", dataset=some_digits, tradeoff=RANGE)
     pair.reset()
     for seed in (None, 9, 9, None):
+        # A seed holds for one reset; without one the generators continue.
         if seed is not None:
             pair.seed(seed)
         pair.reset()
@@ -311,18 +312,19 @@ class SuccessRecorder(BaseCallback):
     ],
     ids=["PPO", "A2C", "DQN"],
 )
-def test_learner_counts_right_answers_as_successes(learner, hyperparameters, digits_env):
+def test_learner_counts_right_answers_as_success(learner, hyperparameters, digits_env):
     model = learner(
         "MlpPolicy",
         digits_env(tradeoff=RANGE),
         gamma=1.0,
         seed=0,
-        stats_window_size=10_000,
+        stats_window_size=10_000,  # all episodes, so that they can be compared
         device="cpu",
         **hyperparameters,
     )
     recorder = SuccessRecorder()
     before = [parameter.clone() for parameter in model.policy.parameters()]
+    # Enough for some gradient steps of each learner.
     model.learn(320, recorder)
 
     assert model.num_timesteps >= 320

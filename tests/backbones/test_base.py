@@ -18,7 +18,10 @@ EVERY = pytest.mark.parametrize(
 @EVERY
 @pytest.mark.parametrize(
     "shape",
-    [pytest.param((1, 8, 8), id="1x8x8"), pytest.param((2, 9, 7), id="2x9x7")],
+    [
+        pytest.param((1, 8, 8), id="even sides"),
+        pytest.param((2, 9, 7), id="odd sides"),
+    ],
 )
 def test_plain_network_equals_full_path(kind, exits, shape):
     backbone = small.backbone(kind, exits, shape).double()
@@ -31,6 +34,7 @@ def test_plain_network_equals_full_path(kind, exits, shape):
         if backbone.reads_prev_sub_path:
             prev_sub_path = backbone.full_path
 
+    # In double precision, so that only another order of additions makes a difference.
     expected = backbone.head(features)
     assert_close(backbone.plain()(images), expected, rtol=1e-10, atol=1e-10)
 
@@ -79,21 +83,34 @@ def test_config_rebuilds_same_architecture(kind, exits):
 
 @pytest.mark.parametrize(
     ("width", "rounded"),
-    [(1, 8), (8, 8), (11, 8), (13, 16), (16, 16), (30, 32)],
+    [
+        (1, 8),
+        (8, 8),
+        (11, 8),
+        (13, 16),
+        (16, 16),
+        (30, 32),
+    ],
 )
 def test_round_to_eight_gives_nearest(width, rounded):
     assert round_to_eight(width) == rounded
 
 
 def test_shortcut_halves_and_adds_zero_channels():
-    x = torch.arange(2 * 3 * 3, dtype=torch.float32).view(1, 2, 3, 3)
-    y = Shortcut(2, 5, 2)(x)
+    x = torch.arange(18.0).view(1, 2, 3, 3)
+    y = Shortcut(in_width=2, width=5, stride=2)(x)
     assert y.shape == (1, 5, 2, 2)
-    assert torch.equal(y[:, :2], x[:, :, [0, 2]][..., [0, 2]])
+
+    every_second = x[:, :, ::2, ::2]
+    kept = y[:, :2]
+    assert torch.equal(kept, every_second)
     assert (y[:, 2:] == 0).all()
 
-    # Nothing to halve and nothing to add.
-    assert torch.equal(Shortcut(2, 2, 1)(x), x)
+
+def test_shortcut_without_change_is_identity():
+    x = torch.rand(1, 2, 3, 3)
+    shortcut = Shortcut(in_width=2, width=2, stride=1)
+    assert torch.equal(shortcut(x), x)
 
 
 def test_pooled_head_reads_arriving_channels():
@@ -117,8 +134,13 @@ def test_glance_needs_stride_for_each_width(widths, strides):
 
 
 def test_glance_gives_features_and_their_logits():
-    glance = Glance((2, 9, 7), 3, [8, 16], [2, 1]).eval()
-    pooled, logits = glance(torch.rand(4, 2, 9, 7))
+    glance = Glance(
+        image_shape=(2, 9, 7),
+        classes=3,
+        widths=[8, 16],
+        strides=[2, 1],
+    )
+    pooled, logits = glance.eval()(torch.rand(4, 2, 9, 7))
     assert pooled.shape == (4, 16)
     assert logits.shape == (4, 3)
     assert_close(logits, glance.linear(pooled))

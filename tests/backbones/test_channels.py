@@ -35,7 +35,8 @@ def test_residual_layer_computes_first_groups(exits, group):
     y = torch.relu(batch_norm(y, layer.norm1))
     y = F.conv2d(y, layer.conv2.weight[:, :inner], padding=1)
     y = batch_norm(y, layer.norm2[group - 1])
-    shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16))
+    every_second = x[:, :, ::2, ::2]
+    shortcut = F.pad(every_second, (0, 0, 0, 0, 0, 16))
 
     sub_path = backbone.first_sub_path + group - 1
     assert_close(layer(x, sub_path), torch.relu(shortcut + y))
@@ -113,8 +114,10 @@ def test_prefix_norm_is_batch_norm_of_prefix():
 def test_prefix_norm_averages_without_momentum():
     norm = PrefixBatchNorm(8)
     norm.momentum = None
-    batches = [torch.randn(6, width, 4, 4) * 2 + width for width in (4, 8, 6, 4)]
-    for batch in batches:
+    batches = []
+    for width in (4, 8, 6, 4):
+        batch = 2 * torch.randn(6, width, 4, 4) + width
+        batches.append(batch)
         norm(batch)
 
     for channel in range(8):

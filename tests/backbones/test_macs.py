@@ -41,7 +41,7 @@ def backbone(kind_and_exits, shape):
 
 @pytest.fixture
 def image(shape):
-    """A batch of one."""
+    """A batch of one image."""
     return small.pixels(1, shape)
 
 
@@ -139,8 +139,13 @@ def test_multipath_macs_counted_by_hand():
     head = 32 * 3
 
     backbone = small.backbone("multipath")
-    paths = np.array([[0, -1, -1], [2, 0, -1], [1, 3, 0], [2, 3, 2]])
-    state = small.travel(backbone, small.pixels(4), paths)
+    paths = [
+        [0, -1, -1],
+        [2, 0, -1],
+        [1, 3, 0],
+        [2, 3, 2],
+    ]
+    state = small.travel(backbone, small.pixels(4), np.array(paths))
     # Every exit head on the way is charged, and the glance always.
     assert state.macs.tolist() == [
         glance,
@@ -173,9 +178,10 @@ def test_whitened_macs_counted_by_hand():
     expected = stem + glance + full + exit_head
 
     backbone = small.backbone("whitened")
-    state = small.travel(backbone, small.pixels(1), np.array([[3, 0, -1]]))
+    path = np.array([3, 0, -1])
+    state = small.travel(backbone, small.pixels(1), path[None])
     assert state.macs.tolist() == [expected]
-    assert RoutingSpec.of(backbone).static_macs(state.path[0]) == expected
+    assert RoutingSpec.of(backbone).static_macs(path) == expected
 
 
 def test_vgg_macs_counted_by_hand():
@@ -187,14 +193,16 @@ def test_vgg_macs_counted_by_hand():
     head = 32 * 3
 
     backbone = small.backbone("vgg", "bare")
-    state = small.travel(backbone, small.pixels(1), np.array([[0, 2, 1]]))
+    path = np.array([0, 2, 1])
+    state = small.travel(backbone, small.pixels(1), path[None])
     assert state.macs.tolist() == [stem + first + second + third + head]
 
 
 @KINDS
 def test_sub_path_numbers_grow_with_cost(kind):
-    layers = small.backbone(kind).mac_table.layers
-    assert (np.diff(layers[:, 1:, 1:], axis=2) > 0).all()
+    layers = small.backbone(kind).mac_table.layers  # (T, K, K)
+    increases = np.diff(layers[:, 1:, 1:], axis=2)
+    assert (increases > 0).all()
     # The exit is charged by its head, not as a layer.
     assert (layers[:, :, 0] == 0).all()
 

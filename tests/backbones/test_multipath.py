@@ -17,7 +17,14 @@ class Block(nn.Module):
         super().__init__()
         self.stride = stride
         self.missing = channels_out - channels_in
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(
+            channels_in,
+            channels_out,
+            kernel_size=3,
+            stride=stride,
+            padding=1,
+            bias=False,
+        )
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
@@ -26,7 +33,8 @@ class Block(nn.Module):
         y = torch.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         kept = F.avg_pool2d(x, 1, self.stride)
-        zeros = torch.zeros(len(x), self.missing, *kept.shape[2:], dtype=x.dtype)
+        batch_size, _, height, width = kept.shape
+        zeros = x.new_zeros(batch_size, self.missing, height, width)
         return torch.relu(y + torch.cat([kept, zeros], 1))
 
 
@@ -114,7 +122,8 @@ def test_sub_paths_are_identity_and_branches(exits, prev_idx):
     prev_sub_path = identity + prev_idx
 
     x = torch.rand(2, 16, 8, 8)
-    kept = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16))
+    every_second = x[:, :, ::2, ::2]
+    kept = F.pad(every_second, (0, 0, 0, 0, 0, 16))
     assert torch.equal(layer(x, identity, prev_sub_path), kept)
 
     for number, width in enumerate([16, 32]):

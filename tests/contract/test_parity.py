@@ -70,6 +70,7 @@ class EnvPair:
             self.assert_same(name, actual, expected)
         self.assert_same_infos(infos, sync_infos)
 
+        # Without autoreset, a step after the end would be an error.
         terminated = arrays[2]
         if self.mode is AutoresetMode.DISABLED and terminated.any():
             self.reset(options={"reset_mask": terminated.copy()})
@@ -207,6 +208,7 @@ def test_native_matches_sync_if_quantised(mode, kind, images):
 
 @MODES
 def test_native_matches_sync_past_the_last_image(mode, some_digits):
+    # All are seen after five episodes, and shuffled again.
     five_images = some_digits.take(np.arange(5))
     pair = EnvPair(IDS[0], "table", mode, dataset=five_images)
     pair.reset(seed=3)
@@ -258,6 +260,7 @@ def test_native_matches_scalar_environments(env_id, backend, some_digits):
         tolerance = 1e-4
 
     observations, infos = envs.reset(seed=21)
+    # Gymnasium's vectors count on from the seed of the first.
     for idx, env in enumerate(scalars):
         obs, info = env.reset(seed=21 + idx)
         assert_allclose(observations[idx], obs, rtol=0, atol=tolerance)

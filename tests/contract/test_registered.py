@@ -95,6 +95,7 @@ def assert_identical(actual, expected):
 
 @EVERY_WEIGHTS
 def test_gymnasium_check_env_passes(env_id, env_kwargs):
+    # The checker reports most of what it finds as warnings.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make(env_id, **env_kwargs).unwrapped)
@@ -130,6 +131,7 @@ def test_same_seed_gives_the_same_episodes(env_id, backend, few_images):
     other = make(env_id, **env_kwargs)
     episodes = random_episodes(env, seed=7)
     assert_identical(random_episodes(other, seed=7), episodes)
+    # Nothing of the episodes before is left in an environment.
     assert_identical(random_episodes(env, seed=7), episodes)
 
 
@@ -158,6 +160,7 @@ def test_spec_survives_json(env_id):
 @EVERY_ID
 def test_spec_survives_pickling(env_id):
     env = make(env_id, tradeoff=0.7, exits=False)
+    # As it is sent to worker processes.
     again = gym.make(pickle.loads(pickle.dumps(env.spec)))
     assert_identical(random_episodes(env, seed=3), random_episodes(again, seed=3))
 
@@ -183,6 +186,7 @@ env = gymnasium.make("rnr_gym:{env_id}", **{RANDOM})
 _, info = env.reset(seed=5)
 print(info["index"])
 """
+    # An import that warns fails here.
     command = [sys.executable, "-W", "error", "-c", code]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -211,6 +215,7 @@ def test_gymnasium_workers_match_one_process(env_id):
             worker_obs, _, _, _, worker_infos = workers.step(np.array([1, 2]))
             obs, _, _, _, infos = envs.step(np.array([1, 2]))
     finally:
+        # Or the processes would outlive a test that fails.
         workers.close()
 
 
@@ -283,6 +288,7 @@ def test_observations_stay_within_their_bounds(env_id):
 @BACKENDS
 def test_labels_change_no_observation(env_id, backend, few_images):
     images = few_images(env_id)
+    # No image keeps its label, so whatever depends on labels changes.
     shifted_labels = (images.labels + 3) % len(images.classes)
     shifted = ImageSet.of(images.images, shifted_labels, images.classes)
     episodes = random_episodes(make(env_id, backend=backend, dataset=images), seed=1)
@@ -340,7 +346,7 @@ def test_bad_arguments_are_named_in_errors(env_id, make_any, name, value):
         make_any(env_id, **env_kwargs)
 
 
-def test_weights_of_another_architecture_are_an_error(tmp_path):
+def test_other_architectures_weights_are_an_error(tmp_path):
     other = zoo.from_config(zoo.ARCHITECTURES["rnr-digits-channels"].config)
     path = tmp_path / "weights.safetensors"
     weight_files.save(other, path)
@@ -349,10 +355,11 @@ def test_weights_of_another_architecture_are_an_error(tmp_path):
         gym.make("RNR-Digits-v0", weights=str(path))
 
 
-def test_truncated_weights_are_an_error(tmp_path):
+def test_truncated_weights_file_is_an_error(tmp_path):
     backbone = zoo.from_config(zoo.ARCHITECTURES["rnr-digits"].config)
     path = tmp_path / "weights.safetensors"
     weight_files.save(backbone, path)
+    # As a download that was interrupted leaves it.
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="whole safetensors file"):
         gym.make("RNR-Digits-v0", weights=str(path))

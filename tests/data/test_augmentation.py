@@ -35,7 +35,14 @@ def as_bytes(image):
 
 
 @EVERY
-@pytest.mark.parametrize("side", [(32, 32), SIDE, (64, 64)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize(
+    "side",
+    [
+        pytest.param((32, 32), id="CIFAR"),
+        pytest.param(SIDE, id="oblong"),
+        pytest.param((64, 64), id="large"),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 16])
 def test_step_keeps_shape_type_and_originals(step, side, count):
     images = noise(count, side)

@@ -246,7 +246,15 @@ def test_damaged_picture_is_named(dataset_dir, cache_dir, third_bee, damage):
     assert cached_files(cache_dir) == []
 
 
-@pytest.mark.parametrize("side", [(6, 8), (8, 7), (16, 12), (1, 1)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize(
+    "side",
+    [
+        pytest.param((6, 8), id="turned"),
+        pytest.param((8, 7), id="wider"),
+        pytest.param((16, 12), id="larger"),
+        pytest.param((1, 1), id="one pixel"),
+    ],
+)
 def test_picture_of_another_size_is_named(dataset_dir, cache_dir, third_bee, side):
     height, width = side
     Image.new("RGB", (width, height)).save(third_bee)

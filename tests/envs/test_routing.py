@@ -43,6 +43,7 @@ def test_return_is_task_minus_priced_compute(kind, exits_of, backend, reward, tr
         last_info = episode.last_info
         task = float(last_info["is_success"])
         if reward == "cross_entropy":
+            # 0.75 is the loss scale of small backbones.
             task = -0.75 * last_info["loss"]
         expected = task - tradeoff * last_info["compute"]
         assert sum(episode.rewards) == pytest.approx(expected, abs=1e-12)
@@ -93,7 +94,7 @@ def test_vector_reward_weighted_is_the_scalar(reward, path):
         assert reward_pair[0] + tradeoff * reward_pair[1] == reward_number
 
 
-def test_reward_has_a_task_term_in_the_last_step_only():
+def test_task_term_is_in_the_last_reward_only():
     env = make_env(vector_reward=True, reward="cross_entropy")
     episode = play(env, [2, 1, 3])
     task = [pair[0] for pair in episode.rewards]
@@ -101,7 +102,7 @@ def test_reward_has_a_task_term_in_the_last_step_only():
     assert task[2] < 0.0
 
 
-def test_reward_of_first_step_pays_for_the_arrival():
+def test_first_reward_pays_for_the_arrival():
     env = make_env(vector_reward=True)
     mac_table = env.routing_spec.mac_table
     episode = play(env, [2, 1, 3])
@@ -288,6 +289,7 @@ def test_action_masks_are_those_of_info_as_bools():
 def test_images_are_drawn_without_replacement():
     infos = reset_infos(make_env(), 72, seed=0)
     indices = [info["index"] for info in infos]
+    # 24 images, three times.
     rounds = [indices[:24], indices[24:48], indices[48:]]
     for part in rounds:
         assert sorted(part) == list(range(24))
@@ -314,6 +316,7 @@ def test_given_index_stays_among_those_to_draw():
     assert given["index"] == 7
     infos += reset_infos(env, 23)
 
+    # It has taken nothing from the images that are still to be drawn.
     drawn = [info["index"] for info in infos]
     others = reset_infos(make_env(), 24, seed=0)
     assert drawn == [info["index"] for info in others]
@@ -343,7 +346,7 @@ def test_tradeoffs_are_drawn_log_uniformly():
     assert abs((tradeoffs < 0.1).mean() - 0.5) < 0.07
 
 
-def test_changed_tradeoff_holds_from_the_next_episode():
+def test_changed_tradeoff_holds_from_next_episode():
     env = make_env(tradeoff=0.5)
     env.reset(seed=0)
     env.tradeoff = 1.5
@@ -380,6 +383,7 @@ def test_returned_arrays_may_be_overwritten(backend):
     for layer, action in enumerate([2, 1, 3]):
         assert_array_equal(obs, episode.observations[layer])
         assert_array_equal(info["action_mask"], episode.infos[layer]["action_mask"])
+        # As a careless caller might.
         obs[:] = 9
         info["action_mask"][:] = 0
         obs, _, _, _, info = env.step(np.int64(action))

@@ -128,7 +128,7 @@ def test_vector_rewards_weighted_are_the_scalar(mode):
             pair_envs.reset(options={"reset_mask": terminated})
 
 
-def test_options_are_one_value_for_each_or_for_all():
+def test_options_are_for_each_or_for_all():
     envs = make_envs()
     options = {"index": np.array([5, 0, 23]), "tradeoff": [0.5, 1.0, 2.0]}
     _, infos = envs.reset(options=options)
@@ -150,6 +150,7 @@ def test_options_reach_only_those_that_are_reset():
         "reset_mask": np.array([False, True, False]),
     }
     envs.reset(options=options)
+    # The infos of a step are of all, those of such a reset of the second only.
     _, _, _, _, infos = envs.step(np.array([1, 1, 1]))
     assert infos["index"].tolist() == [before[0], 8, before[2]]
     assert infos["tradeoff"].tolist() == [0.5, 2.0, 0.5]
@@ -161,6 +162,7 @@ def test_each_sub_environment_has_its_generator():
     first, second = pair.np_random
     assert first is not second
 
+    # So the images of one do not depend on how many there are.
     alone = make_envs(1)
     alone.reset(seed=0)
     assert drawn_indices(pair, 5) == drawn_indices(alone, 5)
@@ -189,7 +191,7 @@ def test_get_attr_gives_one_value_for_each():
     ],
     ids=["number", "list", "range"],
 )
-def test_set_tradeoff_holds_from_the_next_episode(value, bounds):
+def test_set_tradeoff_holds_from_next_episode(value, bounds):
     envs = make_envs(tradeoff=0.5)
     envs.reset(seed=0)
     envs.set_attr("tradeoff", value)
@@ -201,7 +203,7 @@ def test_set_tradeoff_holds_from_the_next_episode(value, bounds):
     assert envs.get_attr("tradeoff")[0] == bounds
 
 
-def test_assigned_tradeoff_holds_from_the_next_episode():
+def test_assigned_tradeoff_is_for_next_episodes():
     envs = make_envs(tradeoff=0.5)
     envs.reset(seed=0)
     envs.tradeoff = 0.9
@@ -279,7 +281,7 @@ def test_step_needs_a_reset_first(mode):
         envs.step(np.zeros(3, np.int64))
 
 
-def test_step_without_autoreset_needs_active_episodes():
+def test_disabled_autoreset_needs_active_episodes():
     envs = make_envs(autoreset_mode=AutoresetMode.DISABLED)
     envs.reset()
     envs.step(np.array([0, 1, 1]))
@@ -340,6 +342,7 @@ def test_envs_reject_unknown_keywords():
 
 
 def test_envs_accept_gymnasiums_own_option():
+    # `make_vec` hands it on to native environments.
     gym.make_vec("RNR-Digits-v0", 2, weights=None, disable_env_checker=True).close()
 
 

@@ -131,6 +131,7 @@ def test_other_tables_are_built(tables, exits):
 
 def test_other_tables_need_images(tables, no_images):
     open_tiny(**no_images)
+    # With exits off, nothing is bundled: the table has to be built.
     with pytest.raises(FileNotFoundError, match="`data_root` must hold cifar10"):
         open_tiny(exits=False, weights=None, **no_images)
 
@@ -151,12 +152,12 @@ def test_weights_are_missed_before_images(tables, no_images, backend):
         open_source(weights=None, **kwargs)
 
 
-def test_bundled_table_of_unknown_split_is_an_error(tables):
+def test_unknown_split_of_table_is_an_error(tables):
     with pytest.raises(ValueError, match="`split` must be one of"):
         open_tiny(split="val")
 
 
-def test_bundled_tables_are_listed_without_routers(tables):
+def test_bundled_tables_list_has_no_routers(tables):
     weight_files.router_file("tiny", "ppo").write_bytes(b"a router")
     assert weight_files.bundled_tables() == ["tiny.route", "tiny.test"]
 
@@ -214,6 +215,11 @@ def test_images_of_other_sources_are_all(tables, small_cifar, change):
     assert images is data.load("cifar10", "route")
 
 
+def test_images_of_unbundled_tables_are_all():
+    # The default backbone has no bundled table.
+    assert open_images("digits", backend="table") is data.load("digits", "route")
+
+
 def test_images_may_be_fewer_than_the_table(tables, monkeypatch, small_cifar):
     add_architecture(monkeypatch, "large")
     table = tables["route"].take(np.arange(20) % 9)
@@ -251,6 +257,7 @@ def test_package_table_env_works_at_once(no_images):
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
 
+    # Random weights would be right one time in ten.
     is_right = []
     full_path = env.unwrapped.routing_spec.full_path
     for _ in range(200):

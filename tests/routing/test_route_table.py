@@ -51,6 +51,7 @@ def built(backbone, images, on=True):
 
 def hand_made(seed=0):
     """Two layers with exits and sub-paths that cost 5 and 20; four images, answered at random."""
+    # What was executed before does not matter here.
     mac_table = MacTable(
         stem=STEM,
         layers=np.tile(COSTS, (2, 3, 1)),
@@ -353,6 +354,7 @@ def test_table_state_replaces_some_images():
 
 
 def test_build_rejects_too_large_tables(monkeypatch, backbone, images):
+    # The limit is one that a table may reach.
     size = num_prefixes(RoutingSpec.of(backbone)) * len(images)
     monkeypatch.setattr(route_table, "LIMIT", size - 1)
     with pytest.raises(ValueError, match='`backend="table"` holds at most'):
@@ -457,7 +459,7 @@ def test_load_rejects_tables_of_other_versions(saved, change):
     elif change == "missing field":
         del metadata["spec"]["num_classes"]
     else:
-        metadata["facts"] = metadata.pop("spec")
+        metadata["problem"] = metadata.pop("spec")
 
     storage.save_tensors(saved, tensors, metadata)
     with pytest.raises(ValueError, match=OTHER_VERSION):

@@ -63,6 +63,7 @@ def test_table_is_built_once_then_read(tables_dir, monkeypatch, images):
 
     monkeypatch.setattr(route_table, "build", counted)
     first = open_table(images)
+    # An equal backbone, but another object.
     second = open_table(images)
     assert second is not first
     assert len(builds) == 1
@@ -78,7 +79,7 @@ def test_unreadable_cached_table_is_built_again(tables_dir, images, damage):
         path.write_bytes(path.read_bytes()[:-100])
     else:
         tensors, metadata = storage.load_tensors(path)
-        metadata["facts"] = metadata.pop("spec")
+        metadata["problem"] = metadata.pop("spec")
         storage.save_tensors(path, tensors, metadata)
 
     with pytest.raises(ValueError, match="`path`"):
@@ -105,6 +106,7 @@ def test_cached_table_is_for_one_problem_only(tables_dir, change):
     elif change == "pixels":
         other = ImageSet.of(images.images ^ 1, images.labels, images.classes)
 
+    # The other changes keep exits on.
     exits = change != "exits"
     open_source(other, backbone=backbone, backend="table", exits=exits)
     assert len(list(tables_dir.iterdir())) == 2
@@ -164,7 +166,7 @@ def test_open_source_rejects_bad_arguments(name, value):
         open_source(**kwargs)
 
 
-def test_open_source_rejects_weights_of_own_backbone():
+def test_weights_of_own_backbone_are_an_error():
     backbone = small.backbone("multipath")
     with pytest.raises(ValueError, match="`weights` go with a named backbone, got '/a/file'"):
         open_source(backbone=backbone, weights="/a/file")
@@ -216,12 +218,13 @@ def test_digest_of_cached_table_is_that_of_live(images):
     assert digest_of(open_table(images)) == digest_of(live)
 
 
-def test_own_backbone_is_opened_again_if_it_changes():
+def test_changed_own_backbone_is_opened_again():
     backbone = small.backbone("multipath")
     kwargs = {"dataset": small.images(8), "backbone": backbone, "backend": "table"}
     before = open_source(**kwargs)
     assert open_source(**kwargs) is before
 
+    # In place, so that the object stays the same.
     with torch.no_grad():
         backbone.head.linear.weight.add_(1.0)
     after = open_source(**kwargs)

@@ -101,6 +101,7 @@ def test_other_values_are_of_the_last_answer(kind):
 
 def test_extreme_values_are_the_outermost_steps():
     backbone = grouped("multipath")
+    # So that every z-score is far out.
     backbone.summary_std.fill_(1e-4)
     summary = Traversal.start(backbone, small.pixels(4), ()).summary()
     pooled = np.abs(summary[:, POOLED])
@@ -108,7 +109,7 @@ def test_extreme_values_are_the_outermost_steps():
 
 
 @KINDS
-def test_config_names_groups_only_if_there_are_some(kind):
+def test_config_names_groups_only_if_any(kind):
     plain = small.backbone(kind)
     backbone = grouped(kind)
     assert "summary_groups" not in plain.config
@@ -164,7 +165,7 @@ def test_saved_backbone_gives_the_same_summaries(tmp_path, kind):
 
 
 @KINDS
-def test_saved_groups_are_part_of_the_architecture(tmp_path, kind):
+def test_saved_groups_are_of_the_architecture(tmp_path, kind):
     path = tmp_path / "weights.safetensors"
     weight_files.save(grouped(kind), path)
     plain = small.backbone(kind)

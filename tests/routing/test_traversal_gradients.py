@@ -31,7 +31,7 @@ def float_pixels(count, seed=0):
 
 @KINDS
 @EVERY
-def test_full_path_gradients_are_the_plain_networks(kind, exits):
+def test_full_path_gradients_match_plain_network(kind, exits):
     backbone = small.backbone(kind, exits).double()
     labels = torch.tensor([0, 1, 2, 0])
     routed_pixels = float_pixels(4)
@@ -48,7 +48,7 @@ def test_full_path_gradients_are_the_plain_networks(kind, exits):
 
 
 @KINDS
-def test_gradients_reach_each_image_by_its_own_way(kind):
+def test_gradients_reach_images_by_their_own_way(kind):
     backbone = small.backbone(kind).double()
     paths = small.paths(RoutingSpec.of(backbone), 8)
     # The glance's gradient, too.
@@ -82,7 +82,7 @@ def test_gradients_pass_through_a_replacement(kind):
     assert new.grad.flatten(1).any(1).tolist() == [True, False, False]
 
 
-def test_exit_heads_send_no_gradients_to_the_glance():
+def test_exit_heads_send_glance_no_gradients():
     backbone = small.backbone("whitened")
     start = Traversal.start(backbone, small.pixels(4))
     state = start.step(np.full(4, 3))

@@ -36,7 +36,7 @@ def exits_of(backbone):
     }
 
 
-def test_branches_run_only_for_images_that_take_them():
+def test_branches_run_only_where_they_are_taken():
     backbone = small.backbone("multipath")
     convolutions = {}
     for layer_idx, layer in enumerate(backbone.layers):
@@ -68,7 +68,7 @@ def test_branches_run_only_for_images_that_take_them():
 
 
 @KINDS
-def test_layers_run_once_for_each_pair_of_sub_paths(kind):
+def test_layers_run_once_for_each_sub_path_pair(kind):
     backbone = small.backbone(kind, "bare")
     calls = [[], [], []]
     for layer_idx, layer in enumerate(backbone.layers):

@@ -1,4 +1,4 @@
-"""Pretraining: what a step touches, what learns from what, and resuming after a stop."""
+"""Pretraining: what learns in which part, what is stored, and resuming after a stop."""
 
 import copy
 from dataclasses import replace
@@ -6,404 +6,345 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones import zoo
-from rnr_gym.data import Dataset
+from rnr_gym.backbones import weights, zoo
+from rnr_gym.data import Dataset, ImageSet
 from rnr_gym.training import calibration, pretraining
 from rnr_gym.training.pretraining import Pretraining, Schedule
 from tests.fixtures import small
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
-WITH_EXITS = [(kind, exits) for kind in small.KINDS for exits in ("bare", "glance and exits")]
 SCHEDULE = Schedule(epochs=2, glance_epochs=1, batch_size=16, bf16=False)
-NARROW, FULL = 0, 1
-"""The branches of a multi-path layer, by position."""
+"""Three epochs of three steps each, on 40 images."""
 
 
-def moved(images, generator):
+def shifted(images, generator):
     """An augmentation that draws from its generator."""
-    return images.roll(int(torch.randint(0, 3, (), generator=generator)), 3)
+    pixels = int(torch.randint(0, 3, (), generator=generator))
+    return images.roll(pixels, 3)
 
 
 def unchanged(images, generator):
     return images
 
 
-MOVED = Dataset(load=None, augment=moved, mirrored=False)
+SHIFTED = Dataset(load=None, augment=shifted, mirrored=False)
 MIRRORED = Dataset(load=None, augment=unchanged, mirrored=True)
+STILL = Dataset(load=None, augment=unchanged, mirrored=False)
 
 
-def fresh(kind="multipath", exits="glance and exits", seed=0):
-    return zoo.from_config(small.config(kind, exits), seed)
-
-
-def work_on(backbone, schedule=SCHEDULE, dataset=MOVED):
+def start(backbone, schedule=SCHEDULE, dataset=SHIFTED):
+    """The pretraining of a backbone on 40 images, before its first epoch."""
     return Pretraining(backbone, small.images(40), dataset, schedule)
 
 
-def same_weights(one, other):
-    expected, actual = one.state_dict(), other.state_dict()
-    return all(torch.equal(expected[name], actual[name]) for name in expected)
+def run_epochs(work, count):
+    for _ in range(count):
+        work.run_epoch()
 
 
-def always(monkeypatch, path):
-    """Let the other path of every step be this one."""
-    monkeypatch.setattr(pretraining, "other_path", lambda backbone, generator: path)
+@pytest.fixture
+def splits():
+    """Images for `pretrain`, by split."""
+    return {"train": small.images(40), "route": small.images(20, seed=1)}
 
 
-def losses_of(backbone, batch, labels, schedule=SCHEDULE):
-    generator = torch.Generator().manual_seed(0)
-    return pretraining.path_losses(backbone, batch, labels, schedule, generator)
+@pytest.fixture
+def pretrain(splits, tmp_path):
+    """Run `pretrain` on small data; the checkpoint is a file in `tmp_path`."""
 
-
-@pytest.mark.parametrize(
-    ("kind", "exits"), [(kind, exits) for kind in small.KINDS for exits in small.EXITS]
-)
-def test_gradients_reach_what_ran_and_nothing_else(kind, exits, monkeypatch):
-    backbone = fresh(kind, exits).train()
-    if backbone.glance is not None:
-        backbone.glance.requires_grad_(False)
-    always(monkeypatch, [int(backbone.has_exits)] * 3)
-    ran = set()
-    for module in backbone.modules():
-        module.register_forward_hook(lambda module, *_: ran.add(module))
-
-    losses = list(losses_of(backbone, small.pixels(8), torch.arange(8) % 3))
-    assert len(losses) == 2
-    for loss in losses:
-        loss.backward()
-
-    # By parameter, not by module: norms of one branch share theirs.
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    glance = set(backbone.glance.parameters()) if backbone.glance is not None else set()
-    learnt = {
-        parameter for norm in norms if norm in ran for parameter in norm.parameters()
-    } - glance
-    for norm in norms:
-        assert all(
-            (parameter.grad is not None) == (parameter in learnt) for parameter in norm.parameters()
+    def run(backbone, dataset=SHIFTED, checkpoint="part", save_every=60.0):
+        return pretraining.pretrain(
+            backbone,
+            dataset,
+            splits,
+            SCHEDULE,
+            tmp_path / checkpoint,
+            save_every=save_every,
         )
-    if kind == "multipath":
-        for layer in backbone.layers:
-            assert all(parameter.grad is None for parameter in layer.branches[NARROW].parameters())
-            assert all(
-                parameter.grad is not None for parameter in layer.branches[FULL].parameters()
-            )
+
+    return run
 
 
-def test_branches_that_never_ran_keep_still(monkeypatch):
-    backbone = fresh()
+def test_branches_that_never_ran_stay(monkeypatch):
+    backbone = small.untrained()
     before = copy.deepcopy(backbone)
-    for parameter in backbone.parameters():  # as an earlier step leaves them behind
+    # As an earlier step leaves them behind.
+    for parameter in backbone.parameters():
         parameter.grad = torch.ones_like(parameter)
-    always(monkeypatch, [1, 1, 1])
-    work_on(backbone, replace(SCHEDULE, glance_epochs=0)).run_epoch()
-    for after, original in zip(backbone.layers, before.layers, strict=True):
-        assert same_weights(after.branches[NARROW], original.branches[NARROW])
-        assert not same_weights(after.branches[FULL], original.branches[FULL])
 
-
-def test_full_path_learns_from_labels_others_from_it(monkeypatch):
-    backbone = small.backbone("multipath", "bare")
-    batch, labels = small.pixels(6), torch.tensor([0, 1, 2, 0, 1, 1])
-    schedule = replace(SCHEDULE, smoothing=0.2, path_share=0.5, path_weight=0.25)
-    always(monkeypatch, [0, 1, 0])
-    full, other = (loss.item() for loss in losses_of(backbone, batch, labels, schedule))
-
-    teacher = small.travel(backbone, batch, np.full((6, 3), 2)).logits.detach()
-    student = small.travel(backbone, batch[:3], np.tile([0, 1, 0], (3, 1))).logits.detach()
-    expected = F.cross_entropy(teacher, labels, label_smoothing=0.2)
-    assert full == pytest.approx(float(expected), rel=1e-5)
-    soft = -(teacher[:3].softmax(1) * student.log_softmax(1)).sum(1).mean()
-    assert other == pytest.approx(0.25 * float(soft), rel=1e-4)
-
-
-def test_exits_weigh_less_and_the_glance_nothing(monkeypatch):
-    backbone = small.backbone("multipath")
-    batch, labels = small.pixels(6), torch.tensor([0, 1, 2, 0, 1, 1])
-    always(monkeypatch, [2, 2, 2])
-    schedules = [replace(SCHEDULE, exit_weight=weight) for weight in (0.0, 1.0)]
-    without, with_exits = (
-        next(losses_of(backbone, batch, labels, schedule)) for schedule in schedules
-    )
-
-    walk = small.travel(backbone, batch, np.tile([3, 3, 0], (6, 1)))
-    second = walk.logits
-    first = small.travel(backbone, batch, np.tile([3, 0, -1], (6, 1))).logits
-    expected = sum(
-        F.cross_entropy(logits, labels, label_smoothing=0.1) for logits in (first, second)
-    )
-    assert float((with_exits - without).detach()) == pytest.approx(
-        float(expected.detach()), rel=1e-4
-    )
-
-
-def test_without_weight_no_other_path_runs():
-    schedule = replace(SCHEDULE, path_weight=0.0)
-    losses = losses_of(fresh(), small.pixels(6), torch.arange(6) % 3, schedule)
-    assert len(list(losses)) == 1
-
-
-@pytest.mark.parametrize(
-    ("count", "share", "size"), [(12, 0.5, 6), (7, 1 / 3, 2), (5, 0.1, 2), (12, 1.0, 12)]
-)
-def test_other_path_runs_on_a_part_of_the_batch(count, share, size):
-    backbone, seen = fresh(), []
-    backbone.stem.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    schedule = replace(SCHEDULE, path_share=share)
-    list(losses_of(backbone, small.pixels(count), torch.arange(count) % 3, schedule))
-    assert seen == [count, size]
-
-
-@pytest.mark.parametrize(("kind", "exits"), WITH_EXITS)
-def test_other_path_is_narrow_uniform_or_random(kind, exits):
-    backbone, generator = fresh(kind, exits), torch.Generator().manual_seed(0)
-    drawn = [tuple(pretraining.other_path(backbone, generator)) for _ in range(600)]
-    narrowest, full = backbone.narrowest, backbone.full_path
-    assert narrowest == int(backbone.has_exits) + int(backbone.has_identity)
-
-    assert drawn.count((narrowest,) * 3) > 600 / 3
-    for width in range(narrowest, full):
-        assert (width,) * 3 in drawn
-    sub_paths = {sub_path for path in drawn for sub_path in path}
-    assert sub_paths == set(range(int(backbone.has_exits), full + 1))
-    assert sum(len(set(path)) > 1 for path in drawn) > 600 / 6
+    # Identity at every layer, so that the narrow branches never run.
+    monkeypatch.setattr(pretraining, "other_path", lambda backbone, generator: [1, 1, 1])
+    start(backbone, replace(SCHEDULE, glance_epochs=0)).run_epoch()
+    for layer, layer_before in zip(backbone.layers, before.layers, strict=True):
+        narrow, full = layer.branches
+        narrow_before, full_before = layer_before.branches
+        assert small.same_weights(narrow, narrow_before)
+        assert not small.same_weights(full, full_before)
 
 
 @KINDS
-def test_the_teacher_is_not_taught_by_its_students(kind, monkeypatch):
-    backbone = fresh(kind, "bare").train()
-    always(monkeypatch, [0, 0, 0])
-    _, other = losses_of(backbone, small.pixels(4), torch.tensor([0, 1, 2, 0]))
-    other.backward()
-    if backbone.has_identity:
-        for layer in backbone.layers:
-            assert all(parameter.grad is None for parameter in layer.branches[FULL].parameters())
-    assert backbone.head.linear.weight.grad is not None
-
-
-@KINDS
-def test_only_the_glance_learns_at_first(kind):
-    backbone = fresh(kind)
+def test_glance_learns_first_and_alone(kind):
+    backbone = small.untrained(kind)
     before = copy.deepcopy(backbone)
-    work = work_on(backbone)
+    start(backbone).run_epoch()
+    assert not small.same_weights(backbone.glance, before.glance)
+    assert small.same_weights(backbone.stem, before.stem)
+    assert small.same_weights(backbone.layers, before.layers)
+    assert small.same_weights(backbone.head, before.head)
+
+
+@KINDS
+def test_glance_is_finished_when_paths_learn(kind):
+    backbone = small.untrained(kind)
+    work = start(backbone)
     work.run_epoch()
-    assert not same_weights(backbone.glance, before.glance)
-    for name in ("stem", "layers", "head"):
-        assert same_weights(getattr(backbone, name), getattr(before, name))
-
-    finished = copy.deepcopy(backbone)
+    before = copy.deepcopy(backbone)
     work.run_epoch()
-    assert same_weights(backbone.glance, finished.glance)
-    for name in ("stem", "layers", "head"):
-        assert not same_weights(getattr(backbone, name), getattr(before, name))
+    assert small.same_weights(backbone.glance, before.glance)
+    assert not small.same_weights(backbone.stem, before.stem)
+    assert not small.same_weights(backbone.layers, before.layers)
+    assert not small.same_weights(backbone.head, before.head)
 
 
-def test_without_a_glance_paths_learn_at_once():
-    work = work_on(fresh(exits="exits"))
-    assert (work.epochs, work.in_glance_part) == (2, False)
+def test_paths_learn_at_once_without_glance():
+    work = start(small.untrained(exits="exits"))
+    assert work.epochs == 2
+    assert not work.in_glance_part
 
 
-def test_learning_rates_rise_then_fall_in_each_part():
-    work = work_on(fresh(), replace(SCHEDULE, epochs=10, glance_epochs=5))
-    rates = []
+def test_learning_rates_rise_then_fall_per_part():
+    work = start(small.untrained(), replace(SCHEDULE, epochs=10, glance_epochs=5))
+    muon_rates = []
+    sgd_rates = []
+
+    def record_rates():
+        muon_rates.append(work.muon.param_groups[0]["lr"])
+        sgd_rates.append(work.sgd.param_groups[0]["lr"])
+
     for _ in range(15):
-        work.run_epoch(
-            lambda: rates.append((work.muon.param_groups[0]["lr"], work.sgd.param_groups[0]["lr"]))
-        )
-    muon, sgd = zip(*rates, strict=True)
-    steps = work.steps_per_epoch
-    for part in (slice(0, 5 * steps), slice(5 * steps, 15 * steps)):
-        values = np.array(muon[part])
-        assert values.max() <= SCHEDULE.learning_rate
-        assert values.argmax() <= max(1, round(0.1 * len(values)))
-        assert values[-1] < 0.15 * values.max()
-        assert (np.diff(values[values.argmax() :]) < 0).all()
-    np.testing.assert_allclose(
-        np.array(sgd) * SCHEDULE.learning_rate, np.array(muon) * SCHEDULE.norm_learning_rate
-    )
+        work.run_epoch(record_rates)
+
+    first_of_paths = 5 * work.steps_per_epoch
+    assert len(muon_rates) == 3 * first_of_paths
+    for rates in (muon_rates[:first_of_paths], muon_rates[first_of_paths:]):
+        peak = np.argmax(rates)
+        assert max(rates) <= SCHEDULE.learning_rate
+        assert peak <= max(1, round(0.1 * len(rates)))
+        assert rates[-1] < 0.15 * max(rates)
+        assert (np.diff(rates[peak:]) < 0).all()
+
+    # The two optimizers share one curve.
+    share = np.array(muon_rates) / SCHEDULE.learning_rate
+    np.testing.assert_allclose(sgd_rates, share * SCHEDULE.norm_learning_rate)
 
 
 def test_images_are_mirrored_in_every_other_epoch():
-    work = work_on(fresh(exits="exits"), dataset=MIRRORED)
+    work = start(small.untrained(exits="exits"), dataset=MIRRORED)
     idx = torch.arange(40)
     first = work._mirrored(idx)
     work.epoch += 1
     second = work._mirrored(idx)
-    flipped = work.images.flip(3)
-    is_flipped = (first == flipped).flatten(1).all(1)
-    assert 10 < is_flipped.sum() < 30
-    assert torch.equal(torch.where(is_flipped[:, None, None, None], work.images, flipped), second)
+
+    mirrored = work.images.flip(3)
+    is_mirrored = (first == mirrored).flatten(1).all(1)  # (N,)
+    assert 10 < is_mirrored.sum() < 30
+    others = torch.where(is_mirrored[:, None, None, None], work.images, mirrored)
+    assert torch.equal(second, others)
 
 
-def test_images_that_may_not_be_mirrored_are_not():
-    work = work_on(fresh(), dataset=MOVED)
-    assert torch.equal(work._mirrored(torch.arange(40)), work.images)
+def test_images_are_unmirrored_where_forbidden():
+    work = start(small.untrained(), dataset=SHIFTED)
+    images = work._mirrored(torch.arange(40))
+    assert torch.equal(images, work.images)
+
+
+def test_pretraining_uses_only_untouched_images():
+    images = small.images(40)
+    severity = np.arange(40) % 4
+    work = Pretraining(
+        small.untrained(),
+        replace(images, severity=severity),
+        SHIFTED,
+        SCHEDULE,
+    )
+    np.testing.assert_array_equal(work.images, images.images[severity == 0])
+    np.testing.assert_array_equal(work.labels, images.labels[severity == 0])
 
 
 @KINDS
-def test_training_learns_what_can_be_learnt(kind):
-    images = small.images(60)
-    patterns = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
-    easy = type(images).of(patterns[images.labels], images.labels)
-    backbone = fresh(kind)
-    still = Dataset(load=None, augment=unchanged, mirrored=False)
-    work = Pretraining(backbone, easy, still, replace(SCHEDULE, epochs=10, glance_epochs=10))
-    for _ in range(20):
-        work.run_epoch()
-    calibration.calibrate(backbone, easy, easy)
-    assert calibration.evaluate_full_path(backbone, easy) == 1.0
-    narrow = small.travel(
-        backbone, torch.from_numpy(np.array(easy.images)), np.full((60, 3), backbone.narrowest)
-    )
-    assert (narrow.logits.argmax(1).numpy() == easy.labels).mean() == 1.0
-    assert (narrow.glance_logits.argmax(1).numpy() == easy.labels).mean() == 1.0
+def test_pretraining_learns_one_pattern_per_class(kind):
+    labels = small.images(60).labels
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    images = ImageSet.of(patterns[labels], labels)
+
+    backbone = small.untrained(kind)
+    schedule = replace(SCHEDULE, epochs=10, glance_epochs=10)
+    work = Pretraining(backbone, images, STILL, schedule)
+    run_epochs(work, 20)
+    calibration.calibrate(backbone, images, images)
+    assert calibration.evaluate_full_path(backbone, images) == 1.0
+
+    narrow_paths = np.full((60, 3), backbone.narrowest)
+    state = small.travel(backbone, small.pixels_of(images), narrow_paths)
+    for logits in (state.logits, state.glance_logits):
+        np.testing.assert_array_equal(logits.argmax(1).numpy(), labels)
+
+
+def test_seed_decides_everything():
+    first = start(small.untrained())
+    again = start(small.untrained())
+    other = start(small.untrained(), replace(SCHEDULE, seed=1))
+    loss = first.run_epoch()
+    assert again.run_epoch() == loss
+    assert other.run_epoch() != loss
+    assert small.same_weights(first.backbone, again.backbone)
 
 
 @KINDS
 @pytest.mark.parametrize("epochs", [0, 1, 2])
-def test_resumed_training_equals_uninterrupted(kind, epochs, tmp_path):
-    straight = work_on(fresh(kind))
-    for _ in range(3):
-        straight.run_epoch()
+def test_resumed_pretraining_equals_uninterrupted(kind, epochs, tmp_path):
+    straight = start(small.untrained(kind))
+    run_epochs(straight, 3)
 
-    stopped = work_on(fresh(kind))
-    for _ in range(epochs):
-        stopped.run_epoch()
+    stopped = start(small.untrained(kind))
+    run_epochs(stopped, epochs)
     stopped.save(tmp_path / "file")
-    resumed = work_on(fresh(kind, seed=1))
+
+    resumed = start(small.untrained(kind, seed=1))
     resumed.resume(tmp_path / "file")
     assert resumed.epoch == epochs
-    for _ in range(3 - epochs):
-        resumed.run_epoch()
-    assert same_weights(straight.backbone, resumed.backbone)
+    run_epochs(resumed, 3 - epochs)
+    assert small.same_weights(resumed.backbone, straight.backbone)
 
 
-def test_saving_changes_nothing(tmp_path):
-    quiet, saving = work_on(fresh()), work_on(fresh())
-    for work in (quiet, saving):
-        for _ in range(3):
-            work.run_epoch()
-            if work is saving:
-                work.save(tmp_path / "file")
-    assert same_weights(quiet.backbone, saving.backbone)
+def test_saving_leaves_pretraining_as_it_was(tmp_path):
+    without = start(small.untrained())
+    run_epochs(without, 3)
+
+    saving = start(small.untrained())
+    for _ in range(3):
+        saving.run_epoch()
+        saving.save(tmp_path / "file")
+    assert small.same_weights(saving.backbone, without.backbone)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": 4}, {"seed": 1}, {"learning_rate": 0.2}, {"bf16": True}, {"path_share": 0.3}],
+    [
+        {"epochs": 4},
+        {"seed": 1},
+        {"learning_rate": 0.2},
+        {"bf16": True},
+        {"path_share": 0.3},
+    ],
     ids=str,
 )
-def test_another_schedule_cannot_be_resumed(tmp_path, change):
-    work_on(fresh()).save(tmp_path / "file")
+def test_resume_rejects_another_schedule(tmp_path, change):
+    file = tmp_path / "file"
+    start(small.untrained()).save(file)
+    work = start(small.untrained(), replace(SCHEDULE, **change))
     with pytest.raises(ValueError, match="`schedule` must be that of the checkpoint"):
-        work_on(fresh(), replace(SCHEDULE, **change)).resume(tmp_path / "file")
+        work.resume(file)
 
 
-def test_another_architecture_cannot_be_resumed(tmp_path):
-    work_on(fresh()).save(tmp_path / "file")
+def test_resume_rejects_another_architecture(tmp_path):
+    file = tmp_path / "file"
+    start(small.untrained()).save(file)
+    work = start(small.untrained(exits="exits"))
     with pytest.raises(ValueError, match="`config` must be that of the checkpoint"):
-        work_on(fresh(exits="exits")).resume(tmp_path / "file")
+        work.resume(file)
 
 
-def test_a_seed_decides_everything():
-    first, again = work_on(fresh()), work_on(fresh())
-    other = work_on(fresh(), replace(SCHEDULE, seed=1))
-    assert first.run_epoch() == again.run_epoch() != other.run_epoch()
-    assert same_weights(first.backbone, again.backbone)
-
-
-def splits():
-    return {"train": small.images(40), "route": small.images(20, seed=1)}
-
-
-def test_pretraining_calibrates_returns_the_backbone_and_leaves_no_checkpoint(tmp_path):
-    backbone = fresh()
-    done = pretraining.pretrain(
-        backbone, MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=0.0
-    )
-    assert done is backbone
-    assert not any(module.training for module in done.modules())
+def test_pretrain_returns_backbone_in_eval_mode(pretrain, tmp_path):
+    backbone = small.untrained()
+    assert pretrain(backbone, save_every=0.0) is backbone
+    assert not any(module.training for module in backbone.modules())
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    # No checkpoint is left.
     assert list(tmp_path.iterdir()) == []
-    logits = done.plain()(
-        done.prepare(torch.from_numpy(np.array(splits()["route"].images)))
-    ).detach()
-    loss = F.cross_entropy(logits, torch.from_numpy(np.array(splits()["route"].labels)))
-    assert float(done.loss_scale) == pytest.approx(1 / float(loss), rel=1e-4)
-    scaled = splits()["train"].images / 255.0
-    assert done.image_mean.item() == pytest.approx(scaled.mean(), rel=1e-5)
-    assert done.image_std.item() == pytest.approx(scaled.std(), rel=1e-5)
+
+
+def test_pretrain_measures_pixels_and_loss_scale(pretrain, splits):
+    backbone = pretrain(small.untrained())
+    scaled = splits["train"].images / 255.0
+    assert backbone.image_mean.item() == pytest.approx(scaled.mean(), rel=1e-5)
+    assert backbone.image_std.item() == pytest.approx(scaled.std(), rel=1e-5)
+
+    route = splits["route"]
+    images = backbone.prepare(small.pixels_of(route))
+    labels = torch.from_numpy(np.array(route.labels))
+    loss = F.cross_entropy(backbone.plain()(images), labels)
+    assert backbone.loss_scale.item() == pytest.approx(1 / loss.item(), rel=1e-4)
 
 
 @KINDS
-def test_pretrained_weights_are_stored_without_loss(kind, tmp_path):
-    done = pretraining.pretrain(fresh(kind), MOVED, splits(), SCHEDULE, tmp_path / "part")
-    assert all(parameter.requires_grad for parameter in done.parameters())
-    zoo.save(done, tmp_path / "file")
-    assert same_weights(zoo.load(tmp_path / "file"), done)
+def test_pretrained_weights_are_stored_losslessly(kind, pretrain, tmp_path):
+    backbone = pretrain(small.untrained(kind))
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    weights.save(backbone, tmp_path / "file")
+    assert small.same_weights(zoo.load(tmp_path / "file"), backbone)
 
 
-def test_statistics_and_the_loss_scale_are_those_of_the_rounded_weights(tmp_path):
-    done = pretraining.pretrain(fresh(), MOVED, splits(), SCHEDULE, tmp_path / "part")
-    again = copy.deepcopy(done)
-    calibration.calibrate(again, splits()["train"], splits()["route"], SCHEDULE.seed)
-    assert same_weights(done, again)
+def test_pretrain_calibrates_the_rounded_weights(pretrain, splits):
+    backbone = pretrain(small.untrained())
+    again = copy.deepcopy(backbone)
+    calibration.calibrate(again, splits["train"], splits["route"], SCHEDULE.seed)
+    assert small.same_weights(again, backbone)
 
 
 class Killed(Exception):
-    pass
+    """Stands for the end of the process."""
 
 
-def killer(steps):
-    """An augmentation that stops the run after so many steps."""
-    left = iter(range(steps))
+def killing_dataset(num_steps):
+    """A data set whose augmentation stops the run after some steps."""
+    remaining = iter(range(num_steps))
 
     def augment(images, generator):
-        if next(left, None) is None:
+        if next(remaining, None) is None:
             raise Killed
-        return moved(images, generator)
+        return shifted(images, generator)
 
-    return augment
+    return Dataset(load=None, augment=augment, mirrored=False)
 
 
 @KINDS
-def test_a_killed_run_ends_as_one_that_was_not_killed(kind, tmp_path):
-    straight, killed = fresh(kind), fresh(kind)
-    pretraining.pretrain(straight, MOVED, splits(), SCHEDULE, tmp_path / "other", save_every=0.0)
-    with pytest.raises(Killed):  # in the second epoch of 3 steps
-        pretraining.pretrain(
-            killed,
-            Dataset(None, killer(4), False),
-            splits(),
-            SCHEDULE,
-            tmp_path / "part",
-            save_every=0.0,
-        )
+def test_killed_pretrain_resumes_to_same_weights(kind, pretrain, tmp_path):
+    straight = small.untrained(kind)
+    pretrain(straight, checkpoint="other", save_every=0.0)
+
+    # In the second epoch of 3 steps.
+    with pytest.raises(Killed):
+        pretrain(small.untrained(kind), killing_dataset(4), save_every=0.0)
     assert (tmp_path / "part").is_file()
-    killed = fresh(kind, seed=1)
-    pretraining.pretrain(killed, MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=0.0)
-    assert same_weights(straight, killed)
+
+    resumed = small.untrained(kind, seed=1)
+    pretrain(resumed, save_every=0.0)
+    assert small.same_weights(resumed, straight)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("every", "saved"), [(0.0, [1, 2, 3]), (float("inf"), [])])
-def test_what_has_been_done_is_kept_after_an_epoch_that_ends_late_enough(
-    every, saved, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("save_every", "saved"),
+    [
+        pytest.param(0.0, [1, 2, 3], id="always"),
+        pytest.param(float("inf"), [], id="never"),
+    ],
+)
+def test_pretrain_saves_after_save_every_seconds(
+    save_every, saved, pretrain, tmp_path, monkeypatch
 ):
-    found, save = [], Pretraining.save
-    monkeypatch.setattr(
-        Pretraining, "save", lambda work, path: (save(work, path), found.append(work.epoch))
-    )
-    pretraining.pretrain(fresh(), MOVED, splits(), SCHEDULE, tmp_path / "part", save_every=every)
-    assert found == saved
+    epochs = []
+    save = Pretraining.save
+
+    def recorded_save(work, path):
+        save(work, path)
+        epochs.append(work.epoch)
+
+    monkeypatch.setattr(Pretraining, "save", recorded_save)
+    pretrain(small.untrained(), save_every=save_every)
+    assert epochs == saved
     assert list(tmp_path.iterdir()) == []
-
-
-def test_only_untouched_images_are_trained_on():
-    images = small.images(40)
-    severity = np.arange(40) % 4
-    work = Pretraining(fresh(), replace(images, severity=severity), MOVED, SCHEDULE)
-    np.testing.assert_array_equal(work.images, images.images[severity == 0])
-    np.testing.assert_array_equal(work.labels, images.labels[severity == 0])
