@@ -1,4 +1,4 @@
-"""What every test shares: one thread a worker, folders of its own for cache and images, no screen."""
+"""What all tests share: one thread per worker, cache and image folders of their own, no screen."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ REAL_DATA = os.environ.get("RNR_GYM_DATA")
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory):
-    """One torch thread here and in processes started from here; tables are cached in a folder that all workers share.
+    """One torch thread here and in child processes; a cache for tables that all workers share.
 
     Images are looked for in a folder that is not there until `small_cifar` fills it.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones import zoo
+from rnr_gym.backbones import weights, zoo
 from rnr_gym.data import Dataset
 from rnr_gym.training import calibration, pretraining
 from rnr_gym.training.pretraining import Pretraining, Schedule
@@ -341,7 +341,7 @@ def test_pretraining_calibrates_returns_the_backbone_and_leaves_no_checkpoint(tm
 def test_pretrained_weights_are_stored_without_loss(kind, tmp_path):
     done = pretraining.pretrain(fresh(kind), MOVED, splits(), SCHEDULE, tmp_path / "part")
     assert all(parameter.requires_grad for parameter in done.parameters())
-    zoo.save(done, tmp_path / "file")
+    weights.save(done, tmp_path / "file")
     assert same_weights(zoo.load(tmp_path / "file"), done)
 
 
