@@ -220,9 +220,12 @@ class RoutedClassifier(ModelHubMixin):
         Raises `ValueError` if there is no bundled router of that agent.
         """
         name = str(pretrained_model_name_or_path)
-        router_file = weights.router_file(name, agent or DEFAULT_AGENT)
-        # A name with a slash is a path or an id of the hub, whatever is bundled.
-        if name == Path(name).name and router_file.is_file():
+        chosen_agent = agent or DEFAULT_AGENT
+        router_file = weights.router_file(name, chosen_agent)
+        # A name with a slash is a path or an id of the hub, whatever is bundled. Route tables have
+        # names of the same form as routers, so only agents' names tell them apart.
+        is_router = chosen_agent in AGENTS and router_file.is_file()
+        if is_router and name == Path(name).name:
             return cls._from_files(weights.backbone_file(name), router_file, device)
 
         if agent is not None:

@@ -143,6 +143,13 @@ def test_agent_without_bundled_router_is_rejected(routers, name, agent):
         RoutedClassifier.from_pretrained(name, agent=agent)
 
 
+def test_route_table_is_not_taken_for_a_router(routers):
+    # Its file has a name of the same form, with the split where a router has its agent.
+    weights.table_file(NAME, "route").write_bytes(b"a table")
+    with pytest.raises(ValueError, match="`agent` must be that of a bundled classifier"):
+        RoutedClassifier.from_pretrained(NAME, agent="route")
+
+
 def test_agent_is_rejected_for_a_folder(routers, saved, tmp_path):
     with pytest.raises(ValueError, match="`agent` must be that of a bundled classifier"):
         RoutedClassifier.from_pretrained(str(tmp_path / NAME), agent="confidence")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.data import SPLITS
 
 WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 """Where the package keeps its bundled files."""
@@ -31,17 +30,6 @@ def router_file(name: str, agent: str) -> Path:
 def table_file(name: str, split: str) -> Path:
     """Path of the bundled route table of a named backbone, whether or not it is there."""
     return WEIGHTS_DIR / f"{name}.pretrained.{split}.safetensors"
-
-
-def bundled_tables() -> list[str]:
-    """The route tables that are bundled, each as `NAME.SPLIT`, in alphabetical order."""
-    # Routers have names of the same form, so only the splits' names tell tables from them.
-    tables = []
-    for split in SPLITS:
-        for path in WEIGHTS_DIR.glob(table_file("*", split).name):
-            name, _, _ = path.name.partition(".")
-            tables.append(f"{name}.{split}")
-    return sorted(tables)
 
 
 def save(backbone: Backbone, path: Path, metadata: dict[str, Any] | None = None) -> None:

@@ -19,6 +19,7 @@ from rnr_gym.experiments import plots
 from rnr_gym.experiments.figures import compare_records
 from rnr_gym.experiments.formatting import interval, number, percent, share
 from rnr_gym.experiments.results import ORACLE, Record, Results, Shown, Testbed, is_adaptive
+from rnr_gym.routing.rewards import TRADEOFF_RANGE
 from rnr_gym.routing.sources import digest_of
 
 RESULTS_FILE = "results.json"
@@ -101,6 +102,7 @@ def page(content: dict[str, Any]) -> str:
     template = environment.get_template("report.html.j2")
     return template.render(
         **content,
+        tradeoff_range=TRADEOFF_RANGE,
         percent=percent,
         number=number,
         interval=interval,

@@ -204,12 +204,15 @@ class RouteTable:
         tensors, metadata = storage.load_tensors(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
-            spec = _spec_of(arrays, metadata)
+            return cls._from_arrays(arrays, metadata)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"`path` must be a route table as this version writes it, got {str(path)!r}"
             ) from error
 
+    @classmethod
+    def _from_arrays(cls, arrays: dict[str, NDArray], metadata: dict[str, Any]) -> RouteTable:
+        spec = _spec_of(arrays, metadata)
         summary = arrays["summary"]
         if spec.quantised:
             summary = summary * quantisation_steps(summary.shape[-1], spec.pooled_width)

@@ -144,17 +144,3 @@ def test_bundled_files_have_distinct_names():
     files += [weights.table_file("tiny", split) for split in SPLITS]
     assert len(set(files)) == len(files)
     assert {file.parent for file in files} == {weights.WEIGHTS_DIR}
-
-
-def test_bundled_tables_are_told_from_routers(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "WEIGHTS_DIR", tmp_path)
-    assert weights.bundled_tables() == []
-
-    weights.backbone_file("tiny").write_bytes(b"a backbone")
-    weights.router_file("tiny", "ppo").write_bytes(b"a router")
-    assert weights.bundled_tables() == []
-
-    weights.table_file("tiny", "test").write_bytes(b"a table")
-    weights.table_file("tiny", "route").write_bytes(b"a table")
-    weights.table_file("large", "test").write_bytes(b"a table")
-    assert weights.bundled_tables() == ["large.test", "tiny.route", "tiny.test"]

@@ -157,16 +157,6 @@ def test_unknown_split_of_table_is_an_error(tables):
         open_tiny(split="val")
 
 
-def test_bundled_tables_list_has_no_routers(tables):
-    weight_files.router_file("tiny", "ppo").write_bytes(b"a router")
-    assert weight_files.bundled_tables() == ["tiny.route", "tiny.test"]
-
-
-def test_bundled_tables_may_be_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "WEIGHTS_DIR", tmp_path)
-    assert weight_files.bundled_tables() == []
-
-
 def test_env_runs_on_bundled_table(tables, no_images):
     env = gym.make(ENV, tradeoff=0.5, backbone="tiny", split="test", **no_images)
     env.reset(options={"index": 4})

@@ -450,12 +450,19 @@ def test_other_summaries_are_stored_in_float32(saved):
     assert tensors["summary"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", ["unknown field", "missing field", "missing spec"])
+@pytest.mark.parametrize(
+    "change",
+    ["unknown field", "missing field", "missing origin", "missing array", "missing spec"],
+)
 def test_load_rejects_tables_of_other_versions(saved, change):
     hand_made().save(saved)
     tensors, metadata = storage.load_tensors(saved)
     if change == "unknown field":
         metadata["spec"]["colour"] = "red"
+    elif change == "missing origin":
+        del metadata["origin"]
+    elif change == "missing array":
+        del tensors["loss"]
     elif change == "missing field":
         del metadata["spec"]["num_classes"]
     else:
