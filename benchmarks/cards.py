@@ -140,8 +140,8 @@ def table(rows: list[PathFigures], plain_macs: int, dataset: str) -> str:
         measured.append(f"{network['test_accuracy']:.1%} at {network['macs'] / 1e6:.0f} M")
     return (
         "\n".join(lines)
-        + f"\n\nTrained alone by the same recipe: {', '.join(measured)} MACs; between them "
-        + "interpolated.\n"
+        + f"\n\nTrained alone by the recipe of `rnr-cifar10`: {', '.join(measured)} MACs; "
+        + "between them interpolated.\n"
     )
 
 
