@@ -20,14 +20,11 @@ from rnr_gym.registration import registered_kwargs
 
 if TYPE_CHECKING:
     from rnr_gym.agents import FitConfig
-    from rnr_gym.experiments.results import Comparison, Results
 
 app = tyro.extras.SubcommandApp()
 console = Console()
 EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
 DESCRIPTION = "Route images through networks, one decision at a time."
-SHOWN_BUDGETS = slice(1, 5)
-"""The budgets that fit into a terminal of 80 columns; the report has all."""
 
 
 @app.command
@@ -257,7 +254,7 @@ def compare(
         data_root: folder of the images.
     """
     from rnr_gym.agents import DEFAULT_AGENTS, agent
-    from rnr_gym.experiments import comparison, report
+    from rnr_gym.experiments import comparison, report, terminal
 
     names = list(agents or DEFAULT_AGENTS)
     # Raises for unknown names, before the environment is opened.
@@ -276,8 +273,7 @@ def compare(
         names = [name for name in names if not agent(name).needs_table]
     jobs = jobs or os.cpu_count() or 1
     results = comparison.compare(fit_config, names, seeds, jobs, out)
-    _print_comparison(results.comparison)
-    _print_severities(results)
+    terminal.print_results(console, results)
     # Not wrapped, so that paths and command can be copied.
     console.print(
         f"report: {out / report.PAGE_FILE}    picture: {out / report.PICTURE_FILE}    "
@@ -351,56 +347,6 @@ def _fit_config(
     if data_root is not None:
         kwargs["data_root"] = data_root
     return FitConfig(env=env, kwargs=kwargs, seed=seed, steps=steps)
-
-
-def _print_comparison(comparison: Comparison) -> None:
-    """The report's two main tables."""
-    from rnr_gym.experiments.formatting import interval, number, percent, share
-
-    budgets = comparison.budgets[SHOWN_BUDGETS]
-    accuracy = Table(
-        "router",
-        *[Column(f"at {budget:g}", no_wrap=True) for budget in budgets],
-        Column("regret", no_wrap=True),
-        title="% right on test at mean compute, ± spread over seeds",
-        box=SIMPLE,
-    )
-    for router in comparison.routers:
-        at_budgets = [percent(*pair) for pair in router.accuracy_at[SHOWN_BUDGETS]]
-        accuracy.add_row(router.router, *at_budgets, number(router.regret))
-    console.print(accuracy)
-
-    # Pairs with the oracle have a difference, but no saving.
-    savings = {}
-    for pair in comparison.savings:
-        savings[pair.router, pair.against] = share(pair.mean, pair.low, pair.high)
-    pairs = Table(
-        "router",
-        "against",
-        "points at equal compute",
-        "compute for equal accuracy",
-        title="paired, over the budgets, with 95 % intervals",
-        box=SIMPLE,
-    )
-    for pair in comparison.differences:
-        gain = interval(pair.mean, pair.low, pair.high)
-        saving = savings.get((pair.router, pair.against), "")
-        pairs.add_row(pair.router, pair.against, gain, saving)
-    console.print(pairs)
-
-
-def _print_severities(results: Results) -> None:
-    """What the router in the gallery spends by severity, where severities are known."""
-    from rnr_gym.experiments.results import is_adaptive
-
-    name = results.shown.router
-    for figures in results.comparison.by_severity:
-        if figures.router != name or not is_adaptive(name) or len(figures.severity) == 1:
-            continue
-        levels = []
-        for severity, compute in zip(figures.severity, figures.compute, strict=True):
-            levels.append(f"{severity}: {compute:.2f}")
-        console.print(f"{name} spends by severity  {'  '.join(levels)}", highlight=False)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
 May import `storage` and `data`: a network knows neither routing nor environments nor rewards.
 """
 
-from rnr_gym.backbones.base import Backbone, Layer
+from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
+from rnr_gym.backbones.layer import Layer
 from rnr_gym.backbones.multipath import MultiPathResNet
 
 __all__ = ["Backbone", "ChannelPrunedNet", "Layer", "MultiPathResNet"]

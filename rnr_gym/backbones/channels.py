@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, Layer, LayerSpec
+from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch
+from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import conv_macs
 
 
