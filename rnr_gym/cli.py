@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,11 +131,10 @@ def pretrain(
     zoo.check_device(device)
 
     architecture = zoo.ARCHITECTURES[name]
-    schedule = replace(pretraining.Schedule(**architecture.schedule), seed=seed, bf16=bf16)
-    if epochs is not None:
-        schedule = replace(schedule, epochs=epochs)
-    if glance_epochs is not None:
-        schedule = replace(schedule, glance_epochs=glance_epochs)
+    options: dict[str, Any] = {"epochs": epochs, "glance_epochs": glance_epochs}
+    given = {option: value for option, value in options.items() if value is not None}
+    settings = {**architecture.schedule, **given, "seed": seed, "bf16": bf16}
+    schedule = pretraining.Schedule(**settings)
 
     dataset = data.dataset(architecture.dataset)
     splits = {}
@@ -244,8 +243,9 @@ def compare(
     Args:
         env: the environment's id.
         out: the folder of the report.
-        agents: which routers, of those that `rnr-gym train --help` names; all but the last three if
-            left out (and without fqi where there is no route table, which it needs).
+        agents: which routers, of those that `rnr-gym train --help` names; if left out: random,
+            full, cheapest, static, blind, confidence, thresholds, fqi (where there is a route
+            table, which it needs), dqn and ppo.
         seeds: how many seeds for routers that have one.
         steps: environment steps that a learner learns from; if left out, the number in its recipe.
         jobs: how many routers are fitted in parallel; if left out, the number of cores.

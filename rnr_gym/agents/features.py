@@ -9,6 +9,8 @@ from rnr_gym.routing.observations import ObservationLayout
 
 FLOOR = 1e-3
 """A router cannot tell doubts below this apart."""
+DECADES = 1.5
+"""Half as many as there are from `FLOOR` to 1, so that the logarithm of doubt spans -1 to 1."""
 
 
 def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
@@ -21,6 +23,7 @@ def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
     summary = layout.summary
     exit_head = observation[:, summary.exit_probabilities]  # (N, classes)
     ordered = exit_head.sort(dim=1, descending=True).values[:, :3]
+    # The other two of `confidence_features`, maximum and lead, are known from `ordered`.
     entropy = observation[:, summary.confidence][:, 2:]
     parts = [ordered, _log_doubt(1.0 - ordered[:, :1]), _log_doubt(entropy)]
 
@@ -44,10 +47,11 @@ def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
 
 def summary_part(layout: ObservationLayout, width: int) -> slice:
     """Where the raw summary, without its confidence, lies among `width` features."""
+    # `features` ends with the observation up to λ, which begins with the summary.
     begin = width - layout.tradeoff.start
     return slice(begin, begin + layout.summary.confidence.start)
 
 
 def _log_doubt(doubt: Tensor) -> Tensor:
     """The logarithm of doubt from 0 to 1, scaled to about -1 to 1."""
-    return 1.0 + torch.log10(FLOOR + doubt.clamp(min=0.0)) / 1.5
+    return 1.0 + torch.log10(FLOOR + doubt.clamp(min=0.0)) / DECADES

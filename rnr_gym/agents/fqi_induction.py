@@ -153,7 +153,7 @@ class Induction:
         It is 0 for sub-paths that are not valid.
         """
         table = self.table
-        child = table.tree.child[node]  # (n, K)
+        child = table.tree.child[node]  # (n, K), -1 for sub-paths that are not valid
         images = np.broadcast_to(image_idx[:, None], child.shape)
         returns = np.zeros((*child.shape, len(self.tradeoffs)), np.float32)
 
@@ -170,26 +170,25 @@ class Induction:
 
         macs = table.tree.macs[child] - table.tree.macs[node][:, None]
         returns -= table.spec.compute(macs).astype(np.float32)[..., None] * self.tradeoffs
-        # Sub-paths that are not valid have -1 for a child, which was read as the last node.
+        # A child of -1 reads the MACs of the last node, which mean nothing here.
         returns[child < 0] = 0.0
         return returns
 
     def trained(self, layer: int, nodes: Ints) -> Networks:
         """Networks that are each fitted to the images outside their fold; the last one to all."""
         config = self.config
-        folds = range(config.folds)
         everyone = np.arange(len(self.fold))
-        held_out = [np.flatnonzero(self.fold == fold) for fold in folds]
-        members = [np.flatnonzero(self.fold != fold) for fold in folds]
+        held_out = [np.flatnonzero(self.fold == fold) for fold in range(config.folds)]
+        members = [np.setdiff1d(everyone, out) for out in held_out]
         members.append(everyone)
         valid = np.repeat(self.table.spec.valid[layer], len(self.tradeoffs)).astype(np.float32)
 
         # All members share one scaling, so that their losses out of fold can be added.
-        x, targets = self._sample(layer, nodes, [everyone], SCALING_ROWS)
-        scaling = Scaling.of(x[0], self.table.spec.layout, config.observation_scale)
-        center = targets[0].mean(0)  # (K * G,)
+        some_x, some_targets = self._sample(layer, nodes, [everyone], SCALING_ROWS)
+        scaling = Scaling.of(some_x[0], self.table.spec.layout, config.observation_scale)
+        center = some_targets[0].mean(0)  # (K * G,)
         # One spread for all, so that sub-paths and trade-offs keep their weights in the loss.
-        spread = np.float32(targets[0].std(0)[valid > 0].mean() + 1e-6)
+        spread = np.float32(some_targets[0].std(0)[valid > 0].mean() + 1e-6)
 
         def batch(images: list[Ints], size: int) -> Batch:
             x, targets = self._sample(layer, nodes, images, size)
@@ -198,7 +197,7 @@ class Induction:
 
         initial = Networks.initial(
             members=len(members),
-            num_inputs=x.shape[-1],
+            num_inputs=some_x.shape[-1],
             hidden=config.hidden,
             num_outputs=len(valid),
             generator=self.generator,
@@ -228,8 +227,10 @@ class Induction:
         """
         spec = self.table.spec
         shape = (len(images), size)
+        # A prefix is uniform if one sub-path, taken wherever it is valid, leads there.
         paths = self.table.tree.path[nodes, :layer]  # (n, layer)
-        uniform = (paths[:, None] == spec.onward[:layer].T).all(2).any(1)  # (n,)
+        uniform_paths = spec.onward[:layer].T  # (K, layer)
+        uniform = (paths[:, None] == uniform_paths).all(2).any(1)  # (n,)
 
         # Half of the prefixes lie on uniform paths, which is where the thresholds lead.
         node = self.rng.choice(nodes, shape)

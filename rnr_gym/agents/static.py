@@ -271,7 +271,8 @@ def _random_path(spec: RoutingSpec, rng: np.random.Generator) -> Path:
 def _changed(spec: RoutingSpec, path: Path, layer: int, sub_path: int) -> Path:
     """A path with another decision at one layer.
 
-    Where the path had no decision, after its exit, it takes the full sub-path.
+    Where the path had no decision, after its exit, it takes the full sub-path. The search may
+    change these decisions in its turn.
     """
     filled = [spec.full_path if decision < 0 else decision for decision in path]
     filled[layer] = sub_path

@@ -23,7 +23,8 @@ Floats = NDArray[np.float64]
 QUANTILES = np.linspace(0.0, 1.0, 60)
 """Quantiles of the confidences at an exit that are tried as thresholds, in addition to `NEVER`."""
 SHARES = np.linspace(0.02, 0.98, 25)
-"""Shares of the images reaching an exit that leave there, one for each geometric family member."""
+"""Shares of the images reaching an exit that leave there; each gives one candidate, in which the
+share is the same at every exit."""
 
 
 class ThresholdsRouter(RouterBase):
@@ -149,7 +150,8 @@ def solve_trail(trail: Trail, tradeoffs: Floats) -> Solution:
     grid_idx = np.arange(len(tradeoffs))
     best_of_both = thresholds[best, grid_idx]
     # The single threshold was repeated for every layer, also for those without an exit.
-    best_of_both[:, ~np.isfinite(trail.confidence[:-1, 0])] = NEVER
+    without_exit = np.setdiff1d(np.arange(num_layers), _exits(trail))
+    best_of_both[:, without_exit] = NEVER
     return Solution(best_of_both, returns[best, grid_idx])
 
 

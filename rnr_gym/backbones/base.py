@@ -19,8 +19,9 @@ class Backbone(nn.Module):
     """A routable network: `stem`, `layers`, `head` and, optionally, `glance`.
 
     Sub-path numbers grow with cost and the last is the full path. With exits, number 0 is the exit
-    at every layer. A subclass makes the layers (`_layer`); stages, stem, heads and glance are built
-    here.
+    at every layer. A subclass gives `kind`, the layers (`_layer`) and the plain network (`plain`),
+    and, where they are not False, `has_identity` and `reads_prev_sub_path`. Stages, stem, heads and
+    glance are built here.
 
     Args:
         image_shape: `(C, H, W)`.
@@ -131,7 +132,8 @@ class Backbone(nn.Module):
         # Without a glance there is nothing for exit heads to read.
         self.exits_read_glance = whitened and bool(exits) and bool(glance_widths)
 
-        # The order in which modules are made decides which random weights a seed gives.
+        # In this order: exit heads need the glance's width, and the order in which modules are made
+        # decides which random weights a seed gives.
         side, stem_macs = self._build_stem(whitened)
         self.glance = self._build_glance(whitened, glance_widths, glance_strides)
         self.layers = nn.ModuleList(self._build_layers(widths, blocks, exits, side))

@@ -30,8 +30,7 @@ class LayerSpec(NamedTuple):
 class Layer(nn.Module):
     """One routing decision.
 
-    `layer(features, sub_path, prev_sub_path)` runs one sub-path on a batch, `(N, C, H, W)` to the
-    same; `layer.exit(features)` answers at once.
+    A subclass defines `forward` and `macs`.
 
     Attributes:
         num_paths: how many sub-path numbers there are, the exit included if the backbone has exits.
@@ -42,6 +41,13 @@ class Layer(nn.Module):
     num_paths: int
     head: PooledHead | None
     widths: list[int]
+
+    def forward(self, features: Tensor, sub_path: int, prev_sub_path: int | None) -> Tensor:
+        """Run one sub-path on features `(N, C, H, W)` -> `(N, C', H', W')`.
+
+        `prev_sub_path` is the one executed before, None where the backbone does not read it.
+        """
+        raise NotImplementedError
 
     def exit(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         """Features `(N, C, H, W)` as they arrive at this layer -> logits `(N, classes)`.

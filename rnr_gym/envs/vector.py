@@ -23,12 +23,14 @@ from rnr_gym.envs.routing import (
     reward_space,
 )
 from rnr_gym.routing.protocols import Indices
-from rnr_gym.routing.rewards import check_tradeoff
+from rnr_gym.routing.rewards import check_one_tradeoff, check_tradeoff
 from rnr_gym.routing.sources import SourceKwargs, open_images, open_source
 
 Infos = dict[str, Any]
 Observations = NDArray[np.float32]
 BatchedStep = tuple[Observations, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]
+PER_ENV = ("action_masks", "np_random", "render")
+"""What holds one entry for each sub-environment; all else that `call` finds is shared by them."""
 
 
 class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]):
@@ -205,8 +207,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         if callable(result):
             result = result(*args, **kwargs)
 
-        # These have a result for each; everything else is shared.
-        if name in ("action_masks", "np_random", "render") and result is not None:
+        if name in PER_ENV and result is not None:
             return tuple(result)
         return (result,) * self.num_envs
 
@@ -290,7 +291,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
                 index = check_index(indices[position], len(self.source.labels))
                 start = start._replace(image_idx=index)
             if tradeoffs[position] is not None:
-                tradeoff, _ = check_tradeoff(tradeoffs[position])
+                tradeoff = check_one_tradeoff(tradeoffs[position])
                 start = start._replace(tradeoff=tradeoff)
             start_options.append(start)
         return start_options

@@ -36,6 +36,7 @@ def task_term(
         loss: cross-entropy in nats.
         loss_scale: 1 / the full path's mean loss on `route`, so that the scaled loss is about 1.
     """
+    check_reward(reward)
     if reward == "accuracy":
         return correct.astype(np.float64)
     return -loss_scale * loss

@@ -144,16 +144,18 @@ class Traversal:
         Raises:
             ValueError: a sub-path is not valid at its layer, or is an exit that is off.
         """
-        # States are immutable, so what changes is copied.
         active = np.flatnonzero(~self.done)
         layer = self.layer[active]
         chosen = sub_paths[active]
         self._check(layer, chosen)
+        exiting = active[self._exits(chosen)]
 
+        # States are immutable, so what changes is copied.
         macs = self.macs.copy()
         macs[active] += self.backbone.mac_table.layers[layer, self.prev_sub_path[active], chosen]
         if self.stem_waits:
-            macs[active[(layer == 0) & (chosen > 0)]] += self.backbone.mac_table.stem
+            starting = active[(layer == 0) & ~self._exits(chosen)]
+            macs[starting] += self.backbone.mac_table.stem
 
         path = self.path.copy()
         path[active, layer] = chosen
@@ -164,7 +166,6 @@ class Traversal:
 
         with self._grad_mode():
             logits = self.logits
-            exiting = active[chosen == 0] if self.backbone.has_exits else active[:0]
             # The exit head has run on arrival; its answer becomes final.
             if len(exiting):
                 next_layer[exiting] = self.backbone.num_layers
@@ -213,7 +214,7 @@ class Traversal:
         parts.append(confidence_features(probabilities))
 
         summary: NDArray[np.float32] = torch.cat(parts, 1).float().cpu().numpy()  # (N, S)
-        # An answered image has left: what the last groups hold says nothing of it.
+        # The logits of answered images are still there, but their summary is zero by contract.
         summary[self.done] = 0.0
         if backbone.summary_groups:
             return quantised(summary, backbone.pooled_width)
@@ -257,13 +258,16 @@ class Traversal:
                 f"`sub_paths` must be valid at their layers {layer.tolist()}, got {chosen.tolist()}"
             )
 
-        if self.backbone.has_exits:
-            exit_at = layer[chosen == 0].tolist()
-            if not set(exit_at) <= self.exit_layers:
-                raise ValueError(
-                    f"`sub_paths` may exit at layers {sorted(self.exit_layers)} only, got an exit "
-                    f"at {exit_at}"
-                )
+        exit_at = layer[self._exits(chosen)].tolist()
+        if not set(exit_at) <= self.exit_layers:
+            raise ValueError(
+                f"`sub_paths` may exit at layers {sorted(self.exit_layers)} only, got an exit "
+                f"at {exit_at}"
+            )
+
+    def _exits(self, sub_paths: Indices) -> NDArray[np.bool_]:
+        """Which sub-paths are exits: those numbered 0, in a backbone that has exits."""
+        return sub_paths < self.backbone.first_sub_path
 
     def _run_layers(self, sub_paths: Indices) -> list[Group]:
         """Run each group's layer, once per sub-path that is taken there."""
@@ -284,7 +288,7 @@ class Traversal:
 
     def _run_stem(self, group: Group, sub_paths: Indices) -> Group:
         """The images of a group that do not leave at the glance, with the stem's features."""
-        staying = _picked(group, sub_paths[group.batch_idx] > 0)
+        staying = _picked(group, ~self._exits(sub_paths[group.batch_idx]))
         if len(staying.batch_idx) == 0:
             return staying
         return staying._replace(features=self.backbone.stem(staying.features))
