@@ -173,8 +173,8 @@ def train(
     Args:
         env: the environment's id.
         out: the folder to write.
-        agent: random, full, cheapest, static, blind, confidence, thresholds, fqi, ppo, dqn, a2c,
-            maskable-ppo or qr-dqn.
+        agent: random, full, cheapest, static, blind, confidence, thresholds, fqi, rnr-dqn, ppo,
+            dqn, a2c, maskable-ppo or qr-dqn.
         seed: of everything random.
         steps: environment steps to learn from; if left out, the number in the recipe.
         exits: whether the router may answer at exits, and sees the glance.
@@ -188,6 +188,39 @@ def train(
     )
     path = runs.fit(agent, fit_config, out)
     console.print(f"wrote {path}; now `rnr-gym evaluate {out}`")
+
+
+@app.command
+def finetune(
+    run: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    rounds: int = 2,
+    epochs: int = 4,
+    device: str = "cpu",
+) -> None:
+    """Train a router's backbone under its decisions, and the router on that backbone, in turns.
+
+    An interrupted run resumes when the same command is given again.
+
+    Args:
+        run: folder of a fitted router.
+        out: the folder to write.
+        rounds: how often both are trained.
+        epochs: passes over the training images in each round.
+        device: where the backbone is trained: cpu, or cuda.
+    """
+    from rnr_gym.backbones import zoo
+    from rnr_gym.experiments.finetuning import alternate
+
+    _check_at_least_one("rounds", rounds)
+    _check_at_least_one("epochs", epochs)
+    zoo.check_device(device)
+    folder = alternate(run, out, rounds, epochs, device)
+    console.print(
+        f"wrote {folder}; now `rnr-gym evaluate {folder / 'run'}`, or "
+        f"`rnr-gym compare ENV --weights {folder / 'backbone.safetensors'} --out DIR`",
+        soft_wrap=True,
+    )
 
 
 @app.command

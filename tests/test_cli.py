@@ -15,9 +15,19 @@ from rnr_gym.routing import route_table
 from rnr_gym.training import pretraining
 from tests.fixtures.commands import fails, run, succeeds, train_command
 from tests.fixtures.comparisons import compare_command, compare_quickly
-from tests.fixtures.digits import ENV, load_all
+from tests.fixtures.digits import ENV, load_all, use_few_digits
 
-COMMANDS = ("envs", "data", "pretrain", "train", "evaluate", "compare", "validate", "render")
+COMMANDS = (
+    "envs",
+    "data",
+    "pretrain",
+    "train",
+    "finetune",
+    "evaluate",
+    "compare",
+    "validate",
+    "render",
+)
 COLUMNS = 80
 FRAME = "│╭╮╰╯─"
 """What help is framed with."""
@@ -155,7 +165,23 @@ def test_data_rejects_foreign_folders(all_images, tmp_path):
     assert "(missing: airplane, automobile, bird, cat, deer; unknown: zebra)" in output
 
 
+def test_finetune_names_next_commands(tmp_path, monkeypatch):
+    use_few_digits(monkeypatch)
+    succeeds(*train_command(tmp_path / "run", "thresholds"))
+    out = tmp_path / "out"
+    output = succeeds("finetune", tmp_path / "run", "--out", out, "--rounds", 1, "--epochs", 1)
+    assert f"wrote {out / 'round-1'}" in output
+    assert f"rnr-gym evaluate {out / 'round-1' / 'run'}" in output
+    assert "thresholds on" in succeeds("evaluate", out / "round-1" / "run", "--split", "route")
+
+
 # Errors
+
+
+@pytest.mark.parametrize("option", ["rounds", "epochs"])
+def test_finetune_needs_at_least_one(tmp_path, option):
+    output = fails(tmp_path, "finetune", tmp_path, "--out", tmp_path / "out", f"--{option}", 0)
+    assert f"`{option}` must be at least 1, got 0" in output
 
 
 def command_into(command, out):

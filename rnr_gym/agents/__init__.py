@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from rnr_gym import storage
-from rnr_gym.agents import blind, confidence, fqi, sb3, static, thresholds, uniform
+from rnr_gym.agents import blind, confidence, fqi, rnr_dqn, sb3, static, thresholds, uniform
 from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.agents.blind import BlindRouter
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.fqi import FqiRouter
+from rnr_gym.agents.rnr_dqn import RnrDqnRouter
 from rnr_gym.agents.sb3 import RECIPES, Sb3Router
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.thresholds import ThresholdsRouter
@@ -104,6 +105,12 @@ AGENTS: dict[str, Agent] = {
         kind="fqi",
         needs_table=True,
     ),
+    "rnr-dqn": Agent(
+        fit=rnr_dqn.fit,
+        from_state_dict=RnrDqnRouter.from_state_dict,
+        seeded=True,
+        kind="learner",
+    ),
     "blind": Agent(
         fit=blind.fit,
         from_state_dict=BlindRouter.from_state_dict,
@@ -111,7 +118,7 @@ AGENTS: dict[str, Agent] = {
         kind="imageless",
     ),
 }
-# Learners differ in nothing but their recipes.
+# Stable-Baselines3's learners differ in nothing but their recipes.
 for _name in RECIPES:
     AGENTS[_name] = Agent(
         fit=partial(sb3.fit, name=_name),

@@ -21,6 +21,9 @@ from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.sources import open_source
 from rnr_gym.routing.spec import RoutingSpec
 
+CHECKPOINT = "checkpoint.safetensors"
+"""Name of the checkpoint in a run's directory."""
+
 
 @dataclass(frozen=True)
 class FitConfig:

@@ -45,6 +45,21 @@ def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def policy_inputs(layout: ObservationLayout, observation: Tensor, summary_scale: float) -> Tensor:
+    """What a policy reads, `(N, D' + 2)`: features, with the raw summary scaled, then log λ and λ.
+
+    Which sub-path is best changes with ratios of λ, what it is worth with λ itself. The raw summary
+    has hundreds of entries, some of which tell single images apart: at full scale it would drown
+    the rest.
+    """
+    inputs = features(layout, observation)  # (N, D) -> (N, D')
+    inputs[:, summary_part(layout, inputs.shape[1])] *= summary_scale
+    tradeoff = observation[:, layout.tradeoff]  # (N, 1)
+    # λ may be 0, which has no logarithm.
+    log_tradeoff = torch.log10(tradeoff.clamp(min=1e-3)) + 1.0
+    return torch.cat([inputs, log_tradeoff, tradeoff], 1)
+
+
 def summary_part(layout: ObservationLayout, width: int) -> slice:
     """Where the raw summary, without its confidence, lies among `width` features."""
     # `features` ends with the observation up to λ, which begins with the summary.

@@ -24,16 +24,14 @@ from tqdm import tqdm
 
 from rnr_gym import storage
 from rnr_gym.agents import dqn, ppo
-from rnr_gym.agents.base import FitConfig, RouterBase
-from rnr_gym.agents.features import features, summary_part
+from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase
+from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.recipes import Recipe
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.routing.observations import ObservationLayout, layers_of
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.sb3 import vec_env
 
-CHECKPOINT = "checkpoint.safetensors"
-"""Name of the checkpoint in a run's directory."""
 RECIPES: dict[str, Recipe] = {
     "ppo": ppo.PPO,
     "dqn": dqn.DQN,
@@ -61,12 +59,7 @@ def recipe_for(name: str, dataset: object) -> Recipe:
 
 
 class RoutingFeatures(BaseFeaturesExtractor):
-    """What a policy reads: `features`, with the raw summary scaled down, then log λ and λ.
-
-    Which sub-path is best changes with ratios of λ, what it is worth with λ itself. The raw summary
-    has hundreds of entries, some of which tell single images apart: at full scale it would drown
-    the rest.
-    """
+    """`features.policy_inputs` as Stable-Baselines3's policies expect them."""
 
     def __init__(
         self,
@@ -75,20 +68,14 @@ class RoutingFeatures(BaseFeaturesExtractor):
         summary_scale: float,
     ) -> None:
         obs = torch.zeros(1, *observation_space.shape)
-        width = features(layout, obs).shape[1]
-        super().__init__(observation_space, features_dim=width + 2)
+        width = policy_inputs(layout, obs, summary_scale).shape[1]
+        super().__init__(observation_space, features_dim=width)
         self.layout = layout
         self.summary_scale = summary_scale
-        self.scaled = summary_part(layout, width)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations float32 `(N, D)` -> `(N, features_dim)`."""
-        inputs = features(self.layout, observations)  # (N, D) -> (N, D')
-        inputs[:, self.scaled] *= self.summary_scale
-        tradeoff = observations[:, self.layout.tradeoff]  # (N, 1)
-        # λ may be 0, which has no logarithm.
-        log_tradeoff = torch.log10(tradeoff.clamp(min=1e-3)) + 1.0
-        return torch.cat([inputs, log_tradeoff, tradeoff], 1)
+        return policy_inputs(self.layout, observations, self.summary_scale)
 
 
 class Sb3Router(RouterBase):

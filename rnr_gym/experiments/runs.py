@@ -9,7 +9,7 @@ from typing import Any
 
 from rnr_gym import agents, storage
 from rnr_gym.agents import FitConfig
-from rnr_gym.agents.sb3 import CHECKPOINT
+from rnr_gym.agents.base import CHECKPOINT
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import CONFIG_FILE, ROUTER_FILE, Run
 from rnr_gym.classifier import load_run as load

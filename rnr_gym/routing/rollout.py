@@ -31,10 +31,18 @@ def observation(
     )
 
 
-def route(state: State, spec: RoutingSpec, router: Router, tradeoff: float) -> State:
-    """Let a router decide until every image has been answered."""
+def route(
+    state: State,
+    spec: RoutingSpec,
+    router: Router,
+    tradeoff: float | NDArray[np.float64],
+) -> State:
+    """Let a router decide until every image has been answered.
+
+    The trade-off is one number, or `(N,)` of them.
+    """
     batch_size = len(state.layer)
-    tradeoffs = np.full(batch_size, tradeoff)
+    tradeoffs = np.broadcast_to(tradeoff, batch_size)
     episode_start = np.ones(batch_size, np.bool_)
     memory: Any = None
     # Images that exit early wait for the others; their actions are ignored.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,12 @@ class Schedule:
     """Run convolutions in bfloat16: about twice the speed on recent CPUs and GPUs."""
 
 
+Student = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""The loss of something that learns from the full path.
+
+It is given images `(N, C, H, W)`, the full path's class probabilities `(N, classes)`, and the
+generator that it draws from.
+"""
 WARM_UP = 0.08
 """Share of a part's steps in which learning rates rise."""
 SGD: dict[str, Any] = {"momentum": 0.85, "nesterov": True, "weight_decay": 5e-4}
@@ -85,11 +91,12 @@ def path_losses(
     labels: Tensor,
     schedule: Schedule,
     generator: torch.Generator,
+    students: Sequence[Student] = (),
 ) -> Iterator[Tensor]:
     """The losses of a step in which all paths learn, to be differentiated one after the other.
 
     First the full path's on the whole batch, then that of another path on its leading part, unless
-    it has no weight.
+    it has no weight, then those of the students.
     """
     smoothing = schedule.smoothing
     full_path = fixed_path(backbone, backbone.full_path)
@@ -99,20 +106,33 @@ def path_losses(
         exit_loss = F.cross_entropy(exit_logit, labels, label_smoothing=smoothing)
         loss = loss + schedule.exit_weight * exit_loss
     yield loss
-    if schedule.path_weight == 0.0:
-        return
 
-    # Batch-norm needs at least two images.
-    size = max(2, round(schedule.path_share * len(images)))
-    teacher = logits[:size].detach().softmax(1)  # (n, classes)
-
-    path = other_path(backbone, generator)
-    logits, exit_logits = _run(backbone, images[:size], path)
     # Soft labels: the full path teaches, and gradients do not reach it from here.
+    teacher = logits.detach().softmax(1)  # (N, classes)
+    if schedule.path_weight > 0.0:
+        # Batch-norm needs at least two images.
+        size = max(2, round(schedule.path_share * len(images)))
+        path = other_path(backbone, generator)
+        yield schedule.path_weight * _path_loss(
+            backbone, images[:size], teacher[:size], path, schedule.exit_weight
+        )
+    for student in students:
+        yield student(images, teacher, generator)
+
+
+def _path_loss(
+    backbone: Backbone,
+    images: Tensor,
+    teacher: Tensor,
+    path: list[int],
+    exit_weight: float,
+) -> Tensor:
+    """How far a path and the exits on it are from the full path."""
+    logits, exit_logits = _run(backbone, images, path)
     loss = F.cross_entropy(logits, teacher)
     for exit_logit in exit_logits:
-        loss = loss + schedule.exit_weight * F.cross_entropy(exit_logit, teacher)
-    yield schedule.path_weight * loss
+        loss = loss + exit_weight * F.cross_entropy(exit_logit, teacher)
+    return loss
 
 
 def _run(backbone: Backbone, images: Tensor, path: list[int]) -> tuple[Tensor, list[Tensor]]:
@@ -148,6 +168,7 @@ class Pretraining:
         dataset: how images are augmented, and whether they may be mirrored.
         schedule: duration and hyperparameters.
         device: where to train.
+        students: what else learns from the full path in the second part.
     """
 
     def __init__(
@@ -157,8 +178,10 @@ class Pretraining:
         dataset: Dataset,
         schedule: Schedule,
         device: str = "cpu",
+        students: Sequence[Student] = (),
     ) -> None:
         self.schedule = schedule
+        self.students = students
         self.dataset = dataset
         self.device = torch.device(device)
         backbone = backbone.to(self.device)
@@ -275,11 +298,14 @@ class Pretraining:
                     labels,
                     self.schedule,
                     self.generator,
+                    self.students,
                 )
 
             # One at a time, so that the graph of a path is freed before the next one runs.
             for loss in losses:
-                loss.backward()
+                # A student learns nothing if all its images leave at the glance, which is finished.
+                if loss.requires_grad:
+                    loss.backward()
                 total += loss.item()
 
         self.muon.step()
@@ -382,13 +408,21 @@ def pretrain(
     if checkpoint.exists():
         pretraining.resume(checkpoint)
 
+    run(pretraining, checkpoint, "pretrain", save_every)
+    finish(backbone, splits, schedule.seed)
+    checkpoint.unlink(missing_ok=True)
+    return backbone
+
+
+def run(pretraining: Pretraining, checkpoint: Path, title: str, save_every: float) -> None:
+    """Train until all epochs have been run, with a progress bar and checkpoints."""
     saved = time.monotonic()
     steps = pretraining.steps_per_epoch
     total = pretraining.epochs * steps
     with tqdm(total=total, initial=pretraining.epoch * steps, unit="step") as bar:
         while pretraining.epoch < pretraining.epochs:
             part = "glance" if pretraining.in_glance_part else "paths"
-            bar.set_description(f"pretrain {part}")
+            bar.set_description(f"{title} {part}")
             loss = pretraining.run_epoch(bar.update)
             bar.set_postfix(epoch=pretraining.epoch, loss=f"{loss:.3f}")
 
@@ -396,9 +430,9 @@ def pretrain(
                 pretraining.save(checkpoint)
                 saved = time.monotonic()
 
-    # Statistics are measured on the weights that are stored, so rounding comes first.
+
+def finish(backbone: Backbone, splits: dict[str, ImageSet], seed: int) -> None:
+    """Round the weights to what is stored, then measure all statistics on them."""
     backbone.requires_grad_(True)
     round_weights(backbone)
-    calibrate(backbone, splits["train"], splits["route"], schedule.seed)
-    checkpoint.unlink(missing_ok=True)
-    return backbone
+    calibrate(backbone, splits["train"], splits["route"], seed)

@@ -51,9 +51,9 @@ def test_default_agents_need_no_extra():
     }
 
 
-def test_learners_are_the_agents_with_recipe():
+def test_learners_are_the_agents_with_recipe_and_the_papers_own():
     learners = {name for name, agent in AGENTS.items() if agent.kind == "learner"}
-    assert learners == RECIPES.keys()
+    assert learners == {"rnr-dqn", *RECIPES}
 
 
 def test_agent_is_looked_up_by_name():

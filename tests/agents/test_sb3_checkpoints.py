@@ -7,7 +7,8 @@ import pytest
 
 from rnr_gym import storage
 from rnr_gym.agents import RECIPES, sb3
-from rnr_gym.agents.sb3 import CHECKPOINT, CheckpointCallback, ProgressBar
+from rnr_gym.agents.base import CHECKPOINT
+from rnr_gym.agents.sb3 import CheckpointCallback, ProgressBar
 from tests.fixtures.paper_problem import paper
 from tests.fixtures.routers import fit_agent, new_model, same_tensors
 

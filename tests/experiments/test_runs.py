@@ -9,7 +9,8 @@ import pytest
 
 from rnr_gym import agents, data, storage
 from rnr_gym.agents import FitConfig, sb3
-from rnr_gym.agents.sb3 import CHECKPOINT, CheckpointCallback
+from rnr_gym.agents.base import CHECKPOINT
+from rnr_gym.agents.sb3 import CheckpointCallback
 from rnr_gym.classifier import CONFIG_FILE, ROUTER_FILE, RoutedClassifier
 from rnr_gym.experiments import runs
 from rnr_gym.experiments.evaluation import evaluate, measure_curve

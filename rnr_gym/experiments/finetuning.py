@@ -1,0 +1,123 @@
+"""The paper's alternation: the backbone learns under a router, then a router is fitted to it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rnr_gym import data
+from rnr_gym.agents import FitConfig
+from rnr_gym.backbones import weights, zoo
+from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, Run
+from rnr_gym.experiments import runs
+from rnr_gym.training.calibration import evaluate_full_path
+from rnr_gym.training.finetuning import LEARNING_RATES, finetune
+from rnr_gym.training.pretraining import Schedule
+
+RUN_DIR = "run"
+"""Where the router of a round is, in the folder of the round."""
+
+
+def round_dir(out: Path, number: int) -> Path:
+    """The folder of a round, from 1 on."""
+    return out / f"round-{number}"
+
+
+def alternate(run_dir: Path, out: Path, rounds: int, epochs: int, device: str = "cpu") -> Path:
+    """Fine-tune the backbone of a run, then fit the run's router anew, as often as asked for.
+
+    Each round leaves a folder with `backbone.safetensors` and `run`, the router fitted to it. An
+    interrupted alternation resumes when it is called again.
+
+    Args:
+        run_dir: a run, as `rnr-gym train` writes it.
+        out: the folder to write.
+        rounds: how often.
+        epochs: passes over the training images in each round.
+        device: where the backbone is trained.
+
+    Returns:
+        The folder of the last round.
+
+    Raises as `runs.load` and `runs.start_or_resume` do.
+    """
+    loaded = runs.load(run_dir)
+    schedule = schedule_for(loaded, epochs)
+    config = {
+        "router": runs.identity(loaded.agent, loaded.fit_config),
+        "rounds": rounds,
+        "schedule": asdict(schedule),
+    }
+    last = round_dir(out, rounds)
+    finished = last.relative_to(out) / RUN_DIR / ROUTER_FILE
+    runs.start_or_resume(out, config, finished_by=str(finished))
+
+    for number in range(1, rounds + 1):
+        folder = round_dir(out, number)
+        # What an interrupted alternation has finished is not done again.
+        if not (folder / BACKBONE_FILE).exists():
+            train_backbone(loaded, folder / BACKBONE_FILE, schedule, device)
+        fit_config = refitted(loaded.fit_config, folder / BACKBONE_FILE)
+        if not (folder / RUN_DIR / ROUTER_FILE).exists():
+            runs.fit(loaded.agent, fit_config, folder / RUN_DIR)
+        loaded = runs.load(folder / RUN_DIR)
+    return last
+
+
+def schedule_for(run: Run, epochs: int) -> Schedule:
+    """How the backbone of a run is fine-tuned: as it was pretrained, but more gently."""
+    name = run.fit_config.source_kwargs("route")["backbone"]
+    settings: dict[str, Any] = {
+        **zoo.ARCHITECTURES[name].schedule,
+        **LEARNING_RATES,
+        "epochs": epochs,
+        # The glance is finished before any path learns.
+        "glance_epochs": 0,
+        # The full path and the router's paths take the time; others are only to be kept.
+        "path_share": 0.5,
+        "seed": run.fit_config.seed,
+    }
+    return Schedule(**settings)
+
+
+def train_backbone(run: Run, path: Path, schedule: Schedule, device: str) -> None:
+    """Fine-tune the backbone of a run under its router, and write it to a file."""
+    kwargs = run.fit_config.source_kwargs("route")
+    name = kwargs["backbone"]
+    dataset = zoo.ARCHITECTURES[name].dataset
+    splits = {}
+    for split in ("train", "route"):
+        splits[split] = data.load(dataset, split, kwargs.get("data_root"))
+
+    # A copy, since named backbones are shared.
+    backbone = deepcopy(zoo.named(name, kwargs.get("weights", "pretrained")))
+    before = evaluate_full_path(backbone, splits["route"])
+    backbone = finetune(
+        backbone,
+        run.router,
+        exits=kwargs.get("exits", True),
+        tradeoffs=run.fit_config.tradeoffs,
+        dataset=data.dataset(dataset),
+        splits=splits,
+        schedule=schedule,
+        checkpoint=path.with_suffix(".part"),
+        device=device,
+    )
+    metadata = {
+        "env": run.fit_config.env,
+        "finetuned_under": run.agent,
+        "schedule": asdict(schedule),
+        "full_path_accuracy_on_route": {
+            "before": before,
+            "after": evaluate_full_path(backbone, splits["route"]),
+        },
+    }
+    weights.save(backbone.cpu(), path, metadata)
+
+
+def refitted(fit_config: FitConfig, backbone_file: Path) -> FitConfig:
+    """A configuration by which the same router is fitted to other weights."""
+    kwargs = {**fit_config.kwargs, "weights": str(backbone_file)}
+    return replace(fit_config, kwargs=kwargs)
