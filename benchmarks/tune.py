@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from rnr_gym.agents import AGENTS, RECIPES, FitConfig, sb3
-from rnr_gym.agents.fqi import originals
+from rnr_gym.agents.folds import originals
 from rnr_gym.agents.recipes import Recipe
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate
 

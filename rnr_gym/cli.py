@@ -173,8 +173,8 @@ def train(
     Args:
         env: the environment's id.
         out: the folder to write.
-        agent: random, full, cheapest, static, blind, confidence, thresholds, fqi, rnr-dqn, ppo,
-            dqn, a2c, maskable-ppo or qr-dqn.
+        agent: random, full, cheapest, static, blind, confidence, thresholds, eenet, fqi,
+            blockdrop, skipnet, rnr-dqn, ppo, dqn, a2c, maskable-ppo or qr-dqn.
         seed: of everything random.
         steps: environment steps to learn from; if left out, the number in the recipe.
         exits: whether the router may answer at exits, and sees the glance.
@@ -195,7 +195,7 @@ def finetune(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path,
     rounds: int = 2,
-    epochs: int = 4,
+    epochs: int = 3,
     device: str = "cpu",
 ) -> None:
     """Train a router's backbone under its decisions, and the router on that backbone, in turns.

@@ -14,13 +14,28 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from rnr_gym import storage
-from rnr_gym.agents import blind, confidence, fqi, rnr_dqn, sb3, static, thresholds, uniform
-from rnr_gym.agents.base import FitConfig, RouterBase
+from rnr_gym.agents import (
+    blind,
+    blockdrop,
+    confidence,
+    eenet,
+    fqi,
+    rnr_dqn,
+    sb3,
+    skipnet,
+    static,
+    thresholds,
+    uniform,
+)
+from rnr_gym.agents.base import FitConfig, RouterBase, needs_table
 from rnr_gym.agents.blind import BlindRouter
+from rnr_gym.agents.blockdrop import BlockDropRouter
 from rnr_gym.agents.confidence import ConfidenceRouter
+from rnr_gym.agents.eenet import EenetRouter
 from rnr_gym.agents.fqi import FqiRouter
 from rnr_gym.agents.rnr_dqn import RnrDqnRouter
 from rnr_gym.agents.sb3 import RECIPES, Sb3Router
+from rnr_gym.agents.skipnet import SkipNetRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.agents.uniform import UniformRouter
@@ -49,8 +64,8 @@ class Agent(NamedTuple):
         from_state_dict: restores a router from the routing problem and its `state_dict`.
         seeded: whether another seed gives another router.
         kind: `"fixed"` has one compute whatever λ is; `"imageless"` treats all images alike;
-            `"rule"` compares confidence to thresholds; `"fqi"` estimates returns from a route
-            table; `"learner"` learns from episodes.
+            `"rule"` compares confidence, or a score, to thresholds; `"fqi"` estimates returns from
+            a route table; `"learner"` learns from episodes.
         needs_table: whether it can only be fitted where there is a route table.
     """
 
@@ -98,11 +113,30 @@ AGENTS: dict[str, Agent] = {
         seeded=False,
         kind="rule",
     ),
+    "eenet": Agent(
+        fit=eenet.fit,
+        from_state_dict=EenetRouter.from_state_dict,
+        seeded=True,
+        kind="rule",
+    ),
     "fqi": Agent(
         fit=fqi.fit,
         from_state_dict=FqiRouter.from_state_dict,
         seeded=True,
         kind="fqi",
+        needs_table=True,
+    ),
+    "blockdrop": Agent(
+        fit=blockdrop.fit,
+        from_state_dict=BlockDropRouter.from_state_dict,
+        seeded=True,
+        kind="learner",
+    ),
+    "skipnet": Agent(
+        fit=skipnet.fit,
+        from_state_dict=SkipNetRouter.from_state_dict,
+        seeded=True,
+        kind="learner",
         needs_table=True,
     ),
     "rnr-dqn": Agent(
@@ -156,7 +190,7 @@ def agent(name: str) -> Agent:
 def check(name: str, fit_config: FitConfig) -> None:
     """Raise `ValueError` if there is no agent of that name, or no table where it needs one."""
     if agent(name).needs_table and not fit_config.has_table("route"):
-        raise ValueError(fqi.needs_table(name, fit_config.env))
+        raise ValueError(needs_table(name, fit_config.env))
 
 
 def save(router: FittedRouter, path: Path, metadata: dict[str, Any]) -> None:

@@ -81,6 +81,15 @@ class FitConfig:
         return source
 
 
+def needs_table(agent: str, env: str) -> str:
+    """The error message where there is no table."""
+    return (
+        f"`agent` {agent} needs a route table, got {env}, which runs live here: a table holds at "
+        f'most {route_table.LIMIT:,} prefixes x images, and `backend="live"` makes none; choose '
+        "other agents"
+    )
+
+
 class RouterBase(ABC):
     """A router for one routing problem.
 

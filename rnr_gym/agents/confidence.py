@@ -98,11 +98,13 @@ class Trail(NamedTuple):
             end.
         correct: bool, whether that answer is right.
         compute: float64, charged up to that answer.
+        probabilities: float32 `(T + 1, N, classes)`, of the exits; zero where there is none.
     """
 
     confidence: NDArray[np.float64]
     correct: NDArray[np.bool_]
     compute: NDArray[np.float64]
+    probabilities: NDArray[np.float32]
 
 
 def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
@@ -111,7 +113,7 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
     Where a layer lacks the sub-path, the images take `spec.onward` instead.
     """
     spec = source.spec
-    confidence_column = spec.layout.summary.confidence.start
+    layout = spec.layout.summary
     image_idx = np.arange(len(source.labels))
     shape = (spec.num_layers + 1, len(image_idx))
     trail = Trail(
@@ -119,6 +121,7 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
         confidence=np.full(shape, -np.inf),
         correct=np.zeros(shape, np.bool_),
         compute=np.zeros(shape),
+        probabilities=np.zeros((*shape, spec.num_classes), np.float32),
     )
 
     state = source.start(image_idx)
@@ -128,7 +131,9 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
             # States are immutable, so the images can take the exit and still continue from here.
             exited = state.step(np.zeros(len(image_idx), np.int64))
             outcome = source.outcome(exited, image_idx, image_idx)
-            trail.confidence[layer] = state.summary()[:, confidence_column]
+            summary = state.summary()
+            trail.confidence[layer] = summary[:, layout.confidence.start]
+            trail.probabilities[layer] = summary[:, layout.exit_probabilities]
             trail.correct[layer] = outcome.prediction == source.labels
         state = state.step(np.full(len(image_idx), spec.onward[layer, sub_path]))
 

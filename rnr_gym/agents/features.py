@@ -25,7 +25,7 @@ def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
     ordered = exit_head.sort(dim=1, descending=True).values[:, :3]
     # The other two of `confidence_features`, maximum and lead, are known from `ordered`.
     entropy = observation[:, summary.confidence][:, 2:]
-    parts = [ordered, _log_doubt(1.0 - ordered[:, :1]), _log_doubt(entropy)]
+    parts = [ordered, log_doubt(1.0 - ordered[:, :1]), log_doubt(entropy)]
 
     # Doubt is also whether exit and glance would answer alike. Quantised summaries lack the
     # glance's probabilities.
@@ -35,7 +35,7 @@ def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
         glance_confidence, glance_answer = glance.max(1, keepdim=True)
         parts += [
             glance_confidence,
-            _log_doubt(1.0 - glance_confidence),
+            log_doubt(1.0 - glance_confidence),
             glance.gather(1, exit_answer),
             exit_head.gather(1, glance_answer),
             (exit_answer == glance_answer).float(),
@@ -67,6 +67,6 @@ def summary_part(layout: ObservationLayout, width: int) -> slice:
     return slice(begin, begin + layout.summary.confidence.start)
 
 
-def _log_doubt(doubt: Tensor) -> Tensor:
+def log_doubt(doubt: Tensor) -> Tensor:
     """The logarithm of doubt from 0 to 1, scaled to about -1 to 1."""
     return 1.0 + torch.log10(FLOOR + doubt.clamp(min=0.0)) / DECADES

@@ -26,13 +26,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rnr_gym.agents import thresholds
-from rnr_gym.agents.base import FitConfig, RouterBase
+from rnr_gym.agents.base import FitConfig, RouterBase, needs_table
+from rnr_gym.agents.folds import originals
 from rnr_gym.agents.fqi_induction import Config, Induction, Ints, depart
 from rnr_gym.agents.fqi_networks import Floats, Networks, inputs
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.routing.observations import layers_of
-from rnr_gym.routing.route_table import LIMIT, RouteTable
-from rnr_gym.routing.sources import open_images
+from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
 CONFIG = Config()
@@ -137,30 +137,6 @@ def fit(fit_config: FitConfig) -> FqiRouter:
         raise ValueError(needs_table("fqi", fit_config.env))
     groups = originals(fit_config, table)
     return fit_table(table, groups, CONFIG, fit_config.seed, fit_config.progress)
-
-
-def needs_table(agent: str, env: str) -> str:
-    """The error message where there is no table."""
-    return (
-        f"`agent` {agent} needs a route table, got {env}, which runs live here: a table holds at "
-        f'most {LIMIT:,} prefixes x images, and `backend="live"` makes none; choose other agents'
-    )
-
-
-def originals(fit_config: FitConfig, table: RouteTable) -> Ints:
-    """int64 `(N,)`: which original each image is a version of; all differ where that is unknown."""
-    unknown = np.arange(len(table.labels))
-    # A bundled table needs no images, and those that are missing are not worth a download.
-    kwargs = {**fit_config.source_kwargs("route"), "download": False}
-    try:
-        images = open_images(**kwargs)
-    except FileNotFoundError:
-        return unknown
-
-    # A table that was given as an object may be of other images.
-    if not np.array_equal(images.labels, table.labels):
-        return unknown
-    return images.original_id
 
 
 def fit_table(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym.agents.folds import folds
 from rnr_gym.agents.fqi_networks import Batch, Floats, Networks, Scaling, inputs, squared_error
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.routing.observations import observe
@@ -110,9 +111,7 @@ class Induction:
         self.generator = torch.Generator().manual_seed(seed)
 
         # Whole groups are distributed, so that versions of one original share a fold.
-        _, group = np.unique(groups, return_inverse=True)
-        fold_of_group = self.rng.permutation(np.arange(group.max() + 1) % config.folds)
-        self.fold = fold_of_group[group]
+        self.fold = folds(groups, config.folds, self.rng)
 
         prefixes, images = table.summary.shape[:2]
         shape = (prefixes, images, len(self.tradeoffs))

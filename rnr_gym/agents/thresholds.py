@@ -104,15 +104,23 @@ def fit(fit_config: FitConfig) -> ThresholdsRouter:
 
 def solve(source: RoutingSource) -> ThresholdsRouter:
     """Solve for every sub-path except the exit, and keep the best solution at each trade-off."""
-    spec = source.spec
-    tradeoffs = np.array(GRID)
-    # In descending order, so that the most expensive of equally good sub-paths is kept.
-    sub_paths = np.arange(spec.num_paths - 1, spec.first_sub_path - 1, -1)
-    solutions = []
-    for sub_path in sub_paths.tolist():
-        trail = along_uniform_path(source, sub_path)
-        solutions.append(solve_trail(trail, tradeoffs))
+    return best_of_trails(source.spec, uniform_trails(source))
 
+
+def uniform_trails(source: RoutingSource) -> dict[int, Trail]:
+    """The trails of every sub-path except the exit, the most expensive one first."""
+    spec = source.spec
+    trails = {}
+    for sub_path in range(spec.full_path, spec.first_sub_path - 1, -1):
+        trails[sub_path] = along_uniform_path(source, sub_path)
+    return trails
+
+
+def best_of_trails(spec: RoutingSpec, trails: dict[int, Trail]) -> ThresholdsRouter:
+    """At each trade-off the best solution of all trails, the first one of equally good ones."""
+    tradeoffs = np.array(GRID)
+    sub_paths = np.array(list(trails))
+    solutions = [solve_trail(trail, tradeoffs) for trail in trails.values()]
     returns = np.array([solution.returns for solution in solutions])  # (U, G)
     thresholds = np.array([solution.thresholds for solution in solutions])  # (U, G, T)
     best = returns.argmax(0)  # (G,)

@@ -75,8 +75,6 @@ def schedule_for(run: Run, epochs: int) -> Schedule:
         "epochs": epochs,
         # The glance is finished before any path learns.
         "glance_epochs": 0,
-        # The full path and the router's paths take the time; others are only to be kept.
-        "path_share": 0.5,
         "seed": run.fit_config.seed,
     }
     return Schedule(**settings)

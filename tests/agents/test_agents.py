@@ -51,9 +51,9 @@ def test_default_agents_need_no_extra():
     }
 
 
-def test_learners_are_the_agents_with_recipe_and_the_papers_own():
+def test_learners_are_the_agents_with_recipe_and_those_with_own_code():
     learners = {name for name, agent in AGENTS.items() if agent.kind == "learner"}
-    assert learners == {"rnr-dqn", *RECIPES}
+    assert learners == {"blockdrop", "skipnet", "rnr-dqn", *RECIPES}
 
 
 def test_agent_is_looked_up_by_name():
@@ -72,8 +72,9 @@ def test_check_needs_known_name_and_table(images, backbone):
     for name in AGENTS:
         agents.check(name, FitConfig("RNR-v0", {"backend": drawn(0)}))
     agents.check("ppo", FitConfig("RNR-v0", live))
-    with pytest.raises(ValueError, match="`agent` fqi needs a route table, got RNR-v0"):
-        agents.check("fqi", FitConfig("RNR-v0", live))
+    for name in ("fqi", "skipnet"):
+        with pytest.raises(ValueError, match=f"`agent` {name} needs a route table, got RNR-v0"):
+            agents.check(name, FitConfig("RNR-v0", live))
     with pytest.raises(ValueError, match=r"`agent` must be one of .*, got 'sarsa'"):
         agents.check("sarsa", FitConfig("RNR-v0", live))
 

@@ -114,6 +114,7 @@ def test_each_exit_has_its_own_threshold():
                 [1.0] * 6,
             ]
         ),
+        probabilities=np.zeros((3, 6, 2), np.float32),
     )
 
     solution = solve_trail(trail, np.array([0.2]))
