@@ -198,7 +198,7 @@ def test_oracle_has_no_regret(comparison):
 
 
 def test_rivals_are_imageless_rules_and_fqi():
-    assert RIVALS == ("static", "blind", "confidence", "thresholds", "fqi")
+    assert RIVALS == ("static", "blind", "confidence", "thresholds", "eenet", "fqi")
 
 
 @pytest.fixture
