@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
-	echo "Routing digits: PPO and DQN routers beside static paths and the exact optimum. Three to five minutes on 2 cores."; \
-	$(BIN)/rnr-gym compare RNR-Digits-v0 --out reports/quickstart-$$n
+	echo "Routing digits: PPO and the paper's DQN beside rules, static paths and the exact optimum. Three to five minutes on 2 cores."; \
+	$(BIN)/rnr-gym compare RNR-Digits-v0 --agents random static blind confidence thresholds fqi rnr-dqn ppo \
+		--out reports/quickstart-$$n
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --durations=10

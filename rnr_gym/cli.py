@@ -174,7 +174,10 @@ def train(
         env: the environment's id.
         out: the folder to write.
         agent: random, full, cheapest, static, blind, confidence, thresholds, eenet, fqi,
-            blockdrop, skipnet, rnr-dqn, ppo, dqn, a2c, maskable-ppo or qr-dqn.
+            blockdrop, skipnet, rnr-dqn, ppo, dqn, a2c, maskable-ppo or qr-dqn; or rnr-dqn with one
+            thing changed: rnr-dqn-groups charges channel groups instead of MACs, rnr-dqn-loss is
+            rewarded by cross-entropy, rnr-dqn-two-heads estimates answer and compute separately,
+            rnr-dqn-memoryless remembers nothing of earlier layers.
         seed: of everything random.
         steps: environment steps to learn from; if left out, the number in the recipe.
         exits: whether the router may answer at exits, and sees the glance.
@@ -195,7 +198,8 @@ def finetune(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path,
     rounds: int = 2,
-    epochs: int = 3,
+    epochs: int = 2,
+    glance_epochs: int = 60,
     device: str = "cpu",
 ) -> None:
     """Train a router's backbone under its decisions, and the router on that backbone, in turns.
@@ -207,6 +211,8 @@ def finetune(
         out: the folder to write.
         rounds: how often both are trained.
         epochs: passes over the training images in each round.
+        glance_epochs: passes before those of the first round, in which the glance learns what the
+            full path answers.
         device: where the backbone is trained: cpu, or cuda.
     """
     from rnr_gym.backbones import zoo
@@ -214,8 +220,10 @@ def finetune(
 
     _check_at_least_one("rounds", rounds)
     _check_at_least_one("epochs", epochs)
+    if glance_epochs < 0:
+        raise ValueError(f"`glance_epochs` must be 0 or above, got {glance_epochs}")
     zoo.check_device(device)
-    folder = alternate(run, out, rounds, epochs, device)
+    folder = alternate(run, out, rounds, epochs, glance_epochs, device)
     console.print(
         f"wrote {folder}; now `rnr-gym evaluate {folder / 'run'}`, or "
         f"`rnr-gym compare ENV --weights {folder / 'backbone.safetensors'} --out DIR`",
@@ -277,8 +285,9 @@ def compare(
         env: the environment's id.
         out: the folder of the report.
         agents: which routers, of those that `rnr-gym train --help` names; if left out: random,
-            full, cheapest, static, blind, confidence, thresholds, fqi (where there is a route
-            table, which it needs), dqn and ppo.
+            full, cheapest, static, blind, confidence, thresholds, eenet, fqi, blockdrop, skipnet,
+            dqn, rnr-dqn and ppo. Where there is no route table, fqi and skipnet, which need one,
+            are left out.
         seeds: how many seeds for routers that have one.
         steps: environment steps that a learner learns from; if left out, the number in its recipe.
         jobs: how many routers are fitted in parallel; if left out, the number of cores.

@@ -11,6 +11,8 @@ IDS: dict[str, dict[str, Any]] = {
     "RNR-Digits-Channels-v0": {"dataset": "digits", "backbone": "rnr-digits-channels"},
     "RNR-CIFAR10-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10"},
     "RNR-CIFAR10-Channels-v0": {"dataset": "cifar10", "backbone": "rnr-cifar10-channels"},
+    # The same network and the same images to fit routers to; those of `test` are corrupted.
+    "RNR-CIFAR10-Corrupted-v0": {"dataset": "cifar10-corrupted", "backbone": "rnr-cifar10"},
     # Its route table is bundled, so it needs no images.
     "RNR-CIFAR10-Table-v0": {
         "dataset": "cifar10",

@@ -271,7 +271,7 @@ INVALID = {
     ),
     "data name": (
         ["data", "mnist"],
-        "`dataset` must be one of digits, cifar10, cifar100, got 'mnist'",
+        "`dataset` must be one of digits, cifar10, cifar10-corrupted, cifar100, got 'mnist'",
     ),
     "render episodes": ([*RENDER, "--episodes", 0], "`episodes` must be at least 1, got 0"),
     "render run": ([*RENDER, "--run", "OUT"], NO_RUN),

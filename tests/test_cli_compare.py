@@ -136,7 +136,7 @@ def test_compare_rejects_changed_options(report_dir, change, name):
     assert name in output.split("where")[-1]
 
 
-def test_default_agents_without_table_omit_fqi(tmp_path, monkeypatch):
+def test_default_agents_without_table_omit_those_that_need_it(tmp_path, monkeypatch):
     names = []
 
     def record_and_stop(agents, *_):
@@ -147,7 +147,7 @@ def test_default_agents_without_table_omit_fqi(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "fit_routers", record_and_stop)
     code, _ = run("compare", ENV, "--out", tmp_path / "out")
     assert code == 130
-    assert names == [name for name in DEFAULT_AGENTS if name != "fqi"]
+    assert names == [name for name in DEFAULT_AGENTS if name not in ("fqi", "skipnet")]
 
 
 @pytest.mark.slow

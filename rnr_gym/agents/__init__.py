@@ -152,6 +152,13 @@ AGENTS: dict[str, Agent] = {
         kind="imageless",
     ),
 }
+for _name in rnr_dqn.ABLATIONS:
+    AGENTS[_name] = Agent(
+        fit=partial(rnr_dqn.fit_ablation, name=_name),
+        from_state_dict=RnrDqnRouter.from_state_dict,
+        seeded=True,
+        kind="learner",
+    )
 # Stable-Baselines3's learners differ in nothing but their recipes.
 for _name in RECIPES:
     AGENTS[_name] = Agent(
@@ -169,8 +176,12 @@ DEFAULT_AGENTS = (
     "blind",
     "confidence",
     "thresholds",
+    "eenet",
     "fqi",
+    "blockdrop",
+    "skipnet",
     "dqn",
+    "rnr-dqn",
     "ppo",
 )
 """What `rnr-gym compare` compares by default.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rnr_gym.agents import recipes
 from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.reinforce import drawn_batch, entropy, episode_returns
@@ -59,7 +60,7 @@ class Config:
 
 CONFIG = Config(hidden=24)
 # As for the other learners: the raw summary of 5,000 images is memorised, see `dqn.DQN_CIFAR`.
-BY_DATASET = {name: Config(summary_scale=0.0) for name in ("cifar10", "cifar100")}
+BY_DATASET = dict.fromkeys(recipes.CIFAR, Config(summary_scale=0.0))
 """Configurations that replace `CONFIG` where images of a data set are routed."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rnr_gym.agents.recipes import Recipe
+from rnr_gym.agents.recipes import CIFAR, Recipe
 
 DQN = Recipe(
     algorithm="stable_baselines3:DQN",
@@ -63,5 +63,5 @@ DQN_CIFAR = replace(
     summary_scale=0.0,
 )
 
-BY_DATASET = {"cifar10": DQN_CIFAR, "cifar100": DQN_CIFAR}
+BY_DATASET = dict.fromkeys(CIFAR, DQN_CIFAR)
 """Recipes that replace `DQN` where images of a data set are routed; none is tuned on CIFAR-100."""

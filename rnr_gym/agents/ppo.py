@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rnr_gym.agents.recipes import Recipe
+from rnr_gym.agents.recipes import CIFAR, Recipe
 
 PPO = Recipe(
     algorithm="stable_baselines3:PPO",
@@ -66,5 +66,5 @@ PPO_CIFAR = replace(
     summary_scale=0.0,
 )
 
-BY_DATASET = {"cifar10": PPO_CIFAR, "cifar100": PPO_CIFAR}
+BY_DATASET = dict.fromkeys(CIFAR, PPO_CIFAR)
 """Recipes that replace `PPO` where images of a data set are routed; none is tuned on CIFAR-100."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+CIFAR = ("cifar10", "cifar10-corrupted", "cifar100")
+"""Data sets that share recipes."""
+
 
 @dataclass(frozen=True)
 class Recipe:

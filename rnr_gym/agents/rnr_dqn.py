@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rnr_gym import storage
+from rnr_gym.agents import recipes
 from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
 from rnr_gym.agents.rnr_dqn_replay import Episodes, Replay
@@ -50,6 +51,9 @@ class Config:
         exploration: share of the steps in which that falls, linearly.
         n_step: decisions whose rewards enter a target before an estimate does; from T on, all of
             them do.
+        cut: whether an estimate takes over before that where the episode did not take the best
+            sub-path by present estimates (Watkins 1989), so that exploring does not make what
+            follows look worse than it is.
         charge: `"macs"`, or `"groups"` for the paper's penalty, by which the i-th sub-path costs
             the same at every layer whatever its MACs.
         reward: `"accuracy"`, or `"cross_entropy"` for the paper's answer term.
@@ -72,6 +76,7 @@ class Config:
     epsilon: tuple[float, float] = (1.0, 0.1)
     exploration: float = 0.5
     n_step: int = 5
+    cut: bool = True
     charge: Literal["macs", "groups"] = "macs"
     reward: Literal["accuracy", "cross_entropy"] = "accuracy"
     two_heads: bool = False
@@ -82,8 +87,15 @@ class Config:
 CONFIG = Config(embedding=24, hidden=24)
 # As for the other learners: the raw summary of 5,000 images is memorised, see `dqn.DQN_CIFAR`.
 CIFAR = Config(summary_scale=0.0)
-BY_DATASET = {"cifar10": CIFAR, "cifar100": CIFAR}
+BY_DATASET = dict.fromkeys(recipes.CIFAR, CIFAR)
 """Configurations that replace `CONFIG` where images of a data set are routed."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "rnr-dqn-groups": {"charge": "groups"},
+    "rnr-dqn-loss": {"reward": "cross_entropy"},
+    "rnr-dqn-two-heads": {"two_heads": True},
+    "rnr-dqn-memoryless": {"recurrent": False},
+}
+"""Agents that differ from `rnr-dqn` in one switch, to measure what it does."""
 
 
 class RnrDqnRouter(RouterBase):
@@ -169,6 +181,12 @@ def fit(fit_config: FitConfig, config: Config | None = None) -> RnrDqnRouter:
     learner.learn(envs, checkpoint, fit_config.progress)
     envs.close()
     return RnrDqnRouter(spec, learner.online.eval(), config)
+
+
+def fit_ablation(fit_config: FitConfig, name: str) -> RnrDqnRouter:
+    """As `fit`, with the switch of `ABLATIONS[name]` changed."""
+    config = config_for(fit_config.source_kwargs("route").get("dataset"))
+    return fit(fit_config, replace(config, **ABLATIONS[name]))
 
 
 def config_for(dataset: object) -> Config:
@@ -336,7 +354,7 @@ class Learner:
             self.target.load_state_dict(self.online.state_dict())
 
     def targets(self, episodes: Episodes, values: Tensor) -> Tensor:
-        """float32 `(B, T, V)`: the next rewards, and the estimate where they end.
+        """float32 `(B, T, V)`: the next rewards, and an estimate where they end or are cut.
 
         The online network's `values` `(B, T, K, V)` choose the sub-path that the target network
         estimates, so that no maximum is taken over noisy estimates.
@@ -347,12 +365,14 @@ class Learner:
         estimates = estimates * _within(episodes)[..., None]
 
         rewards = self._rewards(episodes)
-        targets = rewards.clone()
-        num_layers = self.spec.num_layers
-        for ahead in range(1, min(self.config.n_step, num_layers)):
-            targets[:, :-ahead] += rewards[:, ahead:]
-        if self.config.n_step < num_layers:
-            targets[:, : -self.config.n_step] += estimates[:, self.config.n_step :]
+        estimated = _next(estimates)
+        # Along sub-paths that a router would take now; others say nothing about its returns.
+        follows = torch.ones_like(episodes.action, dtype=torch.bool)
+        if self.config.cut:
+            follows = returns.argmax(2) == episodes.action
+        targets = rewards + estimated
+        for _ in range(self.config.n_step - 1):
+            targets = rewards + torch.where(_next(follows)[..., None], _next(targets), estimated)
         return targets
 
     def _rewards(self, episodes: Episodes) -> Tensor:
@@ -409,6 +429,11 @@ def _picked(values: Tensor, actions: Tensor) -> Tensor:
     """Values `(B, T, V)` of the actions `(B, T)` among values `(B, T, K, V)`."""
     index = actions[..., None, None].expand(-1, -1, 1, values.shape[-1])
     return values.gather(2, index)[:, :, 0]
+
+
+def _next(values: Tensor) -> Tensor:
+    """`(B, T, ...)`: at each decision the value of the next one; zero at the last."""
+    return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
 
 
 def _within(episodes: Episodes) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from rnr_gym.agents import recipes
 from rnr_gym.agents.base import FitConfig, RouterBase, needs_table
 from rnr_gym.agents.reinforce import Batch, drawn_batch, entropy, episode_returns
 from rnr_gym.agents.rnr_dqn import cleared
@@ -64,7 +65,7 @@ class Config:
 
 CONFIG = Config(embedding=24, hidden=24)
 # As for the other learners: the raw summary of 5,000 images is memorised, see `dqn.DQN_CIFAR`.
-BY_DATASET = {name: Config(summary_scale=0.0) for name in ("cifar10", "cifar100")}
+BY_DATASET = dict.fromkeys(recipes.CIFAR, Config(summary_scale=0.0))
 """Configurations that replace `CONFIG` where images of a data set are routed."""
 
 

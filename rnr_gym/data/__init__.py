@@ -31,6 +31,18 @@ class Dataset(NamedTuple):
     mirrored: bool
 
 
+def _load_corrupted(split: str, data_root: str | None, download: bool) -> ImageSet:
+    """CIFAR-10, with corrupted images in `test` alone: a shift is what nothing was fitted to."""
+    images = cifar.load(cifar.CIFAR10, split, data_root, download)
+    if split != "test":
+        return images
+
+    # torchvision's transforms take seconds to import.
+    from rnr_gym.data.corruptions import corrupted
+
+    return corrupted(images)
+
+
 DATASETS = {
     "digits": Dataset(
         load=digits.load,
@@ -40,6 +52,11 @@ DATASETS = {
     ),
     "cifar10": Dataset(
         load=partial(cifar.load, cifar.CIFAR10),
+        augment=augmentation.photographs,
+        mirrored=True,
+    ),
+    "cifar10-corrupted": Dataset(
+        load=_load_corrupted,
         augment=augmentation.photographs,
         mirrored=True,
     ),

@@ -13,7 +13,7 @@ from rnr_gym.backbones import weights, zoo
 from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, Run
 from rnr_gym.experiments import runs
 from rnr_gym.training.calibration import evaluate_full_path
-from rnr_gym.training.finetuning import LEARNING_RATES, finetune
+from rnr_gym.training.finetuning import PATH_RATE, finetune
 from rnr_gym.training.pretraining import Schedule
 
 RUN_DIR = "run"
@@ -25,7 +25,14 @@ def round_dir(out: Path, number: int) -> Path:
     return out / f"round-{number}"
 
 
-def alternate(run_dir: Path, out: Path, rounds: int, epochs: int, device: str = "cpu") -> Path:
+def alternate(
+    run_dir: Path,
+    out: Path,
+    rounds: int,
+    epochs: int,
+    glance_epochs: int,
+    device: str = "cpu",
+) -> Path:
     """Fine-tune the backbone of a run, then fit the run's router anew, as often as asked for.
 
     Each round leaves a folder with `backbone.safetensors` and `run`, the router fitted to it. An
@@ -36,6 +43,7 @@ def alternate(run_dir: Path, out: Path, rounds: int, epochs: int, device: str = 
         out: the folder to write.
         rounds: how often.
         epochs: passes over the training images in each round.
+        glance_epochs: passes before those of the first round, in which only the glance learns.
         device: where the backbone is trained.
 
     Returns:
@@ -44,7 +52,7 @@ def alternate(run_dir: Path, out: Path, rounds: int, epochs: int, device: str = 
     Raises as `runs.load` and `runs.start_or_resume` do.
     """
     loaded = runs.load(run_dir)
-    schedule = schedule_for(loaded, epochs)
+    schedule = schedule_for(loaded, epochs, glance_epochs)
     config = {
         "router": runs.identity(loaded.agent, loaded.fit_config),
         "rounds": rounds,
@@ -63,18 +71,20 @@ def alternate(run_dir: Path, out: Path, rounds: int, epochs: int, device: str = 
         if not (folder / RUN_DIR / ROUTER_FILE).exists():
             runs.fit(loaded.agent, fit_config, folder / RUN_DIR)
         loaded = runs.load(folder / RUN_DIR)
+        # The glance is finished after the first round: no router's decisions change what it learns.
+        schedule = replace(schedule, glance_epochs=0)
     return last
 
 
-def schedule_for(run: Run, epochs: int) -> Schedule:
-    """How the backbone of a run is fine-tuned: as it was pretrained, but more gently."""
+def schedule_for(run: Run, epochs: int, glance_epochs: int) -> Schedule:
+    """How the backbone of a run is fine-tuned: as it was pretrained, but its paths more gently."""
     name = run.fit_config.source_kwargs("route")["backbone"]
     settings: dict[str, Any] = {
         **zoo.ARCHITECTURES[name].schedule,
-        **LEARNING_RATES,
         "epochs": epochs,
-        # The glance is finished before any path learns.
-        "glance_epochs": 0,
+        "glance_epochs": glance_epochs,
+        "glance_from_full_path": True,
+        "path_rate": PATH_RATE,
         "seed": run.fit_config.seed,
     }
     return Schedule(**settings)

@@ -1,8 +1,11 @@
 """Fine-tuning a backbone under a router's decisions: the router is frozen, the backbone learns.
 
-Every step is one of pretraining, so that no path is forgotten, and the batch takes the router's
-own paths in addition: each image learns, from the full path's outputs, on the path that the router
-chooses for it, and at the exits that it passes there (Rao et al. 2019; Huang et al. 2018).
+First the glance, from what the full path answers (Hinton, Vinyals and Dean, *Distilling the
+Knowledge in a Neural Network*, 2015): a router lets it answer most images at small budgets, and it
+was trained briefly, before there was a full path. Then the paths. Every step is one of pretraining,
+so that no path is forgotten, and the batch takes the router's own paths in addition: each image
+learns, from the full path's outputs, on the path that the router chooses for it, and at the exits
+that it passes there (Rao et al. 2019; Huang et al. 2018).
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 from rnr_gym.training.pretraining import Pretraining, Schedule, finish, run
 
-LEARNING_RATES: dict[str, float] = {"learning_rate": 0.003, "norm_learning_rate": 0.0015}
-"""Peaks. At ten times these rates, a third of those of pretraining, four epochs made all paths of
-`rnr-cifar10-small` worse: narrow branches did not recover from where the rates started."""
+PATH_RATE = 0.03
+"""Learning rates of the paths, relative to pretraining. At ten times that, four epochs made all
+paths of `rnr-cifar10-small` worse: narrow branches did not recover from where the rates started."""
 
 
 class RoutedPaths:
@@ -137,7 +140,7 @@ def finetune(
         tradeoffs: λ, (low, high), from which each image's is drawn.
         dataset: supplies the augmentation.
         splits: `train` for weights and batch-norm, `route` for the loss scale.
-        schedule: duration and hyperparameters, with `glance_epochs=0`: the glance stays as it is.
+        schedule: duration and hyperparameters; with `glance_epochs=0` the glance stays as it is.
         checkpoint: as for `pretrain`.
         device: where to train.
         save_every: seconds between checkpoints.

@@ -44,11 +44,15 @@ class Schedule:
     """Passes over the training images in which all paths learn."""
     glance_epochs: int = 20
     """Passes before that in which only the glance learns; each costs a tenth as much."""
+    glance_from_full_path: bool = False
+    """Whether the glance learns what the full path answers, which is trained then, not labels."""
     batch_size: int = 500
     learning_rate: float = 0.1
     """Peak of Muon's, on convolutions: warmed up over `WARM_UP` of a part's steps, then to 0."""
     norm_learning_rate: float = 0.05
     """Peak of that of SGD with Nesterov momentum 0.85, on everything else."""
+    path_rate: float = 1.0
+    """Factor of both peaks in the part in which all paths learn."""
     smoothing: float = 0.1
     """Label smoothing (Szegedy et al. 2016)."""
     exit_weight: float = 0.3
@@ -73,16 +77,31 @@ WARM_UP = 0.08
 SGD: dict[str, Any] = {"momentum": 0.85, "nesterov": True, "weight_decay": 5e-4}
 
 
-def glance_loss(
-    backbone: Backbone,
-    images: Tensor,
-    labels: Tensor,
-    schedule: Schedule,
-) -> Iterator[Tensor]:
-    """The only loss of a step in which the glance learns."""
+def glance_loss(backbone: Backbone, images: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    """The only loss of a step in which the glance learns probabilities `(N, classes)`."""
     assert backbone.glance is not None
     _, logits = backbone.glance(backbone.prepare(images))
-    yield F.cross_entropy(logits, labels, label_smoothing=schedule.smoothing)
+    yield F.cross_entropy(logits, targets)
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Labels `(N,)` as probabilities `(N, classes)`, part of which is spread over all classes."""
+    return F.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
+
+
+@torch.no_grad()
+def full_path_answers(backbone: Backbone, images: Tensor, mirrored: bool, batch: int) -> Tensor:
+    """What the full path answers to images; probabilities `(N, classes)`.
+
+    Where mirroring keeps the label, the mean of an image's and its mirror image's.
+    """
+    plain = backbone.plain().eval()
+    answers = []
+    for pixels in images.split(batch):
+        views = [pixels, pixels.flip(3)] if mirrored else [pixels]
+        probabilities = [plain(backbone.prepare(view)).float().softmax(1) for view in views]
+        answers.append(torch.stack(probabilities).mean(0))
+    return torch.cat(answers)
 
 
 def path_losses(
@@ -198,8 +217,19 @@ class Pretraining:
         mirrored = torch.randint(2, (len(self.images),), generator=self.generator)
         self.mirrored = mirrored.to(self.device)
 
+        self.glance_targets: Tensor | None = None
         self.epoch = 0
         self._begin_part()
+
+    def _find_glance_targets(self) -> Tensor:
+        """float32 `(N, classes)`: what the glance learns of each training image."""
+        schedule = self.schedule
+        if not schedule.glance_from_full_path:
+            return smoothed(self.labels, self.backbone.num_classes, schedule.smoothing)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=schedule.bf16):
+            return full_path_answers(
+                self.backbone, self.images, self.dataset.mirrored, schedule.batch_size
+            )
 
     @property
     def glance_epochs(self) -> int:
@@ -241,19 +271,24 @@ class Pretraining:
     def _set_learning_rates(self, step: int) -> None:
         """Warm up, then fall to zero over the steps of a part."""
         epochs = self.schedule.epochs
+        rate = self.schedule.path_rate
         if self.in_glance_part:
             epochs = self.glance_epochs
+            rate = 1.0
 
         total = epochs * self.steps_per_epoch
         warm_up = max(1.0, WARM_UP * total)
         rising = (step + 1) / warm_up
         falling = (total - step) / max(1.0, total - warm_up)
-        factor = min(1.0, rising, falling)
+        factor = rate * min(1.0, rising, falling)
         self.muon.param_groups[0]["lr"] = factor * self.schedule.learning_rate
         self.sgd.param_groups[0]["lr"] = factor * self.schedule.norm_learning_rate
 
     def run_epoch(self, on_step: Callable[[], object] = lambda: None) -> float:
         """One pass over the training images, `on_step` called after every batch; the mean loss."""
+        # Now, because the full path answers in evaluation mode.
+        if self.in_glance_part and self.glance_targets is None:
+            self.glance_targets = self._find_glance_targets()
         # The glance is finished when the paths learn: its batch-norms stay as they were measured.
         self.backbone.train()
         if self.backbone.glance is not None:
@@ -276,6 +311,7 @@ class Pretraining:
         if self.epoch == self.glance_epochs:
             # Running averages lag behind the weights, so the glance ends with true averages.
             measure_glance(self.backbone, self.train, self.generator)
+            self.glance_targets = None
             self._begin_part()
         return total / self.steps_per_epoch
 
@@ -289,8 +325,8 @@ class Pretraining:
         labels = self.labels[image_idx]
         total = 0.0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
-            if self.in_glance_part:
-                losses = glance_loss(self.backbone, images, labels, self.schedule)
+            if self.glance_targets is not None:
+                losses = glance_loss(self.backbone, images, self.glance_targets[image_idx])
             else:
                 losses = path_losses(
                     self.backbone,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rnr_gym import agents
-from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, FitConfig, fqi
+from rnr_gym.agents import AGENTS, DEFAULT_AGENTS, RECIPES, FitConfig, fqi, rnr_dqn
 from rnr_gym.backbones import weights
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
@@ -45,15 +45,19 @@ def test_default_agents_need_no_extra():
         "blind",
         "confidence",
         "thresholds",
+        "eenet",
         "fqi",
+        "blockdrop",
+        "skipnet",
         "dqn",
+        "rnr-dqn",
         "ppo",
     }
 
 
 def test_learners_are_the_agents_with_recipe_and_those_with_own_code():
     learners = {name for name, agent in AGENTS.items() if agent.kind == "learner"}
-    assert learners == {"blockdrop", "skipnet", "rnr-dqn", *RECIPES}
+    assert learners == {"blockdrop", "skipnet", "rnr-dqn", *rnr_dqn.ABLATIONS, *RECIPES}
 
 
 def test_agent_is_looked_up_by_name():

@@ -64,14 +64,14 @@ def targets_of(learner):
 
 @pytest.mark.parametrize("n_step", [2, 5])
 def test_target_to_the_end_is_the_return(n_step):
-    targets, _, _ = targets_of(Learner(spec(), replace(CONFIG, n_step=n_step), seed=0))
+    targets, _, _ = targets_of(Learner(spec(), replace(CONFIG, n_step=n_step, cut=False), seed=0))
     # -0.5 then 1 - 1; the exit earns 0.5 - 0.25.
     assert targets[0, :, 0].tolist() == [-0.5, 0.0]
     assert targets[1, 0, 0].item() == 0.25
 
 
 def test_target_of_two_heads_to_the_end():
-    learner = Learner(spec(), replace(CONFIG, n_step=2, two_heads=True), seed=0)
+    learner = Learner(spec(), replace(CONFIG, n_step=2, cut=False, two_heads=True), seed=0)
     targets, _, _ = targets_of(learner)
     assert targets[0].tolist() == [[1.0, -0.75], [1.0, -0.5]]
     assert targets[1, 0].tolist() == [0.5, -0.125]
@@ -89,6 +89,21 @@ def test_one_step_target_is_what_target_network_says_of_online_choice():
     # Nothing follows the last decision, or an exit.
     assert targets[0, 1, 0].item() == 0.0
     assert targets[1, 0, 0].item() == 0.25
+
+
+@pytest.mark.parametrize("chosen", [0, 1, 2])
+def test_target_is_cut_where_the_best_sub_path_was_not_taken(chosen):
+    learner = Learner(spec(), replace(CONFIG, n_step=2), seed=0)
+    batch = episodes(len(learner.online.columns))
+    values = torch.zeros(2, 2, 3, 1)
+    values[:, 1, chosen] = 1.0
+    with torch.no_grad():
+        targets = learner.targets(batch, values)
+        target_values = learner.target.along(batch.inputs)
+
+    # The episode took sub-path 1 at its second decision, which earned nothing.
+    following = 0.0 if chosen == 1 else target_values[0, 1, chosen, 0].item()
+    assert np.isclose(targets[0, 0, 0].item(), -0.5 + following)
 
 
 # Charges and exploration
@@ -117,8 +132,8 @@ def test_epsilon_falls_linearly_then_stays(steps, epsilon):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"n_step": 1}, {"two_heads": True, "n_step": 1}, {"recurrent": False}],
-    ids=["default", "one step", "two heads", "no memory"],
+    [{}, {"n_step": 1}, {"cut": False}, {"two_heads": True, "n_step": 1}, {"recurrent": False}],
+    ids=["default", "one step", "not cut", "two heads", "no memory"],
 )
 def test_solves_problem_on_paper(changes):
     router = rnr_dqn.fit(config_of(paper()), replace(QUICK, **changes))
@@ -156,6 +171,13 @@ def test_decision_counts_encoder_cell_and_decoder():
     inputs = len(router.network.columns)
     # A gated recurrent unit has three products for what comes in, and three for its state.
     assert decision_macs(router, spec()) == inputs * 16 + 6 * 16 * 16 + 16 * 3
+
+
+@pytest.mark.parametrize(("name", "changes"), rnr_dqn.ABLATIONS.items())
+def test_ablation_differs_in_one_switch(name, changes):
+    router = rnr_dqn.fit_ablation(replace(config_of(paper()), steps=512), name)
+    assert len(changes) == 1
+    assert router.config == replace(CONFIG, steps=512, **changes)
 
 
 def test_data_sets_have_their_own_configurations():

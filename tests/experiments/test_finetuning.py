@@ -34,7 +34,7 @@ def backbone_of(folder):
 
 def test_every_round_leaves_backbone_and_router_fitted_to_it(run_dir, tmp_path):
     out = tmp_path / "out"
-    assert alternate(run_dir, out, rounds=2, epochs=1) == round_dir(out, 2)
+    assert alternate(run_dir, out, rounds=2, epochs=1, glance_epochs=0) == round_dir(out, 2)
     assert sorted(path.name for path in out.iterdir()) == [CONFIG_FILE, "round-1", "round-2"]
 
     first = backbone_of(round_dir(out, 1))
@@ -49,15 +49,25 @@ def test_every_round_leaves_backbone_and_router_fitted_to_it(run_dir, tmp_path):
 
 def test_glance_stays_and_shared_backbone_too(run_dir, tmp_path):
     before = {name: tensor.clone() for name, tensor in zoo.named("rnr-digits").state_dict().items()}
-    folder = alternate(run_dir, tmp_path / "out", rounds=1, epochs=1)
+    folder = alternate(run_dir, tmp_path / "out", rounds=1, epochs=1, glance_epochs=0)
     for name, tensor in zoo.named("rnr-digits").state_dict().items():
         assert torch.equal(tensor, before[name])
     for name, parameter in backbone_of(folder).glance.named_parameters():
         assert torch.equal(parameter, before[f"glance.{name}"])
 
 
+def test_glance_learns_in_the_first_round_alone(run_dir, tmp_path):
+    out = tmp_path / "out"
+    alternate(run_dir, out, rounds=2, epochs=1, glance_epochs=1)
+    before = zoo.named("rnr-digits").glance.state_dict()
+    glances = [backbone_of(round_dir(out, number)).glance.state_dict() for number in (1, 2)]
+    for name, _ in zoo.named("rnr-digits").glance.named_parameters():
+        assert not torch.equal(glances[0][name], before[name])
+        assert torch.equal(glances[1][name], glances[0][name])
+
+
 def test_file_says_how_it_was_made(run_dir, tmp_path):
-    folder = alternate(run_dir, tmp_path / "out", rounds=1, epochs=1)
+    folder = alternate(run_dir, tmp_path / "out", rounds=1, epochs=1, glance_epochs=0)
     _, metadata = weights.read(folder / "backbone.safetensors")
     assert metadata["env"] == ENV
     assert metadata["finetuned_under"] == "thresholds"
@@ -69,7 +79,7 @@ def test_file_says_how_it_was_made(run_dir, tmp_path):
 
 
 def test_interrupted_alternation_does_nothing_twice(run_dir, tmp_path, monkeypatch):
-    expected = alternate(run_dir, tmp_path / "whole", rounds=2, epochs=1)
+    expected = alternate(run_dir, tmp_path / "whole", rounds=2, epochs=1, glance_epochs=0)
     finished = []
     train_backbone = finetuning.train_backbone
 
@@ -83,27 +93,27 @@ def test_interrupted_alternation_does_nothing_twice(run_dir, tmp_path, monkeypat
     monkeypatch.setattr(finetuning, "train_backbone", counted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        alternate(run_dir, out, rounds=2, epochs=1)
-    folder = alternate(run_dir, out, rounds=2, epochs=1)
+        alternate(run_dir, out, rounds=2, epochs=1, glance_epochs=0)
+    folder = alternate(run_dir, out, rounds=2, epochs=1, glance_epochs=0)
     assert finished == ["round-1", "interrupted", "round-2"]
     assert same_weights(backbone_of(folder), backbone_of(expected))
 
 
 def test_finished_alternation_is_kept(run_dir, tmp_path):
     out = tmp_path / "out"
-    alternate(run_dir, out, rounds=1, epochs=1)
+    alternate(run_dir, out, rounds=1, epochs=1, glance_epochs=0)
     before = snapshot(out)
     with pytest.raises(FileExistsError, match="which is finished"):
-        alternate(run_dir, out, rounds=1, epochs=1)
+        alternate(run_dir, out, rounds=1, epochs=1, glance_epochs=0)
     assert snapshot(out) == before
 
 
 def test_other_settings_are_refused(run_dir, tmp_path):
     out = tmp_path / "out"
-    alternate(run_dir, out, rounds=1, epochs=1)
+    alternate(run_dir, out, rounds=1, epochs=1, glance_epochs=0)
     before = snapshot(out)
     with pytest.raises(ValueError, match="where rounds, schedule differ"):
-        alternate(run_dir, out, rounds=2, epochs=2)
+        alternate(run_dir, out, rounds=2, epochs=2, glance_epochs=0)
     assert snapshot(out) == before
 
 
@@ -111,19 +121,19 @@ def test_run_that_is_unfinished_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     storage.save_json(tmp_path / "run" / CONFIG_FILE, {})
     with pytest.raises(FileNotFoundError, match="which is unfinished"):
-        alternate(tmp_path / "run", tmp_path / "out", rounds=1, epochs=1)
+        alternate(tmp_path / "run", tmp_path / "out", rounds=1, epochs=1, glance_epochs=0)
     assert not (tmp_path / "out").exists()
 
 
 def test_schedule_is_that_of_pretraining_but_gentler(run_dir):
-    schedule = schedule_for(runs.load(run_dir), epochs=3)
+    schedule = schedule_for(runs.load(run_dir), epochs=3, glance_epochs=5)
     assert schedule.batch_size == zoo.ARCHITECTURES["rnr-digits"].schedule["batch_size"]
-    assert (schedule.epochs, schedule.glance_epochs) == (3, 0)
-    assert schedule.learning_rate < 0.1
+    assert (schedule.epochs, schedule.glance_epochs) == (3, 5)
+    assert schedule.path_rate < 0.1
 
 
 def test_config_is_json(run_dir, tmp_path):
-    alternate(run_dir, tmp_path / "out", rounds=1, epochs=1)
+    alternate(run_dir, tmp_path / "out", rounds=1, epochs=1, glance_epochs=0)
     config = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
     assert config.keys() == {"router", "rounds", "schedule"}
     assert config["router"]["agent"] == "thresholds"

@@ -348,3 +348,39 @@ def test_pretrain_saves_after_save_every_seconds(
     pretrain(small.untrained(), save_every=save_every)
     assert epochs == saved
     assert list(tmp_path.iterdir()) == []
+
+
+def test_glance_learns_from_the_full_path_where_asked_to():
+    backbone = small.untrained()
+    work = start(backbone, replace(SCHEDULE, glance_from_full_path=True))
+    expected = pretraining.full_path_answers(backbone, work.images, mirrored=False, batch=7)
+    targets = work._find_glance_targets()
+    assert targets.shape == (len(work.images), backbone.num_classes)
+    assert torch.allclose(targets, expected, atol=1e-6)
+    assert torch.allclose(targets.sum(1), torch.ones(len(targets)))
+
+
+def test_answers_to_mirrored_images_are_averaged():
+    backbone = small.untrained()
+    images = small.pixels(5)
+    both = pretraining.full_path_answers(backbone, images, mirrored=True, batch=5)
+    once = pretraining.full_path_answers(backbone, images, mirrored=False, batch=5)
+    flipped = pretraining.full_path_answers(backbone, images.flip(3), mirrored=False, batch=5)
+    assert torch.allclose(both, (once + flipped) / 2)
+
+
+def test_glance_learns_smoothed_labels_otherwise():
+    work = start(small.untrained())
+    targets = work._find_glance_targets()
+    right = targets.gather(1, work.labels[:, None])[:, 0]
+    assert torch.allclose(right, torch.full_like(right, 0.9 + 0.1 / targets.shape[1]))
+    assert torch.allclose(targets.sum(1), torch.ones(len(targets)))
+
+
+def test_rates_of_paths_are_lower_where_asked_to():
+    work = start(small.untrained(exits="exits"), replace(SCHEDULE, path_rate=0.5))
+    work._set_learning_rates(1)
+    lower = work.muon.param_groups[0]["lr"]
+    work.schedule = SCHEDULE
+    work._set_learning_rates(1)
+    assert lower == 0.5 * work.muon.param_groups[0]["lr"]
