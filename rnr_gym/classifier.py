@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rnr_gym import agents, storage
 from rnr_gym.agents import AGENTS, FitConfig
-from rnr_gym.backbones import Backbone, weights, zoo
+from rnr_gym.backbones import Backbone, zoo
+from rnr_gym.backbones import weights as weight_files
 from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
 from rnr_gym.routing.rollout import decision_macs, follow, route
@@ -196,7 +197,7 @@ class RoutedClassifier(ModelHubMixin):
             "exits": self.exits,
             "curve": curve,
         }
-        weights.save(self.backbone, save_directory / BACKBONE_FILE)
+        weight_files.save(self.backbone, save_directory / BACKBONE_FILE)
         agents.save(cast(FittedRouter, self.router), save_directory / ROUTER_FILE, metadata)
 
     @classmethod
@@ -204,6 +205,7 @@ class RoutedClassifier(ModelHubMixin):
         cls,
         pretrained_model_name_or_path: str | Path,
         agent: str | None = None,
+        weights: str = "pretrained",
         device: str = "cpu",
         **hub_kwargs: Any,
     ) -> RoutedClassifier:
@@ -212,29 +214,35 @@ class RoutedClassifier(ModelHubMixin):
         Args:
             pretrained_model_name_or_path: a name such as `"rnr-cifar10"`, a folder, or the id of
                 a model on the Hugging Face hub.
-            agent: which of the bundled routers, `"ppo"` (the default) or `"dqn"`; for bundled
-                classifiers only.
+            agent: which of the bundled routers, `"ppo"` (the default), `"dqn"` or `"rnr-dqn"`;
+                for bundled classifiers only.
+            weights: `"pretrained"` or `"finetuned"`; for bundled classifiers only.
             device: where it runs.
             hub_kwargs: `revision`, `cache_dir`, `token` and other arguments of the hub's client.
 
-        Raises `ValueError` if there is no bundled router of that agent.
+        Raises `ValueError` if there is no bundled router of that agent for those weights.
         """
         name = str(pretrained_model_name_or_path)
         chosen_agent = agent or DEFAULT_AGENT
-        router_file = weights.router_file(name, chosen_agent)
+        router_file = weight_files.router_file(name, chosen_agent, weights)
         # A name with a slash is a path or an id of the hub, whatever is bundled. Route tables have
         # names of the same form as routers, so only agents' names tell them apart.
         is_router = chosen_agent in AGENTS and router_file.is_file()
         if is_router and name == Path(name).name:
-            return cls._from_files(weights.backbone_file(name), router_file, device)
+            backbone_file = weight_files.backbone_file(name, weights)
+            return cls._from_files(backbone_file, router_file, device)
 
-        if agent is not None:
+        if weights not in weight_files.BUNDLED:
+            raise ValueError(
+                f"`weights` must be one of {', '.join(weight_files.BUNDLED)}, got {weights!r}"
+            )
+        if agent is not None or weights != "pretrained":
             bundled = []
             for classifier_name, agent_names in bundled_classifiers().items():
                 bundled.append(f"{classifier_name} ({', '.join(agent_names)})")
             raise ValueError(
                 f"`agent` must be that of a bundled classifier, {', '.join(bundled)}, got "
-                f"{agent!r} for {name!r}"
+                f"{agent!r} for {name!r}, {weights}"
             )
         classifier: RoutedClassifier = super().from_pretrained(name, device=device, **hub_kwargs)
         return classifier
@@ -290,7 +298,10 @@ def bundled_classifiers() -> dict[str, list[str]]:
     """Names of the bundled classifiers, each with the agents whose routers it comes with."""
     classifiers = {}
     for name in zoo.ARCHITECTURES:
-        names = [agent for agent in sorted(AGENTS) if weights.router_file(name, agent).is_file()]
+        names = []
+        for agent in sorted(AGENTS):
+            if weight_files.router_file(name, agent).is_file():
+                names.append(agent)
         if names:
             classifiers[name] = names
     return classifiers

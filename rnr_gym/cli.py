@@ -40,7 +40,7 @@ def envs() -> None:
         Column("K", no_wrap=True, justify="right"),
         Column("plain MACs", no_wrap=True, justify="right"),
         Column("weights", no_wrap=True),
-        caption="T decisions, K sub-paths",
+        caption="T decisions, K sub-paths; finetuned: and pretrained",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
@@ -48,9 +48,11 @@ def envs() -> None:
         name = kwargs["backbone"]
         # Random weights: costs follow from the architecture, and some ids have no other.
         backbone = zoo.named(name, weights=None)
+        # Whatever has been fine-tuned is bundled as it was before, too.
         bundled = "none"
-        if weights.backbone_file(name).is_file():
-            bundled = "pretrained"
+        for kind in weights.BUNDLED:
+            if weights.backbone_file(name, kind).is_file():
+                bundled = kind
         table.add_row(
             env_id,
             kwargs["dataset"],
@@ -181,7 +183,7 @@ def train(
         seed: of everything random.
         steps: environment steps to learn from; if left out, the number in the recipe.
         exits: whether the router may answer at exits, and sees the glance.
-        weights: of the backbone: pretrained, or a file.
+        weights: of the backbone: pretrained, finetuned, or a file.
         data_root: folder of the images.
     """
     from rnr_gym.experiments import runs
@@ -292,7 +294,7 @@ def compare(
         steps: environment steps that a learner learns from; if left out, the number in its recipe.
         jobs: how many routers are fitted in parallel; if left out, the number of cores.
         exits: whether routers may answer at exits, and see the glance.
-        weights: of the backbone: pretrained, or a file.
+        weights: of the backbone: pretrained, finetuned, or a file.
         data_root: folder of the images.
     """
     from rnr_gym.agents import DEFAULT_AGENTS, agent

@@ -143,6 +143,13 @@ def test_agent_without_bundled_router_is_rejected(routers, name, agent):
         RoutedClassifier.from_pretrained(name, agent=agent)
 
 
+def test_unknown_or_unbundled_weights_are_rejected(routers):
+    with pytest.raises(ValueError, match="`weights` must be one of pretrained, finetuned, got 'x'"):
+        RoutedClassifier.from_pretrained(NAME, weights="x")
+    with pytest.raises(ValueError, match=f"got None for '{NAME}', finetuned"):
+        RoutedClassifier.from_pretrained(NAME, weights="finetuned")
+
+
 def test_route_table_is_not_taken_for_a_router(routers):
     # Its file has a name of the same form, with the split where a router has its agent.
     weights.table_file(NAME, "route").write_bytes(b"a table")

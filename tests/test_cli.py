@@ -96,7 +96,8 @@ def test_envs_lists_every_id():
     for env_id, kwargs in IDS.items():
         name = kwargs["backbone"]
         backbone = zoo.named(name, weights=None)
-        bundled = "pretrained" if weights.backbone_file(name).is_file() else "none"
+        kinds = [kind for kind in weights.BUNDLED if weights.backbone_file(name, kind).is_file()]
+        bundled = ["none", *kinds][-1]
 
         (cells,) = [line for line in lines if env_id in line]
         assert cells == [
@@ -258,7 +259,8 @@ INVALID = {
     "train steps": ([*TRAIN, "--steps", 0], "`steps` must be at least 1, got 0"),
     "train weights": (
         [*TRAIN, "--agent", "full", "--weights", "/no/such/file"],
-        "`weights` must be 'pretrained', a file, or None for random ones, got '/no/such/file'",
+        "`weights` must be 'pretrained', 'finetuned', a file, or None for random ones, "
+        "got '/no/such/file'",
     ),
     "pretrain epochs": ([*PRETRAIN, "--epochs", 0], "`epochs` must be at least 1, got 0"),
     "pretrain glance epochs": (

@@ -13,22 +13,24 @@ from rnr_gym.backbones.base import Backbone
 
 WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 """Where the package keeps its bundled files."""
+BUNDLED = ("pretrained", "finetuned")
+"""Names of bundled weights: trained under random routing, and then under a router as well."""
 SCALE = ".scale"
 """Suffix of the tensor that holds the step sizes of filters stored in bytes."""
 
 
-def backbone_file(name: str) -> Path:
-    """Path of the bundled weights of a named backbone, whether or not they are there."""
-    return WEIGHTS_DIR / f"{name}.pretrained.safetensors"
+def backbone_file(name: str, weights: str = "pretrained") -> Path:
+    """Path of bundled weights of a named backbone, whether or not they are there."""
+    return WEIGHTS_DIR / f"{name}.{weights}.safetensors"
 
 
-def router_file(name: str, agent: str) -> Path:
-    """Path of the bundled router of an agent for a named backbone, whether or not it is there."""
-    return WEIGHTS_DIR / f"{name}.pretrained.{agent}.safetensors"
+def router_file(name: str, agent: str, weights: str = "pretrained") -> Path:
+    """Path of the bundled router of an agent for those weights, whether or not it is there."""
+    return WEIGHTS_DIR / f"{name}.{weights}.{agent}.safetensors"
 
 
 def table_file(name: str, split: str) -> Path:
-    """Path of the bundled route table of a named backbone, whether or not it is there."""
+    """Path of the bundled route table of pretrained weights, whether or not it is there."""
     return WEIGHTS_DIR / f"{name}.pretrained.{split}.safetensors"
 
 

@@ -14,6 +14,11 @@ from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
 from rnr_gym.backbones.multipath import MultiPathResNet
 
+TRAINED_BY = {
+    "pretrained": "`rnr-gym pretrain ENV --out FILE` trains them",
+    "finetuned": "`rnr-gym finetune RUN --out DIR` trains them; FILE is in DIR/round-2",
+}
+"""What to do where weights are not bundled."""
 KINDS: dict[str, type[Backbone]] = {"multipath": MultiPathResNet, "channels": ChannelPrunedNet}
 
 
@@ -209,9 +214,9 @@ def named(
 
     Args:
         name: a key of `ARCHITECTURES`, or the path of a file written by `weights.save`.
-        weights: `"pretrained"` for the bundled weights (trained under random routing, before any
-            router), the path of a file for other ones, None for seeded random ones. Ignored if
-            `name` is a file.
+        weights: of the bundled ones, `"pretrained"` (under random routing, before any router) or
+            `"finetuned"` (then under a router, too); the path of a file for other ones, None for
+            seeded random ones. Ignored if `name` is a file.
         seed: of the random weights.
         device: where it runs.
 
@@ -248,17 +253,18 @@ def _named(name: str, weights: str | None, seed: int) -> Backbone:
     if weights is None:
         return from_config(config, seed)
 
-    if weights == "pretrained":
-        path = weight_files.backbone_file(name)
+    if weights in weight_files.BUNDLED:
+        path = weight_files.backbone_file(name, str(weights))
         if not path.is_file():
             raise ValueError(
                 f"`weights` of {name} are not bundled, got {weights!r}; "
-                "`rnr-gym pretrain ENV --out FILE` trains them: pass FILE, or None for random ones"
+                f"{TRAINED_BY[str(weights)]}: pass FILE, or None for random ones"
             )
         return load(path, config)
 
     if not Path(weights).is_file():
         raise ValueError(
-            f"`weights` must be 'pretrained', a file, or None for random ones, got {weights!r}"
+            "`weights` must be 'pretrained', 'finetuned', a file, or None for random ones, got "
+            f"{weights!r}"
         )
     return load(Path(weights), config)

@@ -161,8 +161,9 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * `backend`: `"live"` runs the network. `"table"` looks up precomputed paths: the bundled table
       where there is one, which needs no images (`RNR-CIFAR10-Table-v0`). A `RouteTable` of your own
       is used as it is.
-    * `weights`: `"pretrained"` (bundled with the package), a file that `rnr-gym pretrain` wrote, or
-      None for seeded random ones.
+    * `weights`: `"pretrained"`, or `"finetuned"` for those that were trained under a router
+      afterwards (both bundled with the package); a file that `rnr-gym pretrain` wrote, or None for
+      seeded random ones.
     * `backbone`, `dataset`: names, or a `Backbone` and an `ImageSet` of your own, or a dict of
       image sets by split (`RNR-v0`).
     * `data_root`, `download`: the directory of the images (else `RNR_GYM_DATA`, else the user's

@@ -60,7 +60,8 @@ def open_source(
         dataset: a name, an `ImageSet`, or a dict of them by split.
         split: `"train"`, `"route"` or `"test"`.
         backbone: a name, a file that `rnr-gym pretrain` wrote, or a `Backbone`.
-        weights: of a named backbone: `"pretrained"`, a file, or None for seeded random ones.
+        weights: of a named backbone: `"pretrained"`, `"finetuned"`, a file, or None for seeded
+            random ones.
         exits: whether exits and glance run.
         backend: `"live"` runs the network. `"table"` routes the bundled table where there is one,
             which needs no images, else a table that is built and kept in the cache. A `RouteTable`

@@ -74,6 +74,20 @@ def test_unbundled_weights_name_training_command(name, tmp_path, monkeypatch):
         zoo.named(name, "pretrained", seed=99)
 
 
+def test_unbundled_finetuned_weights_name_the_command_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "WEIGHTS_DIR", tmp_path)
+    with pytest.raises(ValueError, match=r"'finetuned'; `rnr-gym finetune RUN --out DIR` trains"):
+        zoo.named("rnr-digits", "finetuned", seed=99)
+
+
+def test_finetuned_weights_are_other_ones_of_the_same_architecture(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "WEIGHTS_DIR", tmp_path)
+    other = zoo.from_config(config_of("rnr-digits"), seed=5)
+    weights.save(other, weights.backbone_file("rnr-digits", "finetuned"))
+    loaded = zoo.named("rnr-digits", "finetuned", seed=98)
+    assert small.same_weights(loaded, other)
+
+
 @NAMES
 def test_architecture_has_env_id_to_pretrain(name):
     # What the command in that message takes: an id that routes this backbone.
@@ -83,7 +97,7 @@ def test_architecture_has_env_id_to_pretrain(name):
 
 @pytest.mark.parametrize("unknown", ["best", "/no/such/file"])
 def test_unknown_weights_raise(unknown):
-    message = f"`weights` must be 'pretrained', a file, or None .*, got {unknown!r}"
+    message = f"`weights` must be 'pretrained', 'finetuned', a file, or None .*, got {unknown!r}"
     with pytest.raises(ValueError, match=message):
         zoo.named("rnr-digits", unknown)
 
