@@ -21,7 +21,7 @@ from rnr_gym.experiments.statistics import by_group
 from rnr_gym.registration import IDS
 from rnr_gym.routing.sources import open_images, open_source
 
-CARD = """# {name}, pretrained
+CARD = """# {name}, {weights}
 
 A {kind} backbone for `{env}`: {layers} layers, {paths} sub-paths, {plain:,} MACs on the full \
 path, {parameters:,} parameters.
@@ -29,8 +29,7 @@ Weights digest `{digest}`. MIT licence, as the package.
 
 - **Architecture**: `{config}`
 - **Data**: {data}
-- **Training**: the glance by itself, then all paths at once, by `rnr-gym pretrain {env} --out \
-FILE`; `{schedule}`.
+- **Training**: {training}; `{schedule}`.
 - **Stored with the weights**: batch-norm and summary statistics from `train`, the loss scale \
 from `route`.
 
@@ -45,6 +44,16 @@ One network, one training seed. Written by `python benchmarks/cards.py`.
 
 {limits}
 """
+TRAINING = {
+    "pretrained": (
+        "the glance by itself, then all paths at once, by `rnr-gym pretrain {env} --out FILE`"
+    ),
+    "finetuned": (
+        "from the pretrained weights, the glance from the full path's answers, then all paths "
+        "under a router, `{router}`, by\n"
+        "  `rnr-gym finetune RUN --out DIR`, where RUN is a run of that router on `{env}`"
+    ),
+}
 STANDALONE = Path("benchmarks/cifar10/standalone.json")
 DATA = {
     "digits": (
@@ -145,14 +154,14 @@ def table(rows: list[PathFigures], plain_macs: int, dataset: str) -> str:
     )
 
 
-def card(name: str) -> str:
-    """The card of one backbone's weights."""
+def card(name: str, kind: str) -> str:
+    """The card of one backbone's weights, pretrained or finetuned."""
     dataset = zoo.ARCHITECTURES[name].dataset
     env_id = next(env_id for env_id, kwargs in IDS.items() if kwargs["backbone"] == name)
-    backbone = zoo.named(name)
-    source = open_source(dataset=dataset, split="test", backbone=name)
+    backbone = zoo.named(name, kind)
+    source = open_source(dataset=dataset, split="test", backbone=name, weights=kind)
     images = open_images(dataset=dataset, split="test")
-    _, metadata = storage.load_tensors(weights.backbone_file(name))
+    _, metadata = storage.load_tensors(weights.backbone_file(name, kind))
 
     rows = []
     for title, path in named_paths(backbone).items():
@@ -168,7 +177,9 @@ def card(name: str) -> str:
     full = evaluation  # the full path comes last
     return CARD.format(
         name=name,
+        weights=kind,
         env=env_id,
+        training=TRAINING[kind].format(env=env_id, router=metadata.get("finetuned_under")),
         kind=backbone.kind,
         layers=backbone.num_layers,
         paths=backbone.num_paths,
@@ -189,10 +200,11 @@ def card(name: str) -> str:
 def main(names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
     """Write the cards of the named backbones, or of all that are bundled."""
     for name in names or zoo.ARCHITECTURES:
-        path = weights.backbone_file(name)
-        if path.is_file():
-            path.with_suffix(".md").write_text(card(name))
-            print(f"wrote the card of {name}, pretrained")
+        for kind in weights.BUNDLED:
+            path = weights.backbone_file(name, kind)
+            if path.is_file():
+                path.with_suffix(".md").write_text(card(name, kind))
+                print(f"wrote the card of {name}, {kind}")
 
 
 if __name__ == "__main__":

@@ -199,9 +199,9 @@ def train(
 def finetune(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    rounds: int = 2,
-    epochs: int = 2,
-    glance_epochs: int = 60,
+    rounds: int = 1,
+    epochs: int | None = None,
+    glance_epochs: int | None = None,
     device: str = "cpu",
 ) -> None:
     """Train a router's backbone under its decisions, and the router on that backbone, in turns.
@@ -212,9 +212,10 @@ def finetune(
         run: folder of a fitted router.
         out: the folder to write.
         rounds: how often both are trained.
-        epochs: passes over the training images in each round.
+        epochs: passes over the training images in each round; if left out, a tenth of those of
+            pretraining.
         glance_epochs: passes before those of the first round, in which the glance learns what the
-            full path answers.
+            full path answers; if left out, three times those of pretraining.
         device: where the backbone is trained: cpu, or cuda.
     """
     from rnr_gym.backbones import zoo
@@ -222,7 +223,7 @@ def finetune(
 
     _check_at_least_one("rounds", rounds)
     _check_at_least_one("epochs", epochs)
-    if glance_epochs < 0:
+    if glance_epochs is not None and glance_epochs < 0:
         raise ValueError(f"`glance_epochs` must be 0 or above, got {glance_epochs}")
     zoo.check_device(device)
     folder = alternate(run, out, rounds, epochs, glance_epochs, device)

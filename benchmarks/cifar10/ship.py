@@ -48,7 +48,8 @@ def main(
             "seed": seed,
             "weights and images": results.provenance["weights and images"],
         }
-        path = weights.router_file(backbone, name)
+        kind = results.arguments.get("weights", "pretrained")
+        path = weights.router_file(backbone, name, kind)
         agents.save(run.router, path, metadata)
         print(f"wrote {path}, {path.stat().st_size / 1e3:.0f} kB")
 

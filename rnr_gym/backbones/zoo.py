@@ -16,7 +16,7 @@ from rnr_gym.backbones.multipath import MultiPathResNet
 
 TRAINED_BY = {
     "pretrained": "`rnr-gym pretrain ENV --out FILE` trains them",
-    "finetuned": "`rnr-gym finetune RUN --out DIR` trains them; FILE is in DIR/round-2",
+    "finetuned": "`rnr-gym finetune RUN --out DIR` trains them; FILE is in DIR/round-1",
 }
 """What to do where weights are not bundled."""
 KINDS: dict[str, type[Backbone]] = {"multipath": MultiPathResNet, "channels": ChannelPrunedNet}

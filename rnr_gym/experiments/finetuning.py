@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,11 @@ from rnr_gym.training.calibration import evaluate_full_path
 from rnr_gym.training.finetuning import PATH_RATE, finetune
 from rnr_gym.training.pretraining import Schedule
 
+EPOCH_SHARE = 0.1
+"""Epochs of a round, as a share of those of pretraining."""
+GLANCE_SHARE = 3
+"""Epochs in which the glance learns, as a multiple of those of its pretraining: on
+`RNR-CIFAR10-v0` it went from 84.5 to 87.0 % on `route` in 60."""
 RUN_DIR = "run"
 """Where the router of a round is, in the folder of the round."""
 
@@ -29,8 +35,8 @@ def alternate(
     run_dir: Path,
     out: Path,
     rounds: int,
-    epochs: int,
-    glance_epochs: int,
+    epochs: int | None = None,
+    glance_epochs: int | None = None,
     device: str = "cpu",
 ) -> Path:
     """Fine-tune the backbone of a run, then fit the run's router anew, as often as asked for.
@@ -42,8 +48,10 @@ def alternate(
         run_dir: a run, as `rnr-gym train` writes it.
         out: the folder to write.
         rounds: how often.
-        epochs: passes over the training images in each round.
-        glance_epochs: passes before those of the first round, in which only the glance learns.
+        epochs: passes over the training images in each round; None for `EPOCH_SHARE` of those of
+            pretraining.
+        glance_epochs: passes before those of the first round, in which only the glance learns; None
+            for `GLANCE_SHARE` times those of pretraining.
         device: where the backbone is trained.
 
     Returns:
@@ -76,11 +84,17 @@ def alternate(
     return last
 
 
-def schedule_for(run: Run, epochs: int, glance_epochs: int) -> Schedule:
+def schedule_for(run: Run, epochs: int | None, glance_epochs: int | None) -> Schedule:
     """How the backbone of a run is fine-tuned: as it was pretrained, but its paths more gently."""
     name = run.fit_config.source_kwargs("route")["backbone"]
+    pretraining = Schedule(**zoo.ARCHITECTURES[name].schedule)
+    if epochs is None:
+        epochs = math.ceil(EPOCH_SHARE * pretraining.epochs)
+    if glance_epochs is None:
+        glance_epochs = GLANCE_SHARE * pretraining.glance_epochs
+
     settings: dict[str, Any] = {
-        **zoo.ARCHITECTURES[name].schedule,
+        **asdict(pretraining),
         "epochs": epochs,
         "glance_epochs": glance_epochs,
         "glance_from_full_path": True,

@@ -10,7 +10,12 @@ from rnr_gym.registration import IDS
 from tests.fixtures import small
 
 NAMES = pytest.mark.parametrize("name", zoo.ARCHITECTURES)
-BUNDLED = [name for name in zoo.ARCHITECTURES if weights.backbone_file(name).is_file()]
+BUNDLED = [
+    (name, kind)
+    for name in zoo.ARCHITECTURES
+    for kind in weights.BUNDLED
+    if weights.backbone_file(name, kind).is_file()
+]
 
 
 def config_of(name):
@@ -57,9 +62,14 @@ def test_named_backbone_is_shared_by_equal_calls():
     assert by_position is by_keyword
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_weights_load(name):
-    assert zoo.named(name, "pretrained").config == config_of(name)
+@pytest.mark.parametrize(("name", "kind"), BUNDLED)
+def test_bundled_weights_load(name, kind):
+    assert zoo.named(name, kind).config == config_of(name)
+
+
+def test_what_is_finetuned_is_pretrained_too():
+    finetuned = {name for name, kind in BUNDLED if kind == "finetuned"}
+    assert finetuned <= {name for name, kind in BUNDLED if kind == "pretrained"}
 
 
 @NAMES

@@ -132,6 +132,11 @@ def test_schedule_is_that_of_pretraining_but_gentler(run_dir):
     assert schedule.path_rate < 0.1
 
 
+def test_schedule_follows_from_that_of_pretraining(run_dir):
+    schedule = schedule_for(runs.load(run_dir), epochs=None, glance_epochs=None)
+    assert (schedule.epochs, schedule.glance_epochs) == (30, 900)
+
+
 def test_config_is_json(run_dir, tmp_path):
     alternate(run_dir, tmp_path / "out", rounds=1, epochs=1, glance_epochs=0)
     config = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
