@@ -15,6 +15,7 @@ import tyro
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from rnr_gym.registration import registered_kwargs
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from rnr_gym.agents import FitConfig
 
 app = tyro.extras.SubcommandApp()
-console = Console()
+# Without markup: paths and names may hold brackets, which would be read as such.
+console = Console(markup=False)
 EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
 DESCRIPTION = "Route images through networks, one decision at a time."
 
@@ -399,7 +401,8 @@ def main() -> None:
     try:
         app.cli(prog="rnr-gym", description=DESCRIPTION)
     except (ValueError, OSError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        message = Text.assemble(("error:", "red"), f" {error}")
+        console.print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted; run the same command to resume")

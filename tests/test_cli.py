@@ -302,3 +302,9 @@ def test_fqi_without_table_is_rejected(no_work, tmp_path, monkeypatch, args):
     output = fails(tmp_path, *into_out(args, tmp_path))
     assert f"`agent` fqi needs a route table, got {ENV}" in output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[bold]", "[red]x[/red]"])
+def test_brackets_in_what_the_user_gives_are_printed_as_they_are(tmp_path, name):
+    assert name in fails(tmp_path, "evaluate", tmp_path / name)
+    assert name in succeeds("train", "RNR-Digits-v0", "--agent", "full", "--out", tmp_path / name)
