@@ -2,7 +2,7 @@
 
 A report is known by the name of its folder. Its table replaces what stands between
 `<!-- results NAME -->` and `<!-- end -->`, wherever those markers are. The rows it comes from go to
-`benchmarks/results/NAME.json`, the picture to `docs/NAME.png`. What other networks reach goes
+`benchmarks/results/NAME.json`, and the picture to `docs/NAME.png` if a document shows it. What other networks reach goes
 between `<!-- networks -->` and `<!-- end -->`.
 Run after `rnr-gym compare`: `python benchmarks/publish.py reports/cifar10 reports/digits`.
 """
@@ -134,6 +134,7 @@ def insert(text: str, name: str, content: str) -> str:
 def main(reports: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     """Rewrite the documents' tables, and copy rows and pictures."""
     contents = {}
+    texts = {document: document.read_text() for document in DOCUMENTS}
     ROWS.mkdir(exist_ok=True)
     for report in reports:
         stored = json.loads((report / RESULTS_FILE).read_text())
@@ -144,9 +145,10 @@ def main(reports: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
         # Compact, because a report has hundreds of rows.
         rows = ROWS / f"{report.name}.json"
         rows.write_text(json.dumps(stored, separators=(",", ":")) + "\n")
-        shutil.copy(report / PICTURE_FILE, PICTURES / f"{report.name}.png")
+        picture = f"{report.name}.png"
+        if any(f"{picture})" in text for text in texts.values()):
+            shutil.copy(report / PICTURE_FILE, PICTURES / picture)
 
-    texts = {document: document.read_text() for document in DOCUMENTS}
     for name, content in contents.items():
         if not any(f"<!-- {name} -->\n" in text for text in texts.values()):
             raise SystemExit(f"no document has the marker <!-- {name} -->")
