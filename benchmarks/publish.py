@@ -2,8 +2,8 @@
 
 A report is known by the name of its folder. Its table replaces what stands between
 `<!-- results NAME -->` and `<!-- end -->`, wherever those markers are. The rows it comes from go to
-`benchmarks/results/NAME.json`, and the picture to `docs/NAME.png` if a document shows it. What other networks reach goes
-between `<!-- networks -->` and `<!-- end -->`.
+`benchmarks/results/NAME.json`, and the picture to `docs/NAME.png` if a document shows it. What
+other networks reach goes between `<!-- networks -->` and `<!-- end -->`.
 Run after `rnr-gym compare`: `python benchmarks/publish.py reports/cifar10 reports/digits`.
 """
 
