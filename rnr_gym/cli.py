@@ -156,7 +156,10 @@ def pretrain(
         "full_path_accuracy_on_route": accuracy,
     }
     weights.save(backbone.cpu(), out, metadata)
-    console.print(f"wrote {out}; accuracy of the full path on `route`: {accuracy:.1%}")
+    # Not wrapped, here and below, so that paths can be copied.
+    console.print(
+        f"wrote {out}; accuracy of the full path on `route`: {accuracy:.1%}", soft_wrap=True
+    )
 
 
 @app.command
@@ -194,7 +197,7 @@ def train(
         env=env, exits=exits, weights=weights, data_root=data_root, seed=seed, steps=steps
     )
     path = runs.fit(agent, fit_config, out)
-    console.print(f"wrote {path}; now `rnr-gym evaluate {out}`")
+    console.print(f"wrote {path}; now `rnr-gym evaluate {out}`", soft_wrap=True)
 
 
 @app.command
@@ -321,7 +324,6 @@ def compare(
     jobs = jobs or os.cpu_count() or 1
     results = comparison.compare(fit_config, names, seeds, jobs, out)
     terminal.print_results(console, results)
-    # Not wrapped, so that paths and command can be copied.
     console.print(
         f"report: {out / report.PAGE_FILE}    picture: {out / report.PICTURE_FILE}    "
         f"check it: rnr-gym validate {out}",
@@ -363,7 +365,7 @@ def render(
     from rnr_gym.experiments.animation import record
 
     frames = record(env, out, run, tradeoff, episodes, seed)
-    console.print(f"wrote {out}, {frames} frames")
+    console.print(f"wrote {out}, {frames} frames", soft_wrap=True)
 
 
 def _check_at_least_one(option: str, value: int | None) -> None:
