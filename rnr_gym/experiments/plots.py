@@ -18,15 +18,19 @@ from rnr_gym.routing.protocols import Indices
 # The same colour in every picture, so that pictures can be compared.
 COLOURS = {
     "ppo": "#0b6e4f",
-    "dqn": "#c8553d",
+    "dqn": "#e76f51",
+    "rnr-dqn": "#9d0208",
     "confidence": "#6a4c93",
     "thresholds": "#b5179e",
+    "eenet": "#ff5d8f",
     "fqi": "#3a86ff",
+    "blockdrop": "#8b5e34",
+    "skipnet": "#48cae4",
     "blind": "#8d99ae",
     "static": "#2b2d42",
     ORACLE: "#c9a227",
 }
-OTHERS = ("#1d7874", "#b08968", "#577590", "#a44a3f")
+OTHERS = ("#1d7874", "#b08968", "#577590", "#7f5539")
 """Colours of routers that have none of their own, in turn."""
 FIXED_COLOUR = "#9aa5b1"
 FIXED_MARKERS = {"random": "x", "full": "s", "cheapest": "v"}
