@@ -18,10 +18,12 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from rnr_gym.backbones import zoo
 from rnr_gym.experiments.formatting import interval, number, percent
 from rnr_gym.experiments.report import PICTURE_FILE, RESULTS_FILE
 from rnr_gym.experiments.results import Results
 from rnr_gym.experiments.statistics import AccuracyCurve
+from rnr_gym.registration import registered_kwargs
 
 DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
 PICTURES = Path("docs")
@@ -87,9 +89,6 @@ def networks(results: Results) -> str:
 
 def plain_macs_of(results: Results) -> int:
     """The MACs of the plain network that a report's compute is a share of."""
-    from rnr_gym.backbones import zoo
-    from rnr_gym.registration import registered_kwargs
-
     backbone = zoo.named(registered_kwargs(results.env)["backbone"], weights=None)
     return int(backbone.mac_table.plain)
 
