@@ -7,7 +7,7 @@ import torch
 
 from rnr_gym import agents
 from rnr_gym.agents import RECIPES
-from rnr_gym.backbones import weights
+from rnr_gym.backbones import weights, zoo
 from rnr_gym.classifier import BudgetCurve, RoutedClassifier, bundled_classifiers
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
@@ -148,6 +148,14 @@ def test_unknown_or_unbundled_weights_are_rejected(routers):
         RoutedClassifier.from_pretrained(NAME, weights="x")
     with pytest.raises(ValueError, match=f"got None for '{NAME}', finetuned"):
         RoutedClassifier.from_pretrained(NAME, weights="finetuned")
+
+
+def test_finetuned_classifier_has_finetuned_backbone():
+    classifier = RoutedClassifier.from_pretrained("rnr-cifar10", weights="finetuned")
+    assert small.same_weights(classifier.backbone, zoo.named("rnr-cifar10", "finetuned"))
+    assert not small.same_weights(classifier.backbone, zoo.named("rnr-cifar10"))
+    assert classifier.agent == "ppo"
+    assert classifier.curve.tradeoff_for(0.3) > 0.0
 
 
 def test_route_table_is_not_taken_for_a_router(routers):

@@ -24,7 +24,7 @@ from rnr_gym import data, storage
 from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.training.calibration import evaluate_full_path
-from rnr_gym.training.pretraining import Pretraining, Schedule, finish, run
+from rnr_gym.training.pretraining import Pretraining, Schedule, complete
 
 NAME = "rnr-cifar10"
 SEARCH_STEPS = 12
@@ -129,11 +129,7 @@ def main(args: Args) -> None:
         before = evaluate_full_path(network, splits["route"])
         checkpoint = args.out.with_suffix(f".{macs}.part")
         training = Pretraining(network, splits["train"], data.dataset("cifar10"), schedule)
-        if checkpoint.exists():
-            training.resume(checkpoint)
-        run(training, checkpoint, "pruned", save_every=60.0)
-        finish(network, splits, args.seed)
-        checkpoint.unlink(missing_ok=True)
+        network = complete(training, splits, checkpoint, "pruned")
 
         accuracy = evaluate_full_path(network, splits["test"])
         row = {

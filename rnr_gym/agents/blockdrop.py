@@ -149,9 +149,7 @@ def fit(fit_config: FitConfig) -> BlockDropRouter:
     """
     source = fit_config.source("route")
     dataset = fit_config.source_kwargs("route").get("dataset")
-    config = CONFIG
-    if isinstance(dataset, str):
-        config = BY_DATASET.get(dataset, CONFIG)
+    config = recipes.for_dataset(dataset, CONFIG, BY_DATASET)
     if fit_config.steps is not None:
         steps_per_update = config.batch_size * source.spec.num_layers
         config = replace(config, updates=max(1, fit_config.steps // steps_per_update))

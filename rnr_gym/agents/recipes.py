@@ -1,10 +1,15 @@
-"""What a recipe for one of Stable-Baselines3's learners consists of; see `ppo.py` and `dqn.py`."""
+"""What a recipe for one of Stable-Baselines3's learners consists of; see `ppo.py` and `dqn.py`.
+
+And what all learners share: which data sets have recipes of their own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 CIFAR = ("cifar10", "cifar10-corrupted", "cifar100")
 """Data sets that share recipes."""
 
@@ -39,3 +44,13 @@ class Recipe:
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
     full_path_bias: float = 0.0
     summary_scale: float = 0.1
+
+
+def for_dataset(dataset: object, common: T, by_dataset: Mapping[str, T]) -> T:
+    """What a data set has of its own, else what all have in common.
+
+    Data sets that are given as images have no name, so they have nothing of their own.
+    """
+    if not isinstance(dataset, str):
+        return common
+    return by_dataset.get(dataset, common)

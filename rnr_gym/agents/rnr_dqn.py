@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from rnr_gym import storage
 from rnr_gym.agents import recipes
-from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase
+from rnr_gym.agents.base import CHECKPOINT, FitConfig
+from rnr_gym.agents.recurrent import RecurrentRouter, cleared
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
 from rnr_gym.agents.rnr_dqn_replay import Episodes, Replay
 from rnr_gym.routing.observations import layers_of
@@ -98,39 +99,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """Agents that differ from `rnr-dqn` in one switch, to measure what it does."""
 
 
-class RnrDqnRouter(RouterBase):
-    """Takes the sub-path with the highest estimate; remembers what it has seen of an image.
-
-    Attributes:
-        network: gives the estimates.
-        config: how it was fitted.
-    """
-
-    def __init__(self, spec: RoutingSpec, network: QNetwork, config: Config) -> None:
-        super().__init__(spec)
-        self.network = network
-        self.config = config
-
-    def predict(
-        self,
-        observation: NDArray[np.float32],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[NDArray[np.int64], Any]:
-        """The best sub-paths, and the memory `(N, hidden)` for the next call, in a tuple.
-
-        The memory is cleared where an episode starts, which each observation shows by its layer.
-        """
-        if state is None:
-            state = (np.zeros((len(observation), self.network.hidden), np.float32),)
-        memory = cleared(self.spec, observation, state[0])
-        actions, memory = self.network.decide(observation, memory)
-        return actions, (memory,)
-
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The network's tensors, and how it was fitted."""
-        return dict(self.network.state_dict()), asdict(self.config)
+class RnrDqnRouter(RecurrentRouter):
+    """Takes the sub-path with the highest estimate of the return."""
 
     @classmethod
     def from_state_dict(
@@ -190,10 +160,8 @@ def fit_ablation(fit_config: FitConfig, name: str) -> RnrDqnRouter:
 
 
 def config_for(dataset: object) -> Config:
-    """The configuration for a data set; the common one for images that have no name."""
-    if not isinstance(dataset, str):
-        return CONFIG
-    return BY_DATASET.get(dataset, CONFIG)
+    """The configuration for a data set."""
+    return recipes.for_dataset(dataset, CONFIG, BY_DATASET)
 
 
 def q_network(spec: RoutingSpec, config: Config, seed: int) -> QNetwork:
@@ -208,16 +176,6 @@ def q_network(spec: RoutingSpec, config: Config, seed: int) -> QNetwork:
             recurrent=config.recurrent,
             two_heads=config.two_heads,
         )
-
-
-def cleared(
-    spec: RoutingSpec,
-    observation: NDArray[np.float32],
-    memory: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Memory `(N, hidden)`, zero for images that wait at layer 0."""
-    started = layers_of(spec.layout, observation) > 0
-    return memory * started[:, None].astype(np.float32)
 
 
 class Learner:
@@ -360,7 +318,8 @@ class Learner:
         estimates, so that no maximum is taken over noisy estimates.
         """
         returns = masked(self.online.returns(values, episodes.tradeoff), self.spec.valid)
-        estimates = _picked(self.target.along(episodes.inputs), returns.argmax(2))
+        best = returns.argmax(2)  # (B, T)
+        estimates = _picked(self.target.along(episodes.inputs), best)
         # Nothing follows the end of an episode.
         estimates = estimates * _within(episodes)[..., None]
 
@@ -369,7 +328,7 @@ class Learner:
         # Along sub-paths that a router would take now; others say nothing about its returns.
         follows = torch.ones_like(episodes.action, dtype=torch.bool)
         if self.config.cut:
-            follows = returns.argmax(2) == episodes.action
+            follows = best == episodes.action
         targets = rewards + estimated
         for _ in range(self.config.n_step - 1):
             targets = rewards + torch.where(_next(follows)[..., None], _next(targets), estimated)

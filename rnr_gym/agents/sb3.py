@@ -26,7 +26,7 @@ from rnr_gym import storage
 from rnr_gym.agents import dqn, ppo
 from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase
 from rnr_gym.agents.features import policy_inputs
-from rnr_gym.agents.recipes import Recipe
+from rnr_gym.agents.recipes import Recipe, for_dataset
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.routing.observations import ObservationLayout, layers_of
 from rnr_gym.routing.spec import RoutingSpec
@@ -48,14 +48,8 @@ BY_DATASET: dict[str, dict[str, Recipe]] = {
 
 
 def recipe_for(name: str, dataset: object) -> Recipe:
-    """The recipe of a learner for a data set.
-
-    Data sets that are given as images have no name, so the common recipe is used for them.
-    """
-    common = RECIPES[name]
-    if not isinstance(dataset, str):
-        return common
-    return BY_DATASET.get(name, {}).get(dataset, common)
+    """The recipe of a learner for a data set."""
+    return for_dataset(dataset, RECIPES[name], BY_DATASET.get(name, {}))
 
 
 class RoutingFeatures(BaseFeaturesExtractor):

@@ -9,7 +9,7 @@ are, weighted by how probable the gates make them. A route table has these outco
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rnr_gym.agents import recipes
-from rnr_gym.agents.base import FitConfig, RouterBase, needs_table
+from rnr_gym.agents.base import FitConfig, needs_table
+from rnr_gym.agents.recurrent import RecurrentRouter
 from rnr_gym.agents.reinforce import Batch, drawn_batch, entropy, episode_returns
-from rnr_gym.agents.rnr_dqn import cleared
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
 from rnr_gym.routing.observations import observe
 from rnr_gym.routing.protocols import Indices
@@ -69,36 +69,8 @@ BY_DATASET = dict.fromkeys(recipes.CIFAR, Config(summary_scale=0.0))
 """Configurations that replace `CONFIG` where images of a data set are routed."""
 
 
-class SkipNetRouter(RouterBase):
-    """Takes the sub-path that a layer's gate makes most probable.
-
-    Attributes:
-        network: gives a logit for each sub-path; the paper's Q-network in another role.
-        config: how it was fitted.
-    """
-
-    def __init__(self, spec: RoutingSpec, network: QNetwork, config: Config) -> None:
-        super().__init__(spec)
-        self.network = network
-        self.config = config
-
-    def predict(
-        self,
-        observation: NDArray[np.float32],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[NDArray[np.int64], Any]:
-        """The most probable sub-paths `(N,)`, and the memory `(N, hidden)` in a tuple."""
-        if state is None:
-            state = (np.zeros((len(observation), self.network.hidden), np.float32),)
-        memory = cleared(self.spec, observation, state[0])
-        actions, memory = self.network.decide(observation, memory)
-        return actions, (memory,)
-
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The network's tensors, and how it was fitted."""
-        return dict(self.network.state_dict()), asdict(self.config)
+class SkipNetRouter(RecurrentRouter):
+    """Takes the sub-path that a layer's gate, a logit for each sub-path, makes most probable."""
 
     @classmethod
     def from_state_dict(
@@ -138,9 +110,7 @@ def fit(fit_config: FitConfig) -> SkipNetRouter:
     if table is None:
         raise ValueError(needs_table("skipnet", fit_config.env))
     dataset = fit_config.source_kwargs("route").get("dataset")
-    config = CONFIG
-    if isinstance(dataset, str):
-        config = BY_DATASET.get(dataset, CONFIG)
+    config = recipes.for_dataset(dataset, CONFIG, BY_DATASET)
     if fit_config.steps is not None:
         steps_per_update = config.hard_batch_size * table.spec.num_layers
         hard_updates = max(1, fit_config.steps // steps_per_update)

@@ -25,7 +25,7 @@ from rnr_gym.routing.protocols import Router
 from rnr_gym.routing.rollout import route
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
-from rnr_gym.training.pretraining import Pretraining, Schedule, finish, run
+from rnr_gym.training.pretraining import Pretraining, Schedule, complete
 
 PATH_RATE = 0.03
 """Learning rates of the paths, relative to pretraining. At ten times that, four epochs made all
@@ -147,9 +147,4 @@ def finetune(
     """
     routed = RoutedPaths(backbone, router, exits, tradeoffs, schedule.exit_weight)
     training = Pretraining(backbone, splits["train"], dataset, schedule, device, students=[routed])
-    if checkpoint.exists():
-        training.resume(checkpoint)
-    run(training, checkpoint, "finetune", save_every)
-    finish(backbone, splits, schedule.seed)
-    checkpoint.unlink(missing_ok=True)
-    return backbone
+    return complete(training, splits, checkpoint, "finetune", save_every)

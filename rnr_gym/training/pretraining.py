@@ -441,13 +441,26 @@ def pretrain(
     # For a run that starts; a checkpoint has the same values.
     set_pixel_statistics(backbone, splits["train"])
     measure_whitening(backbone, splits["train"])
+    return complete(pretraining, splits, checkpoint, "pretrain", save_every)
+
+
+def complete(
+    pretraining: Pretraining,
+    splits: dict[str, ImageSet],
+    checkpoint: Path,
+    title: str,
+    save_every: float = 60.0,
+) -> Backbone:
+    """Resume if there is a checkpoint, train to the end, round, calibrate; arguments as above.
+
+    Returns the backbone, and removes the checkpoint.
+    """
     if checkpoint.exists():
         pretraining.resume(checkpoint)
-
-    run(pretraining, checkpoint, "pretrain", save_every)
-    finish(backbone, splits, schedule.seed)
+    run(pretraining, checkpoint, title, save_every)
+    finish(pretraining.backbone, splits, pretraining.schedule.seed)
     checkpoint.unlink(missing_ok=True)
-    return backbone
+    return pretraining.backbone
 
 
 def run(pretraining: Pretraining, checkpoint: Path, title: str, save_every: float) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rnr_gym.agents.rnr_dqn import CONFIG, cleared, q_network
+from rnr_gym.agents.recurrent import cleared
+from rnr_gym.agents.rnr_dqn import CONFIG, q_network
 from rnr_gym.agents.rnr_dqn_network import masked
 from rnr_gym.routing.observations import layers_of
 from tests.fixtures.observations import random_observations

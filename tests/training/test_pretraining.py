@@ -360,6 +360,14 @@ def test_glance_learns_from_the_full_path_where_asked_to():
     assert torch.allclose(targets.sum(1), torch.ones(len(targets)))
 
 
+def test_full_path_answers_are_its_probabilities():
+    backbone = small.shaken(small.untrained()).eval()
+    images = small.pixels(5)
+    answers = pretraining.full_path_answers(backbone, images, mirrored=False, batch=2)
+    expected = small.travel_full_path(backbone, images, ()).logits.softmax(1)
+    assert torch.allclose(answers, expected, atol=1e-5)
+
+
 def test_answers_to_mirrored_images_are_averaged():
     backbone = small.untrained()
     images = small.pixels(5)
