@@ -12,6 +12,7 @@ about 25 minutes on two cores.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,12 @@ def pruned(ratio: float) -> tuple[Backbone, int]:
         ignored_layers=[*kept, network.stem.bias],
     )
     pruner.step()
+
+    # The plain network runs through the last of the norms; the others must have its channels, too.
+    for layer in network.layers:
+        norms = layer.branches[-1].norms1
+        for idx in range(len(norms) - 1):
+            norms[idx] = deepcopy(norms[-1])
     return network, counted_macs(network)
 
 
@@ -141,6 +148,7 @@ def main(args: Args) -> None:
         results.append(row)
         # After each network, so that an interruption costs no finished one.
         storage.save_json(args.out, sorted(results, key=lambda row: row["macs"]))
+        checkpoint.unlink(missing_ok=True)
         print(f"{macs:,} MACs: {accuracy:.1%}")
 
 

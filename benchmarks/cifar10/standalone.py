@@ -71,6 +71,7 @@ def main(args: Args) -> None:
         results.append(row)
         # After each network, so that an interruption costs no finished one.
         storage.save_json(args.out, sorted(results, key=lambda row: row["macs"]))
+        checkpoint.unlink(missing_ok=True)
         print(f"{macs:,} MACs: {accuracy:.1%}")
 
 
