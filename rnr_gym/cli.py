@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,43 +118,17 @@ def pretrain(
         bf16: run convolutions in bfloat16.
         data_root: folder of the images.
     """
-    from rnr_gym import data
-    from rnr_gym.backbones import weights, zoo
-    from rnr_gym.training import pretraining
-    from rnr_gym.training.calibration import evaluate_full_path
+    from rnr_gym.backbones import zoo
+    from rnr_gym.experiments.pretraining import pretrain_backbone
 
-    name = registered_kwargs(env)["backbone"]
-    # Never overwritten: routers and reports may rest on these weights.
-    if out.exists():
-        raise FileExistsError(
-            f"`out` must be a new file, got {str(out)!r}, which exists; remove it or choose another"
-        )
+    registered_kwargs(env)
     _check_at_least_one("epochs", epochs)
     _check_at_least_one("glance_epochs", glance_epochs)
     zoo.check_device(device)
 
-    architecture = zoo.ARCHITECTURES[name]
     options: dict[str, Any] = {"epochs": epochs, "glance_epochs": glance_epochs}
     given = {option: value for option, value in options.items() if value is not None}
-    settings = {**architecture.schedule, **given, "seed": seed, "bf16": bf16}
-    schedule = pretraining.Schedule(**settings)
-
-    dataset = data.dataset(architecture.dataset)
-    splits = {}
-    for split in ("train", "route"):
-        splits[split] = data.load(architecture.dataset, split, data_root)
-    checkpoint = out.with_suffix(".part")
-    backbone = zoo.from_config(architecture.config, seed)
-    backbone = pretraining.pretrain(backbone, dataset, splits, schedule, checkpoint, device)
-
-    # `route` is held out of training, so the figure is an honest one.
-    accuracy = evaluate_full_path(backbone, splits["route"])
-    metadata = {
-        "env": env,
-        "schedule": asdict(schedule),
-        "full_path_accuracy_on_route": accuracy,
-    }
-    weights.save(backbone.cpu(), out, metadata)
+    accuracy = pretrain_backbone(env, out, {**given, "seed": seed, "bf16": bf16}, device, data_root)
     # Not wrapped, here and below, so that paths can be copied.
     console.print(
         f"wrote {out}; accuracy of the full path on `route`: {accuracy:.1%}", soft_wrap=True

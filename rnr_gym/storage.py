@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import SoftFileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+PARTIAL = ".part"
+"""Suffix of files that are being written."""
 HEADER = "rnr_gym"
 """Key of the safetensors header under which the metadata is kept as JSON."""
 
@@ -33,14 +37,60 @@ def cache_dir() -> Path:
 
 
 @contextmanager
+def claimed(path: Path, wait: bool = False) -> Iterator[None]:
+    """Keep `path`, a file or a folder that is to be written, to this process.
+
+    What a killed process left half-written there is removed first, and its claim does not hold.
+
+    Args:
+        path: what is written; it need not exist.
+        wait: whether to wait for another process to finish.
+
+    Raises `FileExistsError`, which names the other process, if there is one and `wait` is false.
+    """
+    lock = SoftFileLock(lock_file(path), timeout=-1 if wait else 0)
+    lock_file(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(
+            f"`out` must not be written by another process, got {str(path)!r}, which process "
+            f"{lock.pid} is writing; wait for it, or choose another"
+        ) from error
+
+    try:
+        for partial in _partial_files(path):
+            partial.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def lock_file(path: Path) -> Path:
+    """The file that is there while a process claims `path`; that of a killed process stays."""
+    # Next to `path`: a folder that is not ours is left as it is.
+    path = path.resolve()
+    return path.parent / f".{path.name}.lock"
+
+
+def _partial_files(path: Path) -> list[Path]:
+    """What `replacing` has left of `path`, or below it, where its process was killed."""
+    return [
+        *path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"),
+        *path.rglob(f".*{PARTIAL}"),
+    ]
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file next to `path` to write to; rename it to `path` if the block succeeds.
 
-    Until then, and if the block fails, whatever was at `path` stays as it is.
+    Until then, and if the block fails, whatever was at `path` stays as it is. If the process is
+    killed, the temporary file stays until `path`, or a folder that holds it, is `claimed` again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Same folder, so that the rename is atomic; process id, so that two writers do not collide.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
         partial.replace(path)

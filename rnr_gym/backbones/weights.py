@@ -34,6 +34,11 @@ def table_file(name: str, split: str) -> Path:
     return WEIGHTS_DIR / f"{name}.pretrained.{split}.safetensors"
 
 
+def checkpoint_file(path: Path) -> Path:
+    """Where the training of a backbone that will be written to `path` keeps its checkpoint."""
+    return path.with_name(f"{path.name}.part")
+
+
 def save(backbone: Backbone, path: Path, metadata: dict[str, Any] | None = None) -> None:
     """Write a backbone's weights, its `config` and `metadata` to one safetensors file.
 

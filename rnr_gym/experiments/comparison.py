@@ -8,15 +8,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rnr_gym import agents
+from rnr_gym import agents, storage
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.classifier import ROUTER_FILE
 from rnr_gym.experiments import report, runs
 from rnr_gym.experiments.evaluation import (
     EVAL_TRADEOFFS,
@@ -52,20 +53,22 @@ def compare(
     Raises:
         ValueError: an agent is unknown or cannot be fitted here, or `report_dir` has a comparison
             with other settings.
-        FileExistsError: `report_dir` has a finished comparison, or something else.
+        FileExistsError: `report_dir` has a finished comparison, or something else, or another
+            process is writing it.
+        ChildProcessError: a worker was killed, or could not start.
     """
     # Before anything is written, and before hours of work.
     for name in names:
         agents.check(name, fit_config)
     config = runs.identity("compare", fit_config)
     config |= {"agents": list(names), "seeds": seeds}
-    runs.start_or_resume(report_dir, config, report.RESULTS_FILE)
-
-    # Opened before the long work, so that missing images are found at once.
-    testbed = Testbed.open(fit_config)
-    fit_routers(names, fit_config, seeds, report_dir, jobs)
-    records = list(evaluate_routers(names, seeds, report_dir, testbed))
-    return report.write(report_dir, fit_config, seeds, records, testbed)
+    with storage.claimed(report_dir):
+        runs.start_or_resume(report_dir, config, report.RESULTS_FILE)
+        # Opened before the long work, so that missing images are found at once.
+        testbed = Testbed.open(fit_config)
+        fit_routers(names, fit_config, seeds, report_dir, jobs)
+        records = list(evaluate_routers(names, seeds, report_dir, testbed))
+        return report.write(report_dir, fit_config, seeds, records, testbed)
 
 
 def router_dir(report_dir: Path, name: str, seed: int) -> Path:
@@ -84,9 +87,8 @@ def fit_routers(
     tasks = []
     for seed in range(seeds):
         for name in names:
-            # A router's file is written last, so a router that has one is finished.
-            fitted = (router_dir(report_dir, name, seed) / ROUTER_FILE).exists()
-            if _is_fitted_with(name, seed) and not fitted:
+            fitted = runs.is_finished(router_dir(report_dir, name, seed))
+            if is_fitted_with(name, seed) and not fitted:
                 tasks.append((name, seed))
     # The long ones first, so that no worker is left alone with one at the end.
     tasks.sort(key=lambda task: _is_quick(task[0]))
@@ -95,8 +97,9 @@ def fit_routers(
 
     # Spawned, because forked workers would inherit torch's threads in an undefined state.
     context = multiprocessing.get_context("spawn")
+    started = context.Event()
     with (
-        ProcessPoolExecutor(jobs, context, _end_with_parent) as pool,
+        ProcessPoolExecutor(jobs, context, _start_worker, (started,)) as pool,
         tqdm(total=len(tasks), desc="fit", unit="router") as bar,
     ):
         futures = {}
@@ -109,13 +112,15 @@ def fit_routers(
                 future.result()
                 bar.set_postfix_str(futures[future])
                 bar.update()
+        except BrokenProcessPool:
+            raise ChildProcessError(_what_broke(tasks, report_dir, started.is_set())) from None
         except BaseException:
             # Leave at once, also on Ctrl-C: what is running resumes from its checkpoint.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _is_fitted_with(name: str, seed: int) -> bool:
+def is_fitted_with(name: str, seed: int) -> bool:
     """Whether a router has this seed; one without randomness has only the first."""
     return agents.agent(name).seeded or seed == 0
 
@@ -125,11 +130,30 @@ def _is_quick(name: str) -> bool:
     return is_of_kind(name, "fixed") or not agents.agent(name).seeded
 
 
-def _end_with_parent() -> None:
+def _what_broke(tasks: list[tuple[str, int]], report_dir: Path, started: bool) -> str:
+    """The error message for workers that have ended without a result."""
+    if not started:
+        return (
+            "workers could not start; a script that compares routers must do so below "
+            '`if __name__ == "__main__":`, since every worker imports it'
+        )
+    # The claims of workers that were killed are still there.
+    interrupted = []
+    for name, seed in tasks:
+        if storage.lock_file(router_dir(report_dir, name, seed)).exists():
+            interrupted.append(f"{name} seed {seed}")
+    return (
+        f"a worker was killed while it fitted {' or '.join(interrupted)}, perhaps for want of "
+        "memory; run the same command to resume, with fewer `jobs` if it happens again"
+    )
+
+
+def _start_worker(started: Event) -> None:
     """Let a worker end when its parent does, even if that was killed.
 
     No file is left half-written: routers and checkpoints are written atomically.
     """
+    started.set()
 
     # A parent that is killed cannot tell its workers, so they wait for its end.
     def watch() -> None:
@@ -155,22 +179,23 @@ def evaluate_routers(
     """One record per router, seed and trade-off, and those of the oracle where there is a table."""
     tasks = []
     for name in names:
-        tasks += [(name, seed) for seed in range(seeds) if _is_fitted_with(name, seed)]
+        tasks += [(name, seed) for seed in range(seeds) if is_fitted_with(name, seed)]
 
     for name, seed in tqdm(tasks, desc="evaluate", unit="router"):
         # Loaded from its file, so what is evaluated is what `validate` finds.
         run = runs.load(router_dir(report_dir, name, seed))
-        yield from _evaluate_router(name, seed, run.router, testbed.fastest)
+        yield from evaluate_router(name, seed, run.router, testbed.fastest)
     if testbed.table is not None:
         yield from _evaluate_oracle(testbed.table)
 
 
-def _evaluate_router(
+def evaluate_router(
     name: str,
     seed: int,
     router: Router,
     source: RoutingSource,
 ) -> Iterator[Record]:
+    """One record per trade-off."""
     if isinstance(router, StaticRouter):
         yield from _evaluate_static_router(name, seed, router, source)
         return

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rnr_gym import data
+from rnr_gym import data, storage
 from rnr_gym.agents import FitConfig
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, Run
@@ -67,21 +67,26 @@ def alternate(
         "schedule": asdict(schedule),
     }
     last = round_dir(out, rounds)
-    finished = last.relative_to(out) / RUN_DIR / ROUTER_FILE
-    runs.start_or_resume(out, config, finished_by=str(finished))
-
-    for number in range(1, rounds + 1):
-        folder = round_dir(out, number)
-        # What an interrupted alternation has finished is not done again.
-        if not (folder / BACKBONE_FILE).exists():
-            train_backbone(loaded, folder / BACKBONE_FILE, schedule, device)
-        fit_config = refitted(loaded.fit_config, folder / BACKBONE_FILE)
-        if not (folder / RUN_DIR / ROUTER_FILE).exists():
-            runs.fit(loaded.agent, fit_config, folder / RUN_DIR)
-        loaded = runs.load(folder / RUN_DIR)
-        # The glance is finished after the first round: no router's decisions change what it learns.
-        schedule = replace(schedule, glance_epochs=0)
+    with storage.claimed(out):
+        finished = last.relative_to(out) / RUN_DIR / ROUTER_FILE
+        runs.start_or_resume(out, config, finished_by=str(finished))
+        for number in range(1, rounds + 1):
+            loaded = _round(loaded, round_dir(out, number), schedule, device)
+            # The glance is finished after the first round: no router's decisions change what it
+            # learns.
+            schedule = replace(schedule, glance_epochs=0)
     return last
+
+
+def _round(run: Run, folder: Path, schedule: Schedule, device: str) -> Run:
+    """Train the backbone under a run, and fit its router to it; the new run."""
+    # What an interrupted alternation has finished is not done again.
+    if not (folder / BACKBONE_FILE).exists():
+        train_backbone(run, folder / BACKBONE_FILE, schedule, device)
+    fit_config = refitted(run.fit_config, folder / BACKBONE_FILE)
+    if not runs.is_finished(folder / RUN_DIR):
+        runs.fit(run.agent, fit_config, folder / RUN_DIR)
+    return runs.load(folder / RUN_DIR)
 
 
 def schedule_for(run: Run, epochs: int | None, glance_epochs: int | None) -> Schedule:
@@ -106,6 +111,7 @@ def schedule_for(run: Run, epochs: int | None, glance_epochs: int | None) -> Sch
 
 def train_backbone(run: Run, path: Path, schedule: Schedule, device: str) -> None:
     """Fine-tune the backbone of a run under its router, and write it to a file."""
+    checkpoint = weights.checkpoint_file(path)
     kwargs = run.fit_config.source_kwargs("route")
     name = kwargs["backbone"]
     dataset = zoo.ARCHITECTURES[name].dataset
@@ -124,7 +130,7 @@ def train_backbone(run: Run, path: Path, schedule: Schedule, device: str) -> Non
         dataset=data.dataset(dataset),
         splits=splits,
         schedule=schedule,
-        checkpoint=path.with_suffix(".part"),
+        checkpoint=checkpoint,
         device=device,
     )
     metadata = {
@@ -137,6 +143,7 @@ def train_backbone(run: Run, path: Path, schedule: Schedule, device: str) -> Non
         },
     }
     weights.save(backbone.cpu(), path, metadata)
+    checkpoint.unlink(missing_ok=True)
 
 
 def refitted(fit_config: FitConfig, backbone_file: Path) -> FitConfig:

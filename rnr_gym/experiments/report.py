@@ -20,7 +20,7 @@ from rnr_gym.experiments.figures import compare_records
 from rnr_gym.experiments.formatting import interval, number, percent, share
 from rnr_gym.experiments.results import ORACLE, Record, Results, Shown, Testbed, is_adaptive
 from rnr_gym.routing.rewards import TRADEOFF_RANGE
-from rnr_gym.routing.sources import digest_of
+from rnr_gym.routing.sources import digest_of, digest_of_content
 
 RESULTS_FILE = "results.json"
 PATHS_FILE = "paths.npz"
@@ -84,6 +84,8 @@ def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
         "split": "test",
         "rnr_gym": rnr_gym.__version__,
         "weights and images": digest_of(testbed.source),
+        # A table that was built here follows from weights and images, but for rounding.
+        "route table": digest_of_content(testbed.source),
         "code": storage.short_hash(*code),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -14,6 +14,7 @@ from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import CONFIG_FILE, ROUTER_FILE, Run
 from rnr_gym.classifier import load_run as load
 from rnr_gym.experiments.evaluation import measure_curve
+from rnr_gym.routing.protocols import FittedRouter, RoutingSource
 from rnr_gym.routing.sources import digest_of
 
 __all__ = ["Run", "fit", "identity", "load", "start_or_resume"]
@@ -46,6 +47,8 @@ def start_or_resume(run_dir: Path, config: dict[str, Any], finished_by: str) -> 
         ValueError: the work was started with another configuration.
     """
     if (run_dir / finished_by).exists():
+        # A kill at the last moment leaves it.
+        (run_dir / CHECKPOINT).unlink(missing_ok=True)
         raise FileExistsError(
             f"`out` must be a new folder or unfinished work, got {str(run_dir)!r}, which is "
             "finished; choose another"
@@ -72,6 +75,14 @@ def start_or_resume(run_dir: Path, config: dict[str, Any], finished_by: str) -> 
     storage.save_json(config_file, config)
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether a folder has a finished run, whose checkpoint, if a kill left it, is removed."""
+    finished = (run_dir / CONFIG_FILE).exists() and (run_dir / ROUTER_FILE).exists()
+    if finished:
+        (run_dir / CHECKPOINT).unlink(missing_ok=True)
+    return finished
+
+
 def fit(agent: str, fit_config: FitConfig, run_dir: Path) -> Path:
     """Fit a router and write it to a folder, from its checkpoint if it was interrupted.
 
@@ -80,14 +91,24 @@ def fit(agent: str, fit_config: FitConfig, run_dir: Path) -> Path:
     Raises:
         ValueError: there is no such agent, it cannot be fitted here, or the folder has a run
             with other settings.
-        FileExistsError: the folder has a finished run, or something else.
+        FileExistsError: the folder has a finished run, or something else, or another process is
+            writing it.
     """
     agents.check(agent, fit_config)
     config = identity(agent, fit_config)
-    start_or_resume(run_dir, config, finished_by=ROUTER_FILE)
-    router = agents.agent(agent).fit(replace(fit_config, run_dir=run_dir))
+    with storage.claimed(run_dir):
+        start_or_resume(run_dir, config, finished_by=ROUTER_FILE)
+        router = agents.agent(agent).fit(replace(fit_config, run_dir=run_dir))
+        _save(router, config, fit_config.source("route"), run_dir)
+    return run_dir / ROUTER_FILE
 
-    source = fit_config.source("route")
+
+def _save(
+    router: FittedRouter,
+    config: dict[str, Any],
+    source: RoutingSource,
+    run_dir: Path,
+) -> None:
     # A static router jumps from path to path, so that most budgets have no trade-off.
     curve = None
     if not isinstance(router, StaticRouter):
@@ -96,4 +117,3 @@ def fit(agent: str, fit_config: FitConfig, run_dir: Path) -> Path:
     agents.save(router, run_dir / ROUTER_FILE, metadata)
     # Not before the router's file is there, or an interruption here would cost the whole run.
     (run_dir / CHECKPOINT).unlink(missing_ok=True)
-    return run_dir / ROUTER_FILE

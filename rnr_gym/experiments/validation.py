@@ -1,46 +1,61 @@
-"""The proof that the figures of a report hold: run every stored path again, and compare."""
+"""The proof that the figures of a report hold: everything in it is computed again, and compared."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from rnr_gym.agents import FitConfig
-from rnr_gym.agents.static import StaticRouter
+from rnr_gym import agents
+from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.classifier import CONFIG_FILE
 from rnr_gym.experiments import runs
-from rnr_gym.experiments.comparison import router_dir
-from rnr_gym.experiments.evaluation import Evaluation, evaluate_paths, static_macs
+from rnr_gym.experiments.comparison import (
+    evaluate_router,
+    evaluate_routers,
+    is_fitted_with,
+    router_dir,
+)
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, Evaluation, evaluate_paths
 from rnr_gym.experiments.figures import compare_records
-from rnr_gym.experiments.report import PAGE_FILE, PATHS_FILE, RESULTS_FILE, page
-from rnr_gym.experiments.results import ORACLE, Record, Testbed
-from rnr_gym.routing.protocols import Router, RoutingSource
-from rnr_gym.routing.rollout import decision_macs
-from rnr_gym.routing.sources import digest_of
+from rnr_gym.experiments.report import PAGE_FILE, PATHS_FILE, RESULTS_FILE, page, provenance
+from rnr_gym.experiments.results import Record, Testbed
 
-TIES = 0.001
-"""Share of the images whose answer may differ when run again.
+CHOICES = 0.002
+"""Share of the images for which a stored router may choose another path when it chooses again.
 
-Rounding decides where two classes are level.
+Rounding decides where two sub-paths are level, and differs between machines.
 """
+ANSWERS = 0.001
+"""Share of the images whose answer may differ when their path is run again, for the same reason."""
+RETURN = 0.002
+"""Mean return by which a router that is fitted again may differ from the stored one."""
 ROUNDING = 1e-4
 """Difference up to which figures agree, relative to those above 1."""
 MEASURED = ("seconds",)
 """What is measured by the clock, so that a replay cannot give it again."""
+SAME = ("weights and images", "route table")
+"""Provenance that must be the same where a report is validated."""
 
 
 def validate(report_dir: Path) -> int:
-    """Run every stored path again, compute every figure from it, and compare.
+    """Compute a report again, and compare.
+
+    Every stored router chooses again, at every trade-off; every path is run again; figures and page
+    follow from that. Routers that are no learners are fitted again, too, so that rivals cannot be
+    weakened; learners would take hours.
 
     Returns the number of rows that were checked.
 
     Raises:
         FileNotFoundError: the folder has no finished report.
-        ValueError: a figure does not hold; the error names the first of them.
+        ValueError: something does not hold; the error names the first of it.
     """
     if not (report_dir / RESULTS_FILE).exists():
         raise FileNotFoundError(
@@ -50,16 +65,26 @@ def validate(report_dir: Path) -> int:
 
     # Left as JSON: a file that was edited may lack fields, and `_check` says which.
     stored = json.loads((report_dir / RESULTS_FILE).read_text())
-    testbed = Testbed.open(FitConfig(env=stored["env"], kwargs=stored["arguments"]))
-    source = testbed.source
-    _check("provenance", stored["provenance"]["weights and images"], digest_of(source))
-
-    records = _replay(report_dir, stored["rows"], testbed)
     config = json.loads((report_dir / CONFIG_FILE).read_text())
-    _check("images", stored["images"], len(source.labels))
+    fit_config = FitConfig(env=stored["env"], kwargs=stored["arguments"], steps=config["steps"])
+    testbed = Testbed.open(fit_config)
+    measured_on = provenance(fit_config, testbed)
+    for name in SAME:
+        _check(f"provenance.{name}", stored["provenance"].get(name), measured_on[name])
+    _check("images", stored["images"], len(testbed.source.labels))
     _check("seeds", stored["seeds"], config["seeds"])
+
+    tasks = _fitted(config["agents"], config["seeds"])
+    for name, seed in tasks:
+        _check_identity(report_dir, name, replace(fit_config, seed=seed))
+    chosen = list(evaluate_routers(config["agents"], config["seeds"], report_dir, testbed))
+    records = _as_stored(report_dir, stored["rows"], chosen, testbed)
+    for name, seed in tqdm(tasks, desc="fit again", unit="router"):
+        if AGENTS[name].kind != "learner":
+            _check_fit(name, replace(fit_config, seed=seed, progress=False), records, testbed)
+
     for name, figures in compare_records(records, testbed).to_json().items():
-        _check(name, stored[name], figures)
+        _check(name, stored.get(name), figures)
     # Last: a page that shows the stored figures shows figures that hold.
     if (report_dir / PAGE_FILE).read_text() != page(stored):
         raise ValueError(
@@ -68,103 +93,119 @@ def validate(report_dir: Path) -> int:
     return len(records)
 
 
-def _replay(report_dir: Path, rows: list[dict[str, Any]], testbed: Testbed) -> list[Record]:
-    """The records of a report, from its paths, with outcomes and costs of the live network."""
-    with np.load(report_dir / PATHS_FILE, allow_pickle=False) as arrays:
-        paths = [arrays[f"path_{i}"] for i in range(len(rows))]
-        predictions = [arrays[f"prediction_{i}"].astype(np.int64) for i in range(len(rows))]
-    # On the live network where there is one, though the report may rest on its route table.
-    evaluations = _evaluate_once(testbed.source, paths)
+def _fitted(names: Sequence[str], seeds: int) -> list[tuple[str, int]]:
+    """Router and seed of everything that the comparison has fitted."""
+    return [(name, seed) for name in names for seed in range(seeds) if is_fitted_with(name, seed)]
 
+
+def _check_identity(report_dir: Path, name: str, fit_config: FitConfig) -> None:
+    """Raise `ValueError` if a router's file is another router's."""
+    folder = router_dir(report_dir, name, fit_config.seed)
+    # Fitted to these weights and images, or it would not load.
+    run = runs.load(folder)
+    found = runs.identity(run.agent, run.fit_config)
+    expected = runs.identity(name, fit_config)
+    _check(str(folder.relative_to(report_dir)), found, expected)
+
+
+def _as_stored(
+    report_dir: Path,
+    rows: list[dict[str, Any]],
+    chosen: list[Record],
+    testbed: Testbed,
+) -> list[Record]:
+    """The records with the stored paths and answers, which must be those of the routers.
+
+    They are what figures are computed from, so that a tie makes no difference.
+    """
+    _check("rows", len(rows), len(chosen))
     records = []
-    for i, row in enumerate(rows):
-        differs = evaluations[i].prediction != predictions[i]
-        if differs.mean() > TIES:
-            raise ValueError(
-                f"row {i} ({row['router']}, seed {row['seed']}): {differs.sum()} answers differ "
-                "when run again"
+    with np.load(report_dir / PATHS_FILE, allow_pickle=False) as arrays:
+        for i, (row, record) in enumerate(zip(rows, chosen, strict=True)):
+            for field in ("router", "seed", "tradeoff", "static"):
+                _check(f"rows[{i}].{field}", row.get(field), getattr(record, field))
+
+            evaluation = _rerun(arrays[f"path_{i}"], record, testbed, title=_title(i, row))
+            prediction = arrays[f"prediction_{i}"].astype(np.int64)
+            differs = prediction != evaluation.prediction
+            if differs.mean() > ANSWERS:
+                raise ValueError(f"{_title(i, row)}: {differs.sum()} answers differ when run again")
+            evaluation = evaluation._replace(
+                prediction=prediction,
+                correct=prediction == testbed.source.labels,
             )
-
-        router = _load_router(report_dir, row["router"], row["seed"])
-        # Charging a router as a static network would flatter it, so this is looked up.
-        static = isinstance(router, StaticRouter)
-        _check(f"rows[{i}].static", row["static"], static)
-        macs_per_decision = 0
-        if router is not None and not static:
-            macs_per_decision = decision_macs(router, testbed.source.spec)
-
-        evaluation = _charged(
-            source=testbed.source,
-            path=paths[i],
-            prediction=predictions[i],
-            replayed=evaluations[i],
-            static=static,
-            macs_per_decision=macs_per_decision,
-        )
-        record = Record(
-            router=row["router"],
-            seed=row["seed"],
-            tradeoff=row["tradeoff"],
-            static=static,
-            decision_macs=macs_per_decision,
-            seconds=row["seconds"],
-            evaluation=evaluation,
-        )
-        records.append(record)
+            records.append(record._replace(seconds=row["seconds"], evaluation=evaluation))
     return records
 
 
-def _charged(
-    *,
-    source: RoutingSource,
-    path: NDArray[np.int8],
-    prediction: NDArray[np.int64],
-    replayed: Evaluation,
-    static: bool,
-    macs_per_decision: int,
+def _rerun(
+    paths: NDArray[np.int8],
+    record: Record,
+    testbed: Testbed,
+    title: str,
 ) -> Evaluation:
-    """A replayed evaluation with the charges of its router.
+    """The outcomes of stored paths `(N, T)`, which must be those that the router chooses."""
+    evaluation = record.evaluation
+    _check(f"{title}: shape of paths", list(paths.shape), list(evaluation.path.shape))
+    differs = (paths != evaluation.path).any(1)
+    if differs.mean() > CHOICES:
+        raise ValueError(f"{title}: {differs.sum()} paths differ when chosen again")
 
-    Path and answers are the stored ones, so that a tie makes no difference.
-    """
-    router_macs = macs_per_decision * (path >= 0).sum(1)
-    macs = replayed.macs + router_macs
-    if static:
-        macs = static_macs(source.spec, path)
-    return Evaluation(
-        path=path,
-        prediction=prediction,
-        correct=prediction == source.labels,
-        loss=replayed.loss,
-        macs=macs,
-        router_macs=router_macs,
+    # What was chosen again has been run already.
+    image_idx = np.flatnonzero(differs)
+    if len(image_idx) == 0:
+        return evaluation
+    rerun = evaluate_paths(
+        testbed.fastest,
+        paths[image_idx],
+        record.static,
+        record.decision_macs,
+        image_idx,
     )
+    fields = []
+    for whole, part in zip(evaluation, rerun, strict=True):
+        field = np.array(whole)
+        field[image_idx] = part
+        fields.append(field)
+    return Evaluation._make(fields)
 
 
-def _load_router(report_dir: Path, name: str, seed: int) -> Router | None:
-    """The router of a row; None for the oracle, which is none."""
-    if name == ORACLE:
-        return None
-    return runs.load(router_dir(report_dir, name, seed)).router
+def _check_fit(
+    name: str,
+    fit_config: FitConfig,
+    records: list[Record],
+    testbed: Testbed,
+) -> None:
+    """Raise `ValueError` if a router's return is not that of the same router fitted again."""
+    seed = fit_config.seed
+    router = agents.agent(name).fit(fit_config)
+    refitted = list(evaluate_router(name, seed, router, testbed.fastest))
+    stored = [record for record in records if (record.router, record.seed) == (name, seed)]
+    difference = _mean_return(stored, testbed) - _mean_return(refitted, testbed)
+    if abs(difference) > RETURN:
+        raise ValueError(
+            f"`routers/{name}-{seed}` does not hold: the mean return of the stored router differs "
+            f"by {difference:.4f} from that of one that is fitted again"
+        )
 
 
-def _evaluate_once(source: RoutingSource, paths: list[NDArray[np.int8]]) -> list[Evaluation]:
-    """Evaluate lists of paths `(N, T)`, each pair of image and path just once."""
-    num_images = len(source.labels)
-    image_idx = np.tile(np.arange(num_images), len(paths))
-    pairs = np.column_stack([image_idx, np.concatenate(paths)])
-    # Routers share many paths, so this is a fraction of the work.
-    unique, which = np.unique(pairs, axis=0, return_inverse=True)
-    evaluation = evaluate_paths(
-        source,
-        unique[:, 1:].astype(np.int8),
-        image_idx=unique[:, 0].astype(np.int64),
-    )
-    return [evaluation.take(idx) for idx in which.reshape(len(paths), num_images)]
+def _mean_return(records: Sequence[Record], testbed: Testbed) -> float:
+    """Mean return over images and `EVAL_TRADEOFFS`."""
+    returns = []
+    for record in records:
+        # Static routers have trade-offs of their own besides.
+        if record.tradeoff in EVAL_TRADEOFFS:
+            compute = testbed.source.spec.compute(record.evaluation.macs.mean())
+            returns.append(record.evaluation.correct.mean() - record.tradeoff * compute)
+    return float(np.mean(returns))
+
+
+def _title(row_idx: int, row: dict[str, Any]) -> str:
+    return f"row {row_idx} ({row['router']}, seed {row['seed']})"
 
 
 def _check(name: str, stored: Any, replayed: Any) -> None:
-    """Raise `ValueError` if a stored figure differs from the replayed one by more than rounding."""
+    """Raise `ValueError` if what is stored differs by more than rounding from what is computed."""
     if isinstance(replayed, dict):
         for key, value in replayed.items():
             if key not in MEASURED:

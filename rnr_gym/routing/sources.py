@@ -218,17 +218,26 @@ def digest_of(source: RoutingSource) -> str:
 
     Those of a table are the digits of what it was computed from.
     """
-    if isinstance(source, RouteTable) and source.origin:
-        return source.origin
+    if isinstance(source, RouteTable):
+        return source.origin or digest_of_content(source)
 
     parts = [source.spec.digest.encode(), source.labels.tobytes()]
     if isinstance(source, Live):
         parts.append(storage.digest(source.backbone.state_dict()).encode())
         parts.append(source.images.images.tobytes())
-    if isinstance(source, RouteTable):
-        parts.append(source.prediction.tobytes())
-        parts.append(source.loss.tobytes())
     return storage.short_hash(*parts)
+
+
+def digest_of_content(source: RoutingSource) -> str:
+    """Twelve hexadecimal digits that change with what a table holds; empty for a live network."""
+    if not isinstance(source, RouteTable):
+        return ""
+    return storage.short_hash(
+        source.spec.digest.encode(),
+        source.labels.tobytes(),
+        source.prediction.tobytes(),
+        source.loss.tobytes(),
+    )
 
 
 def _cached_table(live: Live) -> RouteTable:

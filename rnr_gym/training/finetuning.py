@@ -131,7 +131,7 @@ def finetune(
 ) -> Backbone:
     """Train under a router, round the weights to what is stored, calibrate.
 
-    Resumes from `checkpoint` if it exists, and removes it at the end.
+    Resumes from `checkpoint` if it exists; remove it when what is returned has been saved.
 
     Args:
         backbone: the network, changed in place and returned in evaluation mode.

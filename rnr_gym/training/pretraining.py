@@ -425,7 +425,7 @@ def pretrain(
 ) -> Backbone:
     """Train, round the weights to what is stored, calibrate.
 
-    Resumes from `checkpoint` if it exists, and removes it at the end.
+    Resumes from `checkpoint` if it exists; remove it when what is returned has been saved.
 
     Args:
         backbone: the network, changed in place and returned in evaluation mode.
@@ -451,15 +451,11 @@ def complete(
     title: str,
     save_every: float = 60.0,
 ) -> Backbone:
-    """Resume if there is a checkpoint, train to the end, round, calibrate; arguments as above.
-
-    Returns the backbone, and removes the checkpoint.
-    """
+    """Resume if there is a checkpoint, train to the end, round, calibrate; arguments as above."""
     if checkpoint.exists():
         pretraining.resume(checkpoint)
     run(pretraining, checkpoint, title, save_every)
     finish(pretraining.backbone, splits, pretraining.schedule.seed)
-    checkpoint.unlink(missing_ok=True)
     return pretraining.backbone
 
 

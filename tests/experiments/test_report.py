@@ -35,6 +35,7 @@ PROVENANCE = [
     "split",
     "rnr_gym",
     "weights and images",
+    "route table",
     "code",
     "torch",
     "threads",

@@ -213,5 +213,5 @@ def test_validate_rejects_other_bundled_table(report_dir, base_dir, tmp_path, mo
     table = RouteTable.load(path)
     table.loss[0, 0] += 1.0
     table.save(path)
-    with pytest.raises(ValueError, match="`provenance` does not hold"):
+    with pytest.raises(ValueError, match=r"`provenance\.weights and images` does not hold"):
         validate(report_dir)

@@ -5,18 +5,23 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from rnr_gym import storage
 from rnr_gym.agents import FitConfig
-from rnr_gym.experiments import figures, results
-from rnr_gym.experiments.evaluation import evaluate_paths
+from rnr_gym.agents.static import fit_cheapest
+from rnr_gym.classifier import ROUTER_FILE
+from rnr_gym.experiments import report, results
+from rnr_gym.experiments.comparison import evaluate_routers, router_dir
+from rnr_gym.experiments.evaluation import evaluate, evaluate_paths
 from rnr_gym.experiments.formatting import percent
-from rnr_gym.experiments.results import ORACLE, Record
+from rnr_gym.experiments.results import ORACLE
 from rnr_gym.experiments.validation import validate
-from tests.fixtures.comparisons import compare_quickly, read_results, write_results
+from tests.fixtures.comparisons import COMPARED, SEEDS, compare_quickly, read_results, write_results
 from tests.fixtures.digits import ENV
 from tests.fixtures.files import snapshot
 
-REJECTED = r"does not hold|must have|answers differ when run again"
+REJECTED = r"does not hold|must have|answers differ when run again|paths differ when chosen again"
 
 
 @pytest.fixture(autouse=True)
@@ -208,46 +213,155 @@ def test_validate_rejects_changed_results(copy_dir, change):
         validate(copy_dir)
 
 
-def records_with_static(copy_dir, content, source, name):
-    """The records of a report, with a router charged as if it were a static network."""
-    records = []
-    with np.load(copy_dir / "paths.npz") as arrays:
-        for i, row in enumerate(content["rows"]):
-            # A static network pays for neither the glance nor exits that do not answer.
-            static = row["static"] or row["router"] == name
+def opened(report_dir):
+    """What a report is about, and its testbed."""
+    content = read_results(report_dir)
+    fit_config = FitConfig(env=content["env"], kwargs=content["arguments"])
+    return fit_config, results.Testbed.open(fit_config)
 
-            evaluation = evaluate_paths(
-                source,
-                arrays[f"path_{i}"],
-                static=static,
-                decision_macs=row["decision_macs"],
-            )
-            record = Record(
-                router=row["router"],
-                seed=row["seed"],
-                tradeoff=row["tradeoff"],
-                static=static,
-                decision_macs=row["decision_macs"],
-                seconds=row["seconds"],
-                evaluation=evaluation,
-            )
-            records.append(record)
-    return records
+
+def stored_records(report_dir):
+    """The records that a report was written from."""
+    _, testbed = opened(report_dir)
+    return list(evaluate_routers(COMPARED, SEEDS, report_dir, testbed))
+
+
+def rewrite(report_dir, records):
+    """Write a report anew, so that everything in it follows from the records."""
+    fit_config, testbed = opened(report_dir)
+    report.write(report_dir, fit_config, SEEDS, records, testbed)
+
+
+def as_confidence_costs_nothing(report_dir, record):
+    """A static network pays for neither the glance nor exits that do not answer."""
+    if record.router != "confidence":
+        return record
+    _, testbed = opened(report_dir)
+    evaluation = evaluate_paths(testbed.source, record.evaluation.path, static=True)
+    return record._replace(static=True, decision_macs=0, evaluation=evaluation)
+
+
+def test_validate_accepts_rewritten_report(copy_dir):
+    """So that what is rejected below is rejected for what was changed."""
+    rewrite(copy_dir, stored_records(copy_dir))
+    validate(copy_dir)
 
 
 def test_validate_rejects_false_static_charge(copy_dir):
     """Even if all other figures follow from it."""
-    content = read_results(copy_dir)
-    fit_config = FitConfig(env=content["env"], kwargs=content["arguments"])
-    testbed = results.Testbed.open(fit_config)
-    records = records_with_static(copy_dir, content, testbed.source, "confidence")
-    comparison = figures.compare_records(records, testbed).to_json()
-    forged = content | json.loads(json.dumps(comparison))
-    assert row_of(forged, "confidence")["compute"] < row_of(content, "confidence")["compute"]
-
-    write_results(copy_dir, forged)
+    records = [as_confidence_costs_nothing(copy_dir, record) for record in stored_records(copy_dir)]
+    rewrite(copy_dir, records)
     with pytest.raises(ValueError, match=r"`rows\[\d+\].static` does not hold"):
         validate(copy_dir)
+
+
+def test_validate_rejects_oracle_as_learner(copy_dir):
+    """The paths of the oracle, given out as a learner's."""
+    records = stored_records(copy_dir)
+    oracle = {record.tradeoff: record for record in records if record.router == ORACLE}
+    forged = []
+    for record in records:
+        if record.router == "ppo":
+            record = record._replace(evaluation=oracle[record.tradeoff].evaluation)
+        forged.append(record)
+    rewrite(copy_dir, forged)
+    with pytest.raises(ValueError, match=r"row \d+ \(ppo, seed 0\): \d+ paths differ when chosen"):
+        validate(copy_dir)
+
+
+@pytest.mark.parametrize("name", ["static", "confidence"])
+def test_validate_rejects_weaker_paths_of_rival(copy_dir, name):
+    """A rival's rows with the cheapest path, which its file does not choose."""
+    fit_config, testbed = opened(copy_dir)
+    cheapest = fit_cheapest(fit_config)
+    forged = []
+    for record in stored_records(copy_dir):
+        if record.router == name:
+            evaluation = evaluate(testbed.source, cheapest, record.tradeoff)
+            record = record._replace(evaluation=evaluation)
+        forged.append(record)
+    rewrite(copy_dir, forged)
+    with pytest.raises(
+        ValueError, match=rf"\({name}, seed 0\): \d+ paths differ when chosen again"
+    ):
+        validate(copy_dir)
+
+
+def test_validate_rejects_weaker_rival(copy_dir):
+    """A rival whose file was weakened, with rows that follow from the file."""
+    file = router_dir(copy_dir, "confidence", 0) / ROUTER_FILE
+    tensors, metadata = storage.load_tensors(file)
+    # It goes on where it was fitted to stop, at any trade-off.
+    thresholds = metadata["router"]["thresholds"]
+    metadata["router"]["thresholds"] = [1.0] * len(thresholds)
+    storage.save_tensors(file, tensors, metadata)
+    rewrite(copy_dir, stored_records(copy_dir))
+    with pytest.raises(ValueError, match=r"`routers/confidence-0` does not hold"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_exchanged_routers(copy_dir):
+    first = router_dir(copy_dir, "ppo", 0)
+    first.rename(copy_dir / "aside")
+    router_dir(copy_dir, "ppo", 1).rename(first)
+    (copy_dir / "aside").rename(router_dir(copy_dir, "ppo", 1))
+    with pytest.raises(ValueError, match=r"`routers/ppo-0.seed` does not hold"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_other_agent(copy_dir):
+    """A router that was fitted well, given out as another one."""
+    shutil.rmtree(router_dir(copy_dir, "ppo", 1))
+    shutil.copytree(router_dir(copy_dir, "confidence", 0), router_dir(copy_dir, "ppo", 1))
+    with pytest.raises(ValueError, match=r"`routers/ppo-1.agent` does not hold"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_zeroed_weights(copy_dir):
+    file = router_dir(copy_dir, "ppo", 1) / ROUTER_FILE
+    tensors, metadata = storage.load_tensors(file)
+    zeroed = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    storage.save_tensors(file, zeroed, metadata)
+    with pytest.raises(ValueError, match=r"\(ppo, seed 1\): \d+ paths differ when chosen again"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_false_answers_on_few_images(copy_dir):
+    """More than rounding explains, though all figures follow from them."""
+    labels = FitConfig(ENV).source("test").labels
+    forged = []
+    for record in stored_records(copy_dir):
+        if record.router == "ppo":
+            prediction = record.evaluation.prediction.copy()
+            wrong = np.flatnonzero(prediction != labels)[: max(1, len(labels) // 50)]
+            prediction[wrong] = labels[wrong]
+            evaluation = record.evaluation._replace(
+                prediction=prediction, correct=prediction == labels
+            )
+            record = record._replace(evaluation=evaluation)
+        forged.append(record)
+    rewrite(copy_dir, forged)
+    with pytest.raises(ValueError, match=r"\(ppo, seed 0\): \d+ answers differ when run again"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_difference_above_rounding(copy_dir):
+    """Half a thousandth is no rounding."""
+    content = read_results(copy_dir)
+    row_of(content, "ppo")["loss"] *= 1.0005
+    row_of(content, "ppo")["accuracy"] += 0.0005
+    write_results(copy_dir, content)
+    with pytest.raises(ValueError, match=REJECTED):
+        validate(copy_dir)
+
+
+def test_validate_accepts_report_on_other_thread_count(report_dir):
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        validate(report_dir)
+    finally:
+        torch.set_num_threads(before)
 
 
 def change_arrays(report_dir, name, change):
@@ -268,7 +382,7 @@ def test_validate_rejects_changed_path(copy_dir, router):
     """The path of a single image is enough."""
     row_idx = first_row_idx(read_results(copy_dir), router) + 5
     change_arrays(copy_dir, f"path_{row_idx}", other_first_path)
-    with pytest.raises(ValueError, match=r"does not hold|answers differ when run again"):
+    with pytest.raises(ValueError, match=REJECTED):
         validate(copy_dir)
 
 
