@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym import agents, storage
+from rnr_gym import agents, checks, storage
 from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.backbones import Backbone, zoo
 from rnr_gym.backbones import weights as weight_files
@@ -69,6 +70,8 @@ class BudgetCurve(NamedTuple):
         Raises `ValueError` if `compute` is below the cheapest that was measured, or above both 1
         and the most that was measured.
         """
+        if not checks.is_number(compute):
+            raise ValueError(f"`compute` must be a number, got {compute!r}")
         # A measured curve may rise in places. What remains falls strictly, so it can be inverted.
         falling = np.minimum.accumulate(np.array(self.compute))
         kept = np.concatenate([[True], np.diff(falling) < 0])
@@ -166,14 +169,8 @@ class RoutedClassifier(ModelHubMixin):
         return self._routed(state, state.macs)
 
     def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
-        shape_fits = tuple(images.shape[1:]) == self.backbone.image_shape
-        dtype_fits = images.dtype == torch.uint8 or images.is_floating_point()
-        if not (shape_fits and dtype_fits):
-            shape = ", ".join(map(str, self.backbone.image_shape))
-            raise ValueError(
-                f"`images` must be uint8 or float (N, {shape}), got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
+        # Before they are moved.
+        self.backbone.check_images(images)
         return Traversal.start(self.backbone, images.to(self.backbone.device), exits)
 
     def _routed(self, state: Traversal, macs: NDArray[np.int64]) -> Routed:
@@ -220,9 +217,11 @@ class RoutedClassifier(ModelHubMixin):
             device: where it runs.
             hub_kwargs: `revision`, `cache_dir`, `token` and other arguments of the hub's client.
 
-        Raises `ValueError` if there is no bundled router of that agent for those weights.
+        Raises `ValueError` if there is no bundled router of that agent for those weights, or
+        neither a folder nor a model of that name.
         """
-        name = str(pretrained_model_name_or_path)
+        name = checks.path("pretrained_model_name_or_path", pretrained_model_name_or_path)
+        checks.choice("weights", weights, weight_files.BUNDLED)
         chosen_agent = agent or DEFAULT_AGENT
         router_file = weight_files.router_file(name, chosen_agent, weights)
         # A name with a slash is a path or an id of the hub, whatever is bundled. Route tables have
@@ -232,19 +231,25 @@ class RoutedClassifier(ModelHubMixin):
             backbone_file = weight_files.backbone_file(name, weights)
             return cls._from_files(backbone_file, router_file, device)
 
-        if weights not in weight_files.BUNDLED:
-            raise ValueError(
-                f"`weights` must be one of {', '.join(weight_files.BUNDLED)}, got {weights!r}"
-            )
+        bundled = []
+        for classifier_name, agent_names in bundled_classifiers().items():
+            bundled.append(f"{classifier_name} ({', '.join(agent_names)})")
         if agent is not None or weights != "pretrained":
-            bundled = []
-            for classifier_name, agent_names in bundled_classifiers().items():
-                bundled.append(f"{classifier_name} ({', '.join(agent_names)})")
             raise ValueError(
                 f"`agent` must be that of a bundled classifier, {', '.join(bundled)}, got "
                 f"{agent!r} for {name!r}, {weights}"
             )
-        classifier: RoutedClassifier = super().from_pretrained(name, device=device, **hub_kwargs)
+        try:
+            classifier: RoutedClassifier = super().from_pretrained(
+                name, device=device, **hub_kwargs
+            )
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"`pretrained_model_name_or_path` must be one of {', '.join(bundled)}, a folder, "
+                f"or a model of the Hugging Face hub, got {name!r}: there is no folder "
+                f"{str(Path(name).absolute())!r}, and the hub has none ({reason})"
+            ) from error
         return classifier
 
     @classmethod
@@ -262,7 +267,7 @@ class RoutedClassifier(ModelHubMixin):
     @classmethod
     def _from_files(cls, backbone_file: Path, router_file: Path, device: str) -> RoutedClassifier:
         # First, so that a mistyped device does not cost loading the files.
-        zoo.check_device(device)
+        device = checks.device(device)
         # Not `zoo.named`, whose backbones are shared: the caller may change the weights.
         backbone = zoo.load(backbone_file).to(device).to(memory_format=torch.channels_last)
         # Whether exits are on is part of the routing problem that the router is checked against.

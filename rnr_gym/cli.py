@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from rnr_gym import checks
 from rnr_gym.registration import registered_kwargs
 
 if TYPE_CHECKING:
@@ -118,13 +119,12 @@ def pretrain(
         bf16: run convolutions in bfloat16.
         data_root: folder of the images.
     """
-    from rnr_gym.backbones import zoo
     from rnr_gym.experiments.pretraining import pretrain_backbone
 
     registered_kwargs(env)
-    _check_at_least_one("epochs", epochs)
-    _check_at_least_one("glance_epochs", glance_epochs)
-    zoo.check_device(device)
+    _at_least("epochs", epochs, 1)
+    _at_least("glance_epochs", glance_epochs, 1)
+    checks.device(device)
 
     options: dict[str, Any] = {"epochs": epochs, "glance_epochs": glance_epochs}
     given = {option: value for option, value in options.items() if value is not None}
@@ -196,14 +196,12 @@ def finetune(
             full path answers; if left out, three times those of pretraining.
         device: where the backbone is trained: cpu, or cuda.
     """
-    from rnr_gym.backbones import zoo
     from rnr_gym.experiments.finetuning import alternate
 
-    _check_at_least_one("rounds", rounds)
-    _check_at_least_one("epochs", epochs)
-    if glance_epochs is not None and glance_epochs < 0:
-        raise ValueError(f"`glance_epochs` must be 0 or above, got {glance_epochs}")
-    zoo.check_device(device)
+    _at_least("rounds", rounds, 1)
+    _at_least("epochs", epochs, 1)
+    _at_least("glance_epochs", glance_epochs, 0)
+    checks.device(device)
     folder = alternate(run, out, rounds, epochs, glance_epochs, device)
     console.print(
         f"wrote {folder}; now `rnr-gym evaluate {folder / 'run'}`, or "
@@ -285,8 +283,8 @@ def compare(
         agent(name)
     if len(set(names)) < len(names):
         raise ValueError(f"`agents` must name each router once, got {', '.join(names)}")
-    _check_at_least_one("jobs", jobs)
-    _check_at_least_one("seeds", seeds)
+    _at_least("jobs", jobs, 1)
+    _at_least("seeds", seeds, 1)
 
     fit_config = _fit_config(
         env=env, exits=exits, weights=weights, data_root=data_root, seed=0, steps=steps
@@ -341,9 +339,10 @@ def render(
     console.print(f"wrote {out}, {frames} frames", soft_wrap=True)
 
 
-def _check_at_least_one(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"`{option}` must be at least 1, got {value}")
+def _at_least(option: str, value: int | None, low: int) -> None:
+    """Check a number that may be left out."""
+    if value is not None:
+        checks.integer(option, value, low)
 
 
 def _fit_config(
@@ -359,7 +358,7 @@ def _fit_config(
     from rnr_gym.agents import FitConfig
 
     registered_kwargs(env)
-    _check_at_least_one("steps", steps)
+    _at_least("steps", steps, 1)
     # Only what differs from the defaults is recorded.
     kwargs: dict[str, Any] = {}
     if not exits:

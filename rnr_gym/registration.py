@@ -6,6 +6,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from rnr_gym import checks
+
 IDS: dict[str, dict[str, Any]] = {
     "RNR-Digits-v0": {"dataset": "digits", "backbone": "rnr-digits"},
     "RNR-Digits-Channels-v0": {"dataset": "digits", "backbone": "rnr-digits-channels"},
@@ -44,6 +46,4 @@ def registered_kwargs(env: str) -> dict[str, Any]:
 
     Raises `ValueError`, with a list of the ids, if there is no such id.
     """
-    if env not in IDS:
-        raise ValueError(f"`env` must be one of {', '.join(IDS)}, got {env!r}")
-    return IDS[env]
+    return IDS[checks.choice("env", env, IDS)]

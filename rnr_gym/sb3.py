@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from rnr_gym import checks
 from rnr_gym.envs.vector import RoutingVectorEnv
+from rnr_gym.registration import registered_kwargs
 
 
 def vec_env(
@@ -33,6 +35,9 @@ def vec_env(
         >>> envs = vec_env("RNR-Digits-v0", 64, backend="table")
         >>> model = PPO("MlpPolicy", envs, gamma=1.0)
     """
+    registered_kwargs(env)
+    if seed is not None:
+        seed = checks.seed(seed)
     native = gym.make_vec(
         env,
         num_envs=num_envs,

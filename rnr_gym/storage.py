@@ -21,6 +21,8 @@ PARTIAL = ".part"
 """Suffix of files that are being written."""
 HEADER = "rnr_gym"
 """Key of the safetensors header under which the metadata is kept as JSON."""
+DIGEST = "digest"
+"""Key of the header for the digest of the tensors, by which a file that was changed is known."""
 
 
 def cache_dir() -> Path:
@@ -106,11 +108,19 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
-    """Write named tensors, and `metadata` (anything JSON can hold) in the file's header."""
+    """Write named tensors, and `metadata` (anything JSON can hold) in the file's header.
+
+    Raises `OSError` if there is no room.
+    """
     # Copies, because safetensors rejects tensors that share memory.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as partial:
-        save_file(copies, partial, metadata={HEADER: json.dumps(metadata)})
+        try:
+            header = {HEADER: json.dumps(metadata), DIGEST: digest(copies)}
+            save_file(copies, partial, metadata=header)
+        # What is an OSError for Python, a full disk among others.
+        except SafetensorError as error:
+            raise OSError(f"{str(path)!r} cannot be written ({error})") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -142,7 +152,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(
             f"`path` must be a file written by rnr_gym, got {shown}, which lacks its header"
         )
-    return tensors, json.loads(header[HEADER])
+    try:
+        metadata = json.loads(header[HEADER])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`path` must have JSON in its header, got {shown}, where it is damaged ({error})"
+        ) from error
+    # Files of older versions have no digest.
+    if DIGEST in header and header[DIGEST] != digest(tensors):
+        raise ValueError(
+            f"`path` must hold the tensors that were written to it, got {shown}, where they were "
+            "changed since; download or train it again"
+        )
+    return tensors, metadata
 
 
 def flattened(

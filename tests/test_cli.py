@@ -182,7 +182,7 @@ def test_finetune_names_next_commands(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", ["rounds", "epochs"])
 def test_finetune_needs_at_least_one(tmp_path, option):
     output = fails(tmp_path, "finetune", tmp_path, "--out", tmp_path / "out", f"--{option}", 0)
-    assert f"`{option}` must be at least 1, got 0" in output
+    assert f"`{option}` must be a whole number of at least 1" in output
 
 
 def command_into(command, out):
@@ -245,9 +245,18 @@ PRETRAIN = ["pretrain", ENV, "--out", "OUT"]
 RENDER = ["render", ENV, "--out", "OUT"]
 NO_RUN = "holds no run; make one with `rnr-gym train`"
 INVALID = {
-    "compare seeds": ([*COMPARE, "--seeds", 0], "`seeds` must be at least 1, got 0"),
-    "compare steps": ([*COMPARE, "--steps", 0], "`steps` must be at least 1, got 0"),
-    "compare jobs": ([*COMPARE, "--jobs", -1], "`jobs` must be at least 1, got -1"),
+    "compare seeds": (
+        [*COMPARE, "--seeds", 0],
+        "`seeds` must be a whole number of at least 1",
+    ),
+    "compare steps": (
+        [*COMPARE, "--steps", 0],
+        "`steps` must be a whole number of at least 1",
+    ),
+    "compare jobs": (
+        [*COMPARE, "--jobs", -1],
+        "`jobs` must be a whole number of at least 1",
+    ),
     "compare agent in list": (
         [*COMPARE, "--agents", "ppo", "sarsa"],
         f"`agent` must be one of {', '.join(AGENTS)}, got 'sarsa'",
@@ -256,26 +265,32 @@ INVALID = {
         [*COMPARE, "--agents", "full", "full"],
         "`agents` must name each router once, got full, full",
     ),
-    "train steps": ([*TRAIN, "--steps", 0], "`steps` must be at least 1, got 0"),
+    "train steps": ([*TRAIN, "--steps", 0], "`steps` must be a whole number of at least 1"),
     "train weights": (
         [*TRAIN, "--agent", "full", "--weights", "/no/such/file"],
         "`weights` must be 'pretrained', 'finetuned', a file, or None for random ones, "
         "got '/no/such/file'",
     ),
-    "pretrain epochs": ([*PRETRAIN, "--epochs", 0], "`epochs` must be at least 1, got 0"),
+    "pretrain epochs": (
+        [*PRETRAIN, "--epochs", 0],
+        "`epochs` must be a whole number of at least 1",
+    ),
     "pretrain glance epochs": (
         [*PRETRAIN, "--glance-epochs", 0],
-        "`glance_epochs` must be at least 1, got 0",
+        "`glance_epochs` must be a whole number of at least 1",
     ),
     "pretrain epochs of cifar10": (
         ["pretrain", "RNR-CIFAR10-v0", "--out", "OUT", "--epochs", 0],
-        "`epochs` must be at least 1, got 0",
+        "`epochs` must be a whole number of at least 1",
     ),
     "data name": (
         ["data", "mnist"],
         "`dataset` must be one of digits, cifar10, cifar10-corrupted, cifar100, got 'mnist'",
     ),
-    "render episodes": ([*RENDER, "--episodes", 0], "`episodes` must be at least 1, got 0"),
+    "render episodes": (
+        [*RENDER, "--episodes", 0],
+        "`episodes` must be a whole number of at least 1",
+    ),
     "render run": ([*RENDER, "--run", "OUT"], NO_RUN),
     "evaluate run": (["evaluate", "OUT"], NO_RUN),
     "validate report": (

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from rnr_gym import storage
+from rnr_gym import checks, storage
 from rnr_gym.agents import (
     blind,
     blockdrop,
@@ -193,9 +193,7 @@ paths are always added.
 
 def agent(name: str) -> Agent:
     """The agent of that name; raises `ValueError`, which lists the names, if there is none."""
-    if name not in AGENTS:
-        raise ValueError(f"`agent` must be one of {', '.join(AGENTS)}, got {name!r}")
-    return AGENTS[name]
+    return AGENTS[checks.choice("agent", name, AGENTS)]
 
 
 def check(name: str, fit_config: FitConfig) -> None:
@@ -224,15 +222,29 @@ def load(path: Path, spec: RoutingSpec) -> tuple[FittedRouter, dict[str, Any]]:
         FileNotFoundError: there is no file.
     """
     tensors, metadata = storage.load_tensors(path)
-    if "agent" not in metadata or "router" not in metadata:
+    if not isinstance(metadata, dict) or not {"agent", "router"} <= metadata.keys():
         raise ValueError(
             f"`path` must be a router file as `rnr-gym train` writes it, got {str(path)!r}"
         )
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"`{name}` of {str(path)!r} must be finite, got NaN or infinity")
     # The problem is optional: a router may be saved with nothing but its agent's name.
     if metadata.get("problem") not in (None, spec.digest):
         raise ValueError(
             f"`path` must be a router for this backbone, got {str(path)!r}, fitted to problem "
             f"{metadata['problem']}, not {spec.digest}"
         )
-    router = agent(metadata["agent"]).from_state_dict(spec, tensors, metadata["router"])
+    try:
+        restore = agent(metadata["agent"]).from_state_dict
+        router = restore(spec, tensors, metadata["router"])
+    except KeyError as error:
+        raise ValueError(f"{error} is missing in router file {str(path)!r}") from error
+    # What torch says of tensors that do not fit has several lines.
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"`path` must be a router file that holds what its agent needs, got {str(path)!r} "
+            f"({checks.shortened(reason)})"
+        ) from error
     return router, metadata

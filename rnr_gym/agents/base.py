@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym import checks
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing import route_table
 from rnr_gym.routing.path_tree import num_prefixes
 from rnr_gym.routing.protocols import RoutingSource
-from rnr_gym.routing.rewards import TRADEOFF_RANGE
+from rnr_gym.routing.rewards import TRADEOFF_RANGE, check_tradeoff
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.sources import open_source
 from rnr_gym.routing.spec import RoutingSpec
@@ -39,6 +41,8 @@ class FitConfig:
         tradeoffs: λ while learning, (low, high).
         run_dir: where checkpoints and TensorBoard logs are written; None for nowhere.
         progress: whether to show a progress bar.
+
+    Raises `ValueError` for an unknown id and for values out of range.
     """
 
     env: str
@@ -48,6 +52,20 @@ class FitConfig:
     tradeoffs: tuple[float, float] = TRADEOFF_RANGE
     run_dir: Path | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        registered_kwargs(self.env)
+        if not isinstance(self.kwargs, Mapping):
+            raise ValueError(f"`kwargs` must be a dict, got {self.kwargs!r}")
+        fixed = sorted({"split", "tradeoff"} & self.kwargs.keys())
+        if fixed:
+            raise ValueError(f"`kwargs` must not hold `{fixed[0]}`, got {dict(self.kwargs)!r}")
+        checks.seed(self.seed)
+        if self.steps is not None:
+            checks.integer("steps", self.steps, 1)
+        if check_tradeoff(self.tradeoffs)[0] == 0.0:
+            raise ValueError(f"`tradeoffs` must lie above 0, got {self.tradeoffs!r}")
+        checks.flag("progress", self.progress)
 
     def source_kwargs(self, split: str) -> dict[str, Any]:
         """The keyword arguments that open what this environment routes on a split.
@@ -88,6 +106,22 @@ def needs_table(agent: str, env: str) -> str:
         f'most {route_table.LIMIT:,} prefixes x images, and `backend="live"` makes none; choose '
         "other agents"
     )
+
+
+def check_widths(name: str, widths: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` unless the tensors of a file can be those of layers with these widths.
+
+    Before a network is made of them, which could need any amount of memory.
+    """
+    num_values = sum(tensor.numel() for tensor in tensors.values())
+    for width in widths:
+        checks.integer(name, width, 1, num_values)
+    for width, next_width in pairwise(widths):
+        if width * next_width > num_values:
+            raise ValueError(
+                f"`{name}` must be widths of the {num_values:,} values of the file, got "
+                f"{list(widths)}"
+            )
 
 
 class RouterBase(ABC):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rnr_gym.agents import recipes
-from rnr_gym.agents.base import FitConfig, RouterBase
+from rnr_gym.agents.base import FitConfig, RouterBase, check_widths
 from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.reinforce import drawn_batch, entropy, episode_returns
 from rnr_gym.routing.observations import layers_of
@@ -130,6 +130,7 @@ class BlockDropRouter(RouterBase):
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
         restored = Config(**config)
+        check_widths("hidden", [restored.hidden], tensors)
         network = policy_network(spec, restored, seed=0)
         network.load_state_dict(tensors)
         return cls(spec, network, restored)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym import checks
 from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import RoutingSource
@@ -75,11 +76,10 @@ class ConfidenceRouter(RouterBase):
         config: dict[str, Any],
     ) -> Self:
         """The router with the trade-offs and thresholds in `config`."""
-        return cls(
-            spec,
-            tradeoffs=np.array(config["tradeoffs"]),
-            thresholds=np.array(config["thresholds"]),
-        )
+        tradeoffs = checks.ascending("tradeoffs", config["tradeoffs"], 0.0)
+        shape = (len(tradeoffs),)
+        thresholds = checks.numbers("thresholds", config["thresholds"], shape, 0.0, NEVER)
+        return cls(spec, tradeoffs, thresholds)
 
 
 def fit(fit_config: FitConfig) -> ConfidenceRouter:

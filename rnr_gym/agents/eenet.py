@@ -117,7 +117,9 @@ class EenetRouter(RouterBase):
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
         rule = ThresholdsRouter.from_state_dict(spec, {}, config)
-        return cls(spec, rule, Networks(**tensors))
+        blank = inputs(np.ones((1, spec.num_classes)), np.zeros((1, spec.num_layers)))
+        members = spec.num_paths * spec.num_layers
+        return cls(spec, rule, Networks.restored(tensors, members, blank.shape[1], 1))
 
 
 def fit(fit_config: FitConfig) -> EenetRouter:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from rnr_gym import checks
 from rnr_gym.agents import thresholds
 from rnr_gym.agents.base import FitConfig, RouterBase, needs_table
 from rnr_gym.agents.folds import originals
@@ -118,11 +119,19 @@ class FqiRouter(RouterBase):
         config: dict[str, Any],
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
+        tradeoffs = checks.ascending("tradeoffs", config["tradeoffs"], 0.0)
+        blank = np.zeros((1, spec.layout.size), np.float32)
+        networks = Networks.restored(
+            tensors,
+            members=spec.num_layers,
+            num_inputs=inputs(spec.layout, blank).shape[1],
+            num_outputs=spec.num_paths * len(tradeoffs),
+        )
         return cls(
             spec,
-            networks=Networks(**tensors),
-            tradeoffs=np.array(config["tradeoffs"]),
-            margins=np.array(config["margins"]),
+            networks=networks,
+            tradeoffs=tradeoffs,
+            margins=checks.numbers("margins", config["margins"], (len(tradeoffs),)),
             fallback=ThresholdsRouter.from_state_dict(spec, {}, config["fallback"]),
         )
 

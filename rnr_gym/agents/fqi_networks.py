@@ -56,6 +56,24 @@ class Networks(NamedTuple):
             bias_out=torch.zeros(members, 1, num_outputs, requires_grad=True),
         )
 
+    @classmethod
+    def restored(
+        cls, tensors: dict[str, Tensor], members: int, num_inputs: int, num_outputs: int
+    ) -> Networks:
+        """Networks from the tensors of a file; raises `ValueError` if they do not fit."""
+        hidden = tensors["weight_in"].shape[-1]
+        shapes = {
+            "weight_in": (members, num_inputs, hidden),
+            "bias_in": (members, 1, hidden),
+            "weight_out": (members, hidden, num_outputs),
+            "bias_out": (members, 1, num_outputs),
+        }
+        for name, shape in shapes.items():
+            found = tuple(tensors[name].shape)
+            if found != shape:
+                raise ValueError(f"`{name}` must have shape {shape}, got {found}")
+        return cls(**tensors)
+
     def __call__(self, inputs: Tensor) -> Tensor:
         hidden = torch.tanh(torch.baddbmm(self.bias_in, inputs, self.weight_in))  # (F, B, H)
         return torch.baddbmm(self.bias_out, hidden, self.weight_out)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from rnr_gym import storage
 from rnr_gym.agents import recipes
-from rnr_gym.agents.base import CHECKPOINT, FitConfig
+from rnr_gym.agents.base import CHECKPOINT, FitConfig, check_widths
 from rnr_gym.agents.recurrent import RecurrentRouter, cleared
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
 from rnr_gym.agents.rnr_dqn_replay import Episodes, Replay
@@ -111,6 +111,10 @@ class RnrDqnRouter(RecurrentRouter):
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
         restored = Config(**{**config, "epsilon": tuple(config["epsilon"])})
+        widths = [restored.embedding, restored.hidden]
+        if restored.recurrent:
+            widths.append(restored.hidden)
+        check_widths("embedding", widths, tensors)
         network = q_network(spec, restored, seed=0)
         network.load_state_dict(tensors)
         return cls(spec, network, restored)

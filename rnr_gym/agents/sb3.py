@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from rnr_gym import storage
 from rnr_gym.agents import dqn, ppo
-from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase
+from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase, check_widths
 from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.recipes import Recipe, for_dataset
 from rnr_gym.envs.routing import observation_space
@@ -129,6 +129,7 @@ class Sb3Router(RouterBase):
         config: dict[str, Any],
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
+        check_widths("net", config["net"], tensors)
         # The class to import is named by the recipe, never by the file.
         recipe = replace(
             RECIPES[config["recipe"]],

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rnr_gym.agents import recipes
-from rnr_gym.agents.base import FitConfig, needs_table
+from rnr_gym.agents.base import FitConfig, check_widths, needs_table
 from rnr_gym.agents.recurrent import RecurrentRouter
 from rnr_gym.agents.reinforce import Batch, drawn_batch, entropy, episode_returns
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
@@ -81,6 +81,7 @@ class SkipNetRouter(RecurrentRouter):
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
         restored = Config(**config)
+        check_widths("embedding", [restored.embedding, restored.hidden, restored.hidden], tensors)
         network = gates(spec, restored, seed=0)
         network.load_state_dict(tensors)
         return cls(spec, network, restored)

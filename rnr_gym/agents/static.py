@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym import checks
 from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import RoutingSource
@@ -92,11 +93,26 @@ class StaticRouter(RouterBase):
         config: dict[str, Any],
     ) -> Self:
         """The router with the paths and edges in `config`."""
-        return cls(
-            spec,
-            paths=np.array(config["paths"], np.int8),
-            edges=np.array(config["edges"], np.float64),
-        )
+        shape = (None, spec.num_layers)
+        paths = checks.numbers("paths", config["paths"], shape, -1, spec.full_path).astype(np.int8)
+        edges = checks.ascending("edges", config["edges"], 0.0)
+        if len(edges) != len(paths) - 1:
+            raise ValueError(f"`edges` must lie between {len(paths)} paths, got {len(edges)}")
+        for path in paths:
+            check_path(spec, path)
+        return cls(spec, paths, edges)
+
+
+def check_path(spec: RoutingSpec, path: NDArray[np.int8]) -> None:
+    """Raise `ValueError` unless a path `(T,)` is whole and valid."""
+    layer = 0
+    while layer < spec.num_layers and path[layer] >= 0 and spec.valid[layer, path[layer]]:
+        layer += 1
+        if spec.has_exits and path[layer - 1] == 0:
+            break
+    answered = layer == spec.num_layers or (layer > 0 and spec.has_exits and path[layer - 1] == 0)
+    if not answered or (path[layer:] != -1).any():
+        raise ValueError(f"`paths` must be whole, valid paths, got {path.tolist()}")
 
 
 def fit_full(fit_config: FitConfig) -> StaticRouter:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym import checks
 from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path, best_thresholds
 from rnr_gym.routing.observations import layers_of
@@ -89,12 +90,12 @@ class ThresholdsRouter(RouterBase):
         config: dict[str, Any],
     ) -> Self:
         """The router with the trade-offs, thresholds and sub-paths in `config`."""
-        return cls(
-            spec,
-            tradeoffs=np.array(config["tradeoffs"]),
-            thresholds=np.array(config["thresholds"]),
-            sub_paths=np.array(config["sub_paths"], np.int64),
-        )
+        tradeoffs = checks.ascending("tradeoffs", config["tradeoffs"], 0.0)
+        shape = (len(tradeoffs), spec.num_layers)
+        sub_paths = checks.indices("sub_paths", config["sub_paths"], len(tradeoffs))
+        checks.numbers("sub_paths", sub_paths, shape[:1], spec.first_sub_path, spec.full_path)
+        thresholds = checks.numbers("thresholds", config["thresholds"], shape, 0.0, NEVER)
+        return cls(spec, tradeoffs, thresholds, sub_paths)
 
 
 def fit(fit_config: FitConfig) -> ThresholdsRouter:

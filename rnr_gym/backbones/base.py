@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rnr_gym import checks
 from rnr_gym.backbones.blocks import Glance, PooledHead, ResidualGlance, WhitenedStem, strided
 from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import MacTable, conv_macs
@@ -104,8 +105,9 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         check_shape(image_shape, widths, blocks, exits)
-        if classes < 2:
-            raise ValueError(f"`classes` must be at least 2, got {classes}")
+        check_glance(glance_widths, glance_strides, checks.flag("whitened", whitened))
+        checks.integer("classes", classes, 2)
+        checks.integer("summary_groups", summary_groups, 0)
 
         self.config: dict[str, Any] = {
             "kind": self.kind,
@@ -166,10 +168,6 @@ class Backbone(nn.Module):
     def _build_glance(
         self, whitened: bool, widths: Sequence[int], strides: Sequence[int]
     ) -> Glance | ResidualGlance | None:
-        if whitened and strides:
-            raise ValueError(
-                f"`glance_strides` must be empty if the stem is whitened, got {list(strides)}"
-            )
         if not widths:
             return None
         if whitened:
@@ -225,7 +223,7 @@ class Backbone(nn.Module):
             arriving.update(width for width in layer.widths if width)
 
         groups = self.summary_groups
-        if groups < 0 or (groups and any(width % groups for width in arriving)):
+        if groups and any(width % groups for width in arriving):
             raise ValueError(
                 "`summary_groups` must be 0 or divide every width at which features arrive, "
                 f"{sorted(arriving)}, got {groups}"
@@ -324,6 +322,29 @@ class Backbone(nn.Module):
             return self.stem_width
         return int(self.layers[layer - 1].widths[prev_sub_path])
 
+    def check_images(self, images: Any) -> None:
+        """Raise `ValueError` unless these are images of the backbone's shape: uint8, or float 0..1.
+
+        Images in another range, such as floats in 0..255, would be classified all the same.
+        """
+        shape = ", ".join(map(str, self.image_shape))
+        if not isinstance(images, Tensor):
+            raise ValueError(
+                f"`images` must be a torch tensor (N, {shape}), got {type(images).__name__}"
+            )
+        dtype_fits = images.dtype == torch.uint8 or images.is_floating_point()
+        if not dtype_fits or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"`images` must be uint8 or float (N, {shape}), got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        if images.is_floating_point() and len(images):
+            low = float(images.detach().min())
+            high = float(images.detach().max())
+            # NaN compares as false.
+            if not 0.0 <= low <= high <= 1.0:
+                raise ValueError(f"`images` must lie in 0..1 if they are float, got {low}..{high}")
+
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise images `(N, C, H, W)` by the backbone's own pixel mean and standard deviation.
 
@@ -359,21 +380,37 @@ def check_shape(
     exits: Sequence[int],
 ) -> None:
     """Raise `ValueError` if image shape, stages and exits do not fit together."""
-    if len(image_shape) != 3 or min(image_shape) < 1:
+    if len(checks.integers("image_shape", image_shape, 1)) != 3:
+        raise ValueError(f"`image_shape` must be (channels, height, width), got {image_shape!r}")
+    checks.integers("widths", widths, 8)
+    checks.integers("blocks", blocks, 1)
+    if len(widths) != len(blocks) or not len(widths):
         raise ValueError(
-            f"`image_shape` must be (channels, height, width), got {tuple(image_shape)}"
-        )
-    if len(widths) != len(blocks) or not widths or min(blocks) < 1:
-        raise ValueError(
-            "`widths` and `blocks` must have one positive entry per stage, "
+            "`widths` and `blocks` must have one entry per stage, "
             f"got {list(widths)} and {list(blocks)}"
         )
     if any(width % 8 for width in widths) or list(widths) != sorted(widths):
         raise ValueError(f"`widths` must be ascending multiples of 8, got {list(widths)}")
 
     num_layers = sum(blocks)
+    checks.integers("exits", exits, 0)
     if any(not 1 <= layer < num_layers for layer in exits):
         raise ValueError(
             f"`exits` must name layers 1..{num_layers - 1} (layer 0 exits by the glance), "
             f"got {sorted(exits)}"
+        )
+
+
+def check_glance(widths: Sequence[int], strides: Sequence[int], whitened: bool) -> None:
+    """Raise `ValueError` if widths and strides of the glance do not fit together."""
+    checks.integers("glance_widths", widths, 1)
+    checks.integers("glance_strides", strides, 1)
+    if whitened and len(strides):
+        raise ValueError(
+            f"`glance_strides` must be empty if the stem is whitened, got {list(strides)}"
+        )
+    if not whitened and len(widths) != len(strides):
+        raise ValueError(
+            "`glance_widths` and `glance_strides` must have one entry per convolution, "
+            f"got {list(widths)} and {list(strides)}"
         )

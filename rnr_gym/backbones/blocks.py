@@ -208,11 +208,6 @@ class Glance(nn.Module):
         strides: Sequence[int],
     ) -> None:
         super().__init__()
-        if len(widths) != len(strides) or not widths:
-            raise ValueError(
-                "`glance` must have as many widths as strides, at least one, "
-                f"got {list(widths)} and {list(strides)}"
-            )
         self.width = widths[-1]
         self.macs = linear_macs(self.width, classes)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch
 from rnr_gym.backbones.layer import Layer, LayerSpec
@@ -240,10 +241,10 @@ class ChannelPrunedNet(Backbone):
 
 def check_groups(style: str, groups: int, widths: Sequence[int]) -> None:
     """Raise `ValueError` for an unknown style, or groups that are not multiples of 8 channels."""
-    if style not in ("residual", "vgg"):
-        raise ValueError(f'`style` must be "residual" or "vgg", got {style!r}')
-    if groups < 2 or any(width % (8 * groups) for width in widths):
+    checks.choice("style", style, ("residual", "vgg"))
+    checks.integer("groups", groups, 2)
+    checks.integers("widths", widths, 8)
+    if any(width % (8 * groups) for width in widths):
         raise ValueError(
-            "`widths` must be multiples of 8 * `groups` and `groups` at least 2, "
-            f"got {list(widths)} and {groups}"
+            f"`widths` must be multiples of 8 * `groups`, got {list(widths)} and {groups}"
         )

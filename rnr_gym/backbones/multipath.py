@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, round_to_eight
 from rnr_gym.backbones.layer import Layer, LayerSpec
@@ -183,8 +184,8 @@ def branch_widths(width: int, inner: Sequence[float]) -> list[int]:
 
 def check_fractions(inner: Sequence[float]) -> None:
     """Raise `ValueError` if inner widths are not ascending fractions ending in 1."""
-    if not inner or list(inner) != sorted(set(inner)) or inner[0] <= 0 or inner[-1] != 1:
+    is_numbers = isinstance(inner, Sequence) and all(map(checks.is_number, inner))
+    if not is_numbers or not inner or list(inner) != sorted({0, *inner})[1:] or inner[-1] != 1:
         raise ValueError(
-            "`inner` must be ascending fractions of the width, the last of them 1, "
-            f"got {list(inner)}"
+            f"`inner` must be ascending fractions of the width, the last of them 1, got {inner!r}"
         )

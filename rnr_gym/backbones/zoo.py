@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rnr_gym import checks
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
@@ -182,9 +185,55 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
             f"got {str(path)!r}, which has another ({_difference(expected, config)})"
         )
 
+    _check_declared(path, config, state_dict)
     backbone = from_config(config)
     backbone.load_state_dict(state_dict)
     return backbone.eval()
+
+
+def _check_declared(path: Path, config: Any, state_dict: dict[str, Tensor]) -> None:
+    """Raise `ValueError` unless a file holds the tensors of the architecture that it declares.
+
+    Before the network is made, which could need any amount of memory and time.
+    """
+    try:
+        _check_sizes(config, state_dict)
+        # Shapes without memory.
+        with torch.device("meta"):
+            declared = from_config(config).state_dict()
+    except KeyError as error:
+        raise ValueError(f"`config` of {str(path)!r} must have {error}, got {config}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`config` of {str(path)!r} must be a backbone's ({error})") from error
+
+    for name in sorted(declared.keys() | state_dict.keys()):
+        expected = _shape(declared.get(name))
+        found = _shape(state_dict.get(name))
+        if found != expected:
+            raise ValueError(f"`{name}` of {str(path)!r} must have shape {expected}, got {found}")
+        if not state_dict[name].isfinite().all():
+            raise ValueError(f"`{name}` of {str(path)!r} must be finite, got NaN or infinity")
+
+
+def _check_sizes(config: Any, state_dict: dict[str, Tensor]) -> None:
+    """Raise `ValueError` for an architecture of more layers or channels than the file can hold."""
+    if not isinstance(config, dict):
+        raise ValueError(f"`config` must be a dict, got {config!r}")
+    checks.choice("kind", config["kind"], KINDS)
+    num_values = sum(tensor.numel() for tensor in state_dict.values())
+    # Every layer has tensors of its own, and every group or branch has a batch-norm.
+    most = {"blocks": len(state_dict), "groups": len(state_dict)}
+    for name, value in config.items():
+        entries = value if isinstance(value, list) else [value]
+        if len(entries) > len(state_dict):
+            raise ValueError(f"`{name}` must have fewer entries than the file has tensors")
+        for entry in entries:
+            if isinstance(entry, int) and entry > most.get(name, num_values):
+                raise ValueError(f"`{name}` must fit into the file, got {checks.shortened(value)}")
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
 
 
 def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
@@ -194,17 +243,6 @@ def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
         if expected.get(key) != actual.get(key):
             entries.append(f"{key}: needs {expected.get(key)}, has {actual.get(key)}")
     return "; ".join(entries)
-
-
-def check_device(device: str) -> None:
-    """Raise `ValueError` for a device that torch cannot use here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`device` must be one that torch can use here, got {device!r} ({reason})"
-        ) from error
 
 
 def named(
@@ -224,8 +262,11 @@ def named(
         ValueError: the name, the weights or the device are unknown, the weights are not bundled, or
             they have another architecture.
     """
-    check_device(device)
-    return _shared(name, weights, seed, device)
+    if isinstance(weights, PathLike):
+        weights = str(weights)
+    if weights is not None and not isinstance(weights, str):
+        raise ValueError(f"`weights` must be a name, a file, or None, got {weights!r}")
+    return _shared(checks.path("backbone", name), weights, checks.seed(seed), checks.device(device))
 
 
 # All arguments by position: the cache would tell `named(a, b)` and `named(a, weights=b)` apart.
@@ -237,9 +278,6 @@ def _shared(name: str, weights: str | None, seed: int, device: str) -> Backbone:
 
 
 def _named(name: str, weights: str | None, seed: int) -> Backbone:
-    if weights is not None and not isinstance(weights, str | Path):
-        raise ValueError(f"`weights` must be a name, a file, or None, got {weights!r}")
-
     if name not in ARCHITECTURES:
         if not Path(name).is_file():
             raise ValueError(

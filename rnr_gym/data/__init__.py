@@ -1,6 +1,6 @@
 """Labelled images by data set and split, loaded once per process and shared read-only.
 
-May import `storage` only: data sets know neither networks nor environments.
+May import `storage` and `checks` only: data sets know neither networks nor environments.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Generator, Tensor
 
+from rnr_gym import checks
 from rnr_gym.data import augmentation, cifar, digits
 from rnr_gym.data.images import SPLITS, ImageSet
 
@@ -73,15 +74,12 @@ def dataset(name: str) -> Dataset:
 
     Raises `ValueError`, with a list of the names, if there is none.
     """
-    if name not in DATASETS:
-        raise ValueError(f"`dataset` must be one of {', '.join(DATASETS)}, got {name!r}")
-    return DATASETS[name]
+    return DATASETS[checks.choice("dataset", name, DATASETS)]
 
 
 def check_split(split: str) -> None:
     """Raise `ValueError` for an unknown split."""
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+    checks.choice("split", split, SPLITS)
 
 
 def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
@@ -96,7 +94,9 @@ def load(name: str, split: str, data_root: str | None = None, download: bool = T
     Raises `ValueError` for an unknown name or split, and what the data set raises.
     """
     check_split(split)
-    return _shared(name, split, data_root, download)
+    if data_root is not None:
+        data_root = checks.path("data_root", data_root)
+    return _shared(name, split, data_root, checks.flag("download", download))
 
 
 # All arguments by position: the cache would tell `load(a, b)` and `load(a, split=b)` apart.

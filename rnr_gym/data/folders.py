@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from rnr_gym import storage
@@ -55,12 +56,11 @@ def load(dataset_dir: Path, part: str, classes: tuple[str, ...], side: tuple[int
     # The digest in the name: files that change on disk are decoded again.
     name = f"{dataset_dir.name}-{part}-{_digest(files, side)}.safetensors"
     cached = storage.cache_dir() / "images" / name
-    try:
-        return _read(cached)
-    except (FileNotFoundError, ValueError):  # not there yet, or damaged
-        decoded = _decode(files, side, f"decode {dataset_dir.name}/{images_dir.name}")
-        _write(cached, decoded)
-        return decoded
+    decoded = _read(cached, files, side)
+    if decoded is None:
+        title = f"decode {dataset_dir.name}/{images_dir.name}"
+        decoded = _decode_into(cached, files, side, title)
+    return decoded
 
 
 def part_dir(dataset_dir: Path, part: str) -> Path:
@@ -98,12 +98,38 @@ def _check_classes(images_dir: Path, classes: tuple[str, ...]) -> None:
 
 
 def _digest(files: list[LabelledFile], side: tuple[int, int]) -> str:
-    """Twelve hexadecimal digits that change when a file is added, removed or written."""
+    """Twelve hexadecimal digits that change when a file is added, removed or changed."""
     parts = [repr(side).encode()]
+    # Their content, since sizes and times can be those of another folder's files.
     for label, file in files:
-        stat = file.stat()
-        parts.append(f"{label} {file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        try:
+            with file.open("rb", buffering=0) as content:
+                digest = hashlib.sha256(content.read()).digest()
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        parts.append(f"{label} ".encode() + digest)
     return storage.short_hash(*parts)
+
+
+def _decode_into(
+    cached: Path, files: list[LabelledFile], side: tuple[int, int], title: str
+) -> Decoded:
+    """Decode files and keep the result in the cache."""
+    try:
+        # Of several processes that start at once, one decodes and the others wait for it.
+        with storage.claimed(cached, wait=True):
+            decoded = _read(cached, files, side)
+            if decoded is None:
+                decoded = _decode(files, side, title)
+                images, labels = map(torch.from_numpy, decoded)
+                storage.save_tensors(cached, {"images": images, "labels": labels}, {})
+    except OSError as error:
+        megabytes = len(files) * 3 * side[0] * side[1] / 1e6
+        raise OSError(
+            f"`RNR_GYM_CACHE` must name a folder with room for {megabytes:.0f} MB of decoded "
+            f"images, got {str(cached.parent)!r} ({error}); nothing was written"
+        ) from error
+    return decoded
 
 
 def _decode(files: list[LabelledFile], side: tuple[int, int], title: str) -> Decoded:
@@ -115,6 +141,12 @@ def _decode(files: list[LabelledFile], side: tuple[int, int], title: str) -> Dec
     return images, labels
 
 
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"`data_root` must hold readable images, got {str(file)!r} ({error}); replace or remove it"
+    )
+
+
 def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
     """One image as RGB, uint8 `(3, H, W)`."""
     try:
@@ -122,10 +154,7 @@ def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
             pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
     # Pillow raises each of these for some broken files.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"`data_root` must hold readable images, got {str(file)!r} ({error}); "
-            "replace or remove it"
-        ) from error
+        raise _unreadable(file, error) from error
 
     if pixels.shape[:2] != side:
         raise ValueError(
@@ -135,20 +164,20 @@ def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
     return pixels.transpose(2, 0, 1)
 
 
-def _read(path: Path) -> Decoded:
-    tensors, _ = storage.load_tensors(path)
-    return tensors["images"].numpy(), tensors["labels"].numpy()
+def _read(path: Path, files: list[LabelledFile], side: tuple[int, int]) -> Decoded | None:
+    """What is in the cache; None, with a warning, if it is not what belongs there."""
+    if not path.exists():
+        return None
 
-
-def _write(path: Path, decoded: Decoded) -> None:
-    images, labels = decoded
-    tensors = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+    labels = [label for label, _ in files]
     try:
-        storage.save_tensors(path, tensors, {})
-    # A full disk is an OSError for Python and a SafetensorError for safetensors.
-    except (OSError, SafetensorError) as error:
-        megabytes = images.nbytes / 1e6
-        raise OSError(
-            f"`RNR_GYM_CACHE` must name a folder with room for {megabytes:.0f} MB of decoded "
-            f"images, got {str(path.parent)!r} ({error}); nothing was written"
-        ) from error
+        tensors, _ = storage.load_tensors(path)
+        images = tensors["images"].numpy()
+        if images.dtype != np.uint8 or images.shape != (len(files), 3, *side):
+            raise ValueError(f"its images are {images.dtype} {images.shape}")
+        if tensors["labels"].tolist() != labels:
+            raise ValueError("its labels are not those of the files")
+    except (ValueError, KeyError) as error:
+        warnings.warn(f"{path} is decoded again, for it is damaged: {error}", stacklevel=2)
+        return None
+    return images, np.array(labels, np.int64)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym import checks
+
 SPLITS = ("train", "route", "test")
 """`train` fits backbone weights, `route` fits routers and calibration, `test` is for final figures
 only."""
@@ -34,6 +36,10 @@ class ImageSet:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels", "original_id", "severity"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"`{name}` must be a NumPy array, got {type(array).__name__}")
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
                 f"`images` must be uint8 (N, C, H, W), got {self.images.dtype} {self.images.shape}"
@@ -43,9 +49,7 @@ class ImageSet:
             raise ValueError("`images` must hold at least one image, got none")
 
         for name in ("labels", "original_id", "severity"):
-            shape = getattr(self, name).shape
-            if shape != (count,):
-                raise ValueError(f"`{name}` must have shape ({count},), got {shape}")
+            checks.indices(name, getattr(self, name), count)
 
         lowest = self.labels.min()
         highest = self.labels.max()
@@ -85,7 +89,12 @@ class ImageSet:
             labels: int `(N,)`, 0 or above.
             classes: the class names in label order; None for "0", "1", ...
         """
-        labels = np.array(labels, np.int64)
+        if not isinstance(images, np.ndarray):
+            raise ValueError(f"`images` must be a NumPy array, got {type(images).__name__}")
+        # An empty list has no dtype of its own.
+        if len(labels) == 0:
+            labels = np.zeros(0, np.int64)
+        labels = checks.indices("labels", labels, len(images)).copy()
         if len(labels) and labels.min() < 0:
             raise ValueError(f"`labels` must be 0 or above, got {labels.min()}")
 

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from rnr_gym import checks
 from rnr_gym.envs.episodes import Episodes, StartOptions, terminal_info
 from rnr_gym.envs.rendering import RENDER_MODES, Scene, Window, frame, text
 from rnr_gym.routing.observations import CLIP, bounds
@@ -41,13 +42,7 @@ def reward_space(spec: RoutingSpec, reward: str) -> spaces.Box:
 
 def check_index(index: Any, size: int) -> int:
     """`options["index"]` as an int; raises `ValueError` if it is not one in 0..size - 1."""
-    # `True` is an int to Python, but not the position of an image.
-    is_whole = isinstance(index, int | np.integer) and not isinstance(index, bool)
-    if not is_whole or not 0 <= index < size:
-        raise ValueError(
-            f'`options["index"]` must be a whole number in 0..{size - 1}, got {index!r}'
-        )
-    return int(index)
+    return checks.integer('options["index"]', index, 0, size - 1)
 
 
 def check_kwargs(kwargs: Mapping[str, Any]) -> None:
@@ -64,6 +59,8 @@ def check_kwargs(kwargs: Mapping[str, Any]) -> None:
 
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
     """The options as a new dict; raises `ValueError` if one is not `known`."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"`options` must be a dict or None, got {options!r}")
     options = dict(options or {})
     unknown = sorted(options.keys() - set(known))
     if unknown:
@@ -188,11 +185,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         render_mode: str | None = None,
         **source_kwargs: Unpack[SourceKwargs],
     ) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(
-                f"`render_mode` must be None or one of {', '.join(RENDER_MODES)}, "
-                f"got {render_mode!r}"
-            )
+        if render_mode is not None:
+            checks.choice("render_mode", render_mode, RENDER_MODES)
         # Before the source is opened, which may download images.
         tradeoff_range = check_tradeoff(tradeoff)
         check_kwargs(source_kwargs)
@@ -200,7 +194,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.source = open_source(**source_kwargs)
         self.routing_spec = self.source.spec
         self.episodes = Episodes(self.source, 1, tradeoff_range, reward)
-        self.vector_reward = vector_reward
+        self.vector_reward = checks.flag("vector_reward", vector_reward)
         self.render_mode = render_mode
         self.window: Window | None = None
         self._load_images = partial(open_images, **source_kwargs)
@@ -232,6 +226,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
             seed: of the generator that draws images and trade-offs; None keeps the last one.
             options: may set `"index"` (of the image) and `"tradeoff"`.
         """
+        if seed is not None:
+            seed = checks.integer("seed", seed, 0)
         super().reset(seed=seed)
         options = check_options(options, ("index", "tradeoff"))
         start = StartOptions()

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from rnr_gym import checks
 from rnr_gym.envs.episodes import Episodes, StartOptions, Transition, terminal_info
 from rnr_gym.envs.rendering import frame
 from rnr_gym.envs.routing import (
@@ -64,13 +65,12 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         render_mode: str | None = None,
         **source_kwargs: Unpack[SourceKwargs],
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"`num_envs` must be a whole number above 0, got {num_envs!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"`render_mode` must be None or rgb_array, got {render_mode!r}")
+        num_envs = checks.integer("num_envs", num_envs, 1)
+        if render_mode is not None:
+            checks.choice("render_mode", render_mode, ("rgb_array",))
         # Before the source is opened, which may download images.
         tradeoff_range = check_tradeoff(tradeoff)
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
         # Gymnasium's `make_vec` may pass on an option of its own.
         source_kwargs.pop("disable_env_checker", None)  # type: ignore[typeddict-item]
         check_kwargs(source_kwargs)
@@ -79,7 +79,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         self.routing_spec = self.source.spec
         self.episodes = Episodes(self.source, num_envs, tradeoff_range, reward)
         self.num_envs = num_envs
-        self.vector_reward = vector_reward
+        self.vector_reward = checks.flag("vector_reward", vector_reward)
         self.render_mode = render_mode
         self.metadata = {**RoutingEnv.metadata, "autoreset_mode": self.autoreset_mode}
         self._load_images = partial(open_images, **source_kwargs)
@@ -231,16 +231,11 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         setattr(self, name, values)
 
     def _check_actions(self, actions: Any) -> Indices:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"`actions` must be whole numbers of shape ({self.num_envs},), "
-                f"got {actions.dtype} {actions.shape}"
-            )
+        actions = checks.indices("actions", actions, self.num_envs)
         highest = self.routing_spec.num_paths - 1
         if actions.min() < 0 or actions.max() > highest:
             raise ValueError(f"`actions` must lie in 0..{highest}, got {actions.tolist()}")
-        return actions.astype(np.int64)
+        return actions
 
     def _selected(self, mask: Any) -> Indices:
         """The sub-environments that a reset mask selects; all of them without one."""
@@ -263,11 +258,14 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         if seed is None:
             return [None] * self.num_envs
         # As Gymnasium's own vector environments count on from one number.
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + position for position in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {len(seed)}")
-        return list(seed)
+        if np.ndim(seed) == 0:  # type: ignore[arg-type]
+            first = checks.integer("seed", seed, 0)
+            return [first + position for position in range(self.num_envs)]
+
+        seeds = list(seed)  # type: ignore[arg-type]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"`seed` must be a number or {self.num_envs} of them, got {seed!r}")
+        return [None if one is None else checks.integer("seed", one, 0) for one in seeds]
 
     def _seed(self, env_idx: Indices, seeds: list[int | None]) -> None:
         for position in env_idx.tolist():
@@ -355,3 +353,12 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
             # No two arrays that are handed out share memory.
             infos[f"_{name}"] = mask.copy()
         return infos
+
+
+def _autoreset_mode(mode: Any) -> AutoresetMode:
+    """The mode, also by its value, such as `"SameStep"`."""
+    if isinstance(mode, AutoresetMode):
+        return mode
+    return AutoresetMode(
+        checks.choice("autoreset_mode", mode, [known.value for known in AutoresetMode])
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rnr_gym import storage
+from rnr_gym import checks, storage
 from rnr_gym.agents.uniform import UniformRouter
 from rnr_gym.experiments import runs
 from rnr_gym.registration import registered_kwargs
@@ -90,8 +90,7 @@ def _check_arguments(env_id: str, out: Path, tradeoff: float, episodes: int) -> 
         )
     check_tradeoff(tradeoff)
     registered_kwargs(env_id)
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, got {episodes}")
+    checks.integer("episodes", episodes, 1)
 
 
 def _play(env: gym.Env, router: Router, obs: NDArray[np.float32]) -> list[NDArray[np.uint8]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rnr_gym import agents, storage
+from rnr_gym import agents, checks, storage
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.experiments import report, runs
@@ -58,6 +58,10 @@ def compare(
         ChildProcessError: a worker was killed, or could not start.
     """
     # Before anything is written, and before hours of work.
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise ValueError(f"`names` must be routers, each once, got {names!r}")
+    seeds = checks.integer("seeds", seeds, 1)
+    jobs = checks.integer("jobs", jobs, 1)
     for name in names:
         agents.check(name, fit_config)
     config = runs.identity("compare", fit_config)

@@ -11,7 +11,7 @@ from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import BudgetCurve
 from rnr_gym.routing import rollout
 from rnr_gym.routing.protocols import Indices, Router, RoutingSource
-from rnr_gym.routing.rewards import tradeoff_grid
+from rnr_gym.routing.rewards import check_one_tradeoff, tradeoff_grid
 from rnr_gym.routing.spec import RoutingSpec
 
 EVAL_TRADEOFFS = tradeoff_grid(16)
@@ -67,6 +67,7 @@ def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluati
         paths = np.broadcast_to(router.path(tradeoff), (num_images, spec.num_layers))
         return evaluate_paths(source, paths, static=True)
 
+    tradeoff = check_one_tradeoff(tradeoff)
     router_macs = rollout.decision_macs(router, spec)
     parts = []
     for start in range(0, num_images, BATCH):
@@ -91,9 +92,17 @@ def evaluate_paths(
         static: charge no glance or exit but the one that answers, as for a static network.
         decision_macs: MACs that the router which chose the paths spends on one decision.
         image_idx: int64 `(N,)`, images of the source; None for all of them in order.
+
+    Raises `ValueError` for a path that is not valid.
     """
     if image_idx is None:
         image_idx = np.arange(len(source.labels))
+    expected = (len(image_idx), source.spec.num_layers)
+    paths = np.asarray(paths)
+    if paths.shape != expected or not np.issubdtype(paths.dtype, np.integer):
+        raise ValueError(
+            f"`paths` must be whole numbers of shape {expected}, got {paths.dtype} {paths.shape}"
+        )
 
     parts = []
     for start in range(0, len(image_idx), BATCH):

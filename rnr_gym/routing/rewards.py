@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym import checks
 from rnr_gym.routing.observations import MAX_TRADEOFF
 
 REWARDS = ("accuracy", "cross_entropy")
@@ -44,8 +45,7 @@ def task_term(
 
 def check_reward(reward: str) -> None:
     """Raise `ValueError` for an unknown reward."""
-    if reward not in REWARDS:
-        raise ValueError(f"`reward` must be one of {', '.join(REWARDS)}, got {reward!r}")
+    checks.choice("reward", reward, REWARDS)
 
 
 def check_tradeoff(tradeoff: object) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def check_tradeoff(tradeoff: object) -> tuple[float, float]:
             range.
     """
     pair = tradeoff if isinstance(tradeoff, tuple | list) else (tradeoff, tradeoff)
-    if len(pair) != 2 or not all(map(_is_number, pair)):
+    if len(pair) != 2 or not all(map(checks.is_number, pair)):
         raise ValueError(f"`tradeoff` must be a number or a pair (low, high), got {tradeoff!r}")
 
     low = float(pair[0])
@@ -72,10 +72,6 @@ def check_tradeoff(tradeoff: object) -> tuple[float, float]:
             f"high, got {tradeoff!r}"
         )
     return low, high
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def check_one_tradeoff(tradeoff: object) -> float:

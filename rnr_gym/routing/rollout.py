@@ -55,11 +55,14 @@ def route(
 
 
 def follow(state: State, paths: NDArray[np.integer]) -> State:
-    """Send each image down its path `(N, T)`, or all down one path `(T,)`; -1 after an exit."""
+    """Send each image down its path `(N, T)`, or all down one path `(T,)`; -1 after an exit.
+
+    Raises `ValueError` for a sub-path that is not valid.
+    """
     batch_size = len(state.layer)
     for sub_paths in np.broadcast_to(paths, (batch_size, paths.shape[-1])).T:
-        # Entries of answered images are ignored, but -1 is no sub-path.
-        state = state.step(np.maximum(sub_paths, 0).astype(np.int64))
+        # Entries of answered images are ignored; those of the others must not be -1.
+        state = state.step(sub_paths.astype(np.int64))
     return state
 
 

@@ -13,19 +13,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rnr_gym import storage
+from rnr_gym import checks, storage
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.data import ImageSet
 from rnr_gym.routing.observations import quantisation_steps
 from rnr_gym.routing.path_tree import PathTree, num_prefixes
 from rnr_gym.routing.protocols import Indices, Outcome
-from rnr_gym.routing.rewards import task_term
+from rnr_gym.routing.rewards import check_one_tradeoff, task_term
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
 LIMIT = 1_500_000
 """The most prefixes x images that a table may hold; with 470 values per summary, 2.8 GB."""
+MOST_MACS = 2**48
+"""The most that a stored sub-path may cost; sums of them do not overflow."""
 BATCH_SIZE = 512
 """Images that go down all paths together while a table is built."""
 
@@ -92,6 +94,7 @@ class RouteTable:
 
     def returns(self, tradeoff: float, reward: str = "accuracy") -> NDArray[np.float64]:
         """float64 `(E, N)`: an episode's return for every whole path and image."""
+        tradeoff = check_one_tradeoff(tradeoff)
         loss = self.loss.astype(np.float64)
         task = task_term(reward, self.correct, loss, self.spec.loss_scale)
         return task - tradeoff * self.compute[:, None]
@@ -209,9 +212,14 @@ class RouteTable:
             raise ValueError(
                 f"`path` must be a route table as this version writes it, got {str(path)!r}"
             ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"`path` must be a whole route table, got {str(path)!r} ({error})"
+            ) from error
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, NDArray], metadata: dict[str, Any]) -> RouteTable:
+        check_arrays(arrays, metadata)
         spec = _spec_of(arrays, metadata)
         summary = arrays["summary"]
         if spec.quantised:
@@ -224,6 +232,54 @@ class RouteTable:
             loss=arrays["loss"],
             origin=metadata["origin"],
         )
+
+
+def check_arrays(arrays: dict[str, NDArray], metadata: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the arrays and numbers of a file are those of a route table.
+
+    Before the tree of paths is made, which has as many nodes as `valid` declares.
+    """
+    num_layers, num_paths = np.atleast_2d(arrays["valid"]).shape
+    num_images = len(arrays["labels"])
+    checks.integer("stem", metadata["stem"], 0)
+    for name, shape in {
+        "macs.layers": (num_layers, num_paths, num_paths),
+        "macs.exits": (num_layers, num_paths),
+        "macs.head": (num_paths,),
+    }.items():
+        checks.numbers(name, arrays[name], shape, 0, MOST_MACS)
+        if arrays[name].dtype != np.int64:
+            raise ValueError(f"`{name}` must be int64, got {arrays[name].dtype}")
+    if arrays["valid"].dtype != np.bool_:
+        raise ValueError(f"`valid` must be bool (T, K), got {arrays['valid'].dtype}")
+
+    spec = _spec_of(arrays, metadata)
+    for name, low in {"num_classes": 2, "pooled_width": 1, "glance_width": 0}.items():
+        checks.integer(name, getattr(spec, name), low, arrays["summary"].nbytes)
+    for name in ("has_exits", "quantised", "exits_read_glance"):
+        checks.flag(name, getattr(spec, name))
+    checks.numbers("loss_scale", spec.loss_scale, (), 0.0)
+    # A route without a valid continuation, or that costs nothing, is not routed.
+    if not spec.valid[:, spec.first_sub_path :].any(1).all() or spec.plain_macs <= 0:
+        raise ValueError(
+            "`valid` must have a sub-path at every layer, and they must cost something"
+        )
+
+    num_nodes = num_prefixes(spec)
+    shape = (num_nodes, num_images, spec.layout.summary.size)
+    if arrays["summary"].shape != shape:
+        raise ValueError(f"`summary` must have shape {shape}, got {arrays['summary'].shape}")
+    highest = spec.num_classes - 1
+    answers = (None, num_images)
+    checks.numbers("labels", arrays["labels"], (None,), 0, highest)
+    checks.numbers("prediction", arrays["prediction"], answers, 0, highest)
+    checks.numbers("loss", arrays["loss"], answers, 0.0)
+    if not np.isfinite(arrays["summary"]).all():
+        raise ValueError("`summary` must be finite, got NaN or infinity")
+    num_answers = len(PathTree.of(spec).layer) - num_nodes
+    for name in ("prediction", "loss"):
+        if len(arrays[name]) != num_answers:
+            raise ValueError(f"`{name}` must have {num_answers} rows, got {len(arrays[name])}")
 
 
 def _spec_of(arrays: dict[str, NDArray], metadata: dict[str, Any]) -> RoutingSpec:
@@ -290,6 +346,7 @@ class TableState:
         Raises:
             ValueError: a sub-path is not valid at its layer.
         """
+        sub_paths = checks.indices("sub_paths", sub_paths, len(self.node))
         active = np.flatnonzero(~self.done)
         node = self.node.copy()
         node[active] = self.table.tree.reached(self.node[active], sub_paths[active])

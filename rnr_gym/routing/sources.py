@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-from rnr_gym import data, storage
+from rnr_gym import checks, data, storage
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
@@ -80,8 +81,9 @@ def open_source(
         raise ValueError(
             "`backbone` must be a name, a file or a `Backbone`, got " + type(backbone).__name__
         )
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    backend = checks.choice("backend", backend, BACKENDS)
+    exits = checks.flag("exits", exits)
+    checks.device(device)
 
     # A bundled table goes first, because it needs neither weights nor images.
     if backend == "table":
@@ -103,7 +105,7 @@ def open_source(
         )
 
     images = open_images(dataset, split, data_root, download)
-    return _opened(network, state_digest, images, bool(exits), backend)
+    return _opened(network, state_digest, images, exits, backend)
 
 
 def open_images(
@@ -244,10 +246,29 @@ def _cached_table(live: Live) -> RouteTable:
     """The table from the cache; else built, and kept there under the digest of its origin."""
     origin = digest_of(live)
     path = storage.cache_dir() / "tables" / f"{origin}.safetensors"
+    table = _read_table(path, live.spec, len(live.labels))
+    if table is not None:
+        return table
+
+    # Of several processes that start at once, one builds it and the others wait.
+    with storage.claimed(path, wait=True):
+        table = _read_table(path, live.spec, len(live.labels))
+        if table is None:
+            built = route_table.build(live.backbone, live.images, live.spec)
+            replace(built, origin=origin).save(path)
+            table = RouteTable.load(path)
+    return table
+
+
+def _read_table(path: Path, spec: RoutingSpec, num_images: int) -> RouteTable | None:
+    """What is in the cache; None, with a warning, if it is not what belongs there."""
+    if not path.exists():
+        return None
     try:
-        return RouteTable.load(path)
-    except (FileNotFoundError, ValueError):
-        # Not there yet, damaged, or of another version.
-        table = route_table.build(live.backbone, live.images, live.spec)
-        replace(table, origin=origin).save(path)
-        return RouteTable.load(path)
+        table = RouteTable.load(path)
+        if table.spec.digest != spec.digest or len(table.labels) != num_images:
+            raise ValueError("it is about another problem, or other images")
+    except ValueError as error:
+        warnings.warn(f"{path} is computed again, for it is damaged: {error}", stacklevel=2)
+        return None
+    return table

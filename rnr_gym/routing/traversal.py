@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.routing.observations import CLIP, confidence_features, quantised
 from rnr_gym.routing.protocols import Indices
@@ -92,10 +93,12 @@ class Traversal:
 
         Raises:
             ValueError: `exits` has a layer without an exit, or leaves out a glance that the
-                backbone's exit heads read.
+                backbone's exit heads read; or the images are not such images.
         """
-        exit_layers = backbone.exit_layers if exits is None else frozenset(exits)
-        _check_exits(backbone, exit_layers)
+        exit_layers = backbone.exit_layers
+        if exits is not None:
+            exit_layers = _checked_exits(backbone, exits)
+        backbone.check_images(images)
         batch_size = len(images)
         x = backbone.prepare(images)  # (N, C, H, W)
         no_logits = x.new_zeros(batch_size, backbone.num_classes)
@@ -144,6 +147,7 @@ class Traversal:
         Raises:
             ValueError: a sub-path is not valid at its layer, or is an exit that is off.
         """
+        sub_paths = checks.indices("sub_paths", sub_paths, len(self.layer))
         active = np.flatnonzero(~self.done)
         layer = self.layer[active]
         chosen = sub_paths[active]
@@ -339,17 +343,17 @@ class Traversal:
         return torch.cat([pooled, logits.softmax(1)], 1)
 
 
-def _check_exits(backbone: Backbone, exit_layers: frozenset[int]) -> None:
-    """Raise `ValueError` unless these exits can be on together."""
-    if not exit_layers <= backbone.exit_layers:
-        raise ValueError(
-            f"`exits` must be among {sorted(backbone.exit_layers)}, got {sorted(exit_layers)}"
-        )
+def _checked_exits(backbone: Backbone, exits: Collection[int]) -> frozenset[int]:
+    """The exits as a set; raises `ValueError` unless they can be on together."""
+    if not isinstance(exits, Collection) or not backbone.exit_layers.issuperset(exits):
+        raise ValueError(f"`exits` must be among {sorted(backbone.exit_layers)}, got {exits!r}")
+    exit_layers = frozenset(exits)
     if backbone.exits_read_glance and exit_layers and 0 not in exit_layers:
         raise ValueError(
             "`exits` must include 0, the glance, which this backbone's exit heads read, got "
             f"{sorted(exit_layers)}"
         )
+    return exit_layers
 
 
 def _picked(group: Group, mask: NDArray[np.bool_]) -> Group:

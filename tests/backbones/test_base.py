@@ -121,18 +121,6 @@ def test_pooled_head_reads_arriving_channels():
     assert_close(head(padded), head.linear(padded.mean((2, 3))))
 
 
-@pytest.mark.parametrize(
-    ("widths", "strides"),
-    [
-        pytest.param([8], [2, 1], id="one width, two strides"),
-        pytest.param([], [], id="none"),
-    ],
-)
-def test_glance_needs_stride_for_each_width(widths, strides):
-    with pytest.raises(ValueError, match="`glance` must have as many widths as strides"):
-        Glance((1, 8, 8), 3, widths, strides)
-
-
 def test_glance_gives_features_and_their_logits():
     glance = Glance(
         image_shape=(2, 9, 7),

@@ -170,7 +170,7 @@ def test_branches_share_no_weights():
         ("exits", {"exits": [3]}),
         ("image_shape", {"image_shape": [8, 8]}),
         ("image_shape", {"image_shape": [1, 0, 8]}),
-        ("glance", {"glance_widths": [8], "glance_strides": []}),
+        ("glance_widths", {"glance_widths": [8], "glance_strides": []}),
     ],
     ids=str,
 )

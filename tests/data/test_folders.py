@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -185,10 +186,64 @@ def test_damaged_cache_file_is_replaced(dataset_dir, cache_dir, damage, monkeypa
     first = load(dataset_dir)
     (file,) = cache_dir.rglob("*.safetensors")
     file.write_bytes(damage(file.read_bytes()))
-    assert_same(load(dataset_dir), first)
+    with pytest.warns(UserWarning, match="is decoded again, for it is damaged"):
+        assert_same(load(dataset_dir), first)
 
     forbid_decoding(monkeypatch)
     assert_same(load(dataset_dir), first)
+
+
+def without_labels(tensors):
+    del tensors["labels"]
+
+
+def as_floats(tensors):
+    tensors["images"] = tensors["images"].float()
+
+
+def one_image_fewer(tensors):
+    tensors["images"] = tensors["images"][1:]
+
+
+def other_labels(tensors):
+    tensors["labels"] = tensors["labels"].flip(0)
+
+
+@pytest.mark.parametrize("change", [without_labels, as_floats, one_image_fewer, other_labels])
+def test_cache_file_that_does_not_fit_is_replaced(dataset_dir, cache_dir, change, monkeypatch):
+    first = load(dataset_dir)
+    (file,) = cache_dir.rglob("*.safetensors")
+    tensors, metadata = storage.load_tensors(file)
+    change(tensors)
+    storage.save_tensors(file, tensors, metadata)
+    with pytest.warns(UserWarning, match="is decoded again, for it is damaged"):
+        assert_same(load(dataset_dir), first)
+
+    forbid_decoding(monkeypatch)
+    assert_same(load(dataset_dir), first)
+
+
+def test_pictures_of_same_name_size_and_time_are_told_apart(dataset_dir, tmp_path):
+    """Two folders that differ in nothing but the pixels."""
+    first = load(dataset_dir)
+    other = tmp_path / "other" / dataset_dir.name
+    shutil.copytree(dataset_dir, other)
+    file = next((other / "train" / "ant").iterdir())
+    stat = file.stat()
+    content = bytearray(file.read_bytes())
+    pixels = np.asarray(Image.open(file)).copy()
+    Image.fromarray(255 - pixels).save(file)
+    changed = file.read_bytes()
+    # PNG ignores what follows its end, so both files can be as long.
+    longest = max(len(content), len(changed))
+    file.write_bytes(changed.ljust(longest, b"\0"))
+    same = next((dataset_dir / "train" / "ant").iterdir())
+    same.write_bytes(bytes(content).ljust(longest, b"\0"))
+    for path in (file, same):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    assert_same(load(dataset_dir), first)
+    assert not is_same(load(other), first)
 
 
 def cut_png(file):

@@ -26,7 +26,7 @@ HALF_STEP = STEP / 2 + 1e-4
 POOLED = slice(0, GROUPS)
 PROBABILITIES = slice(GROUPS, GROUPS + 3)
 CONFIDENCE = slice(GROUPS + 3, SIZE)
-BAD_GROUPS = "`summary_groups` must be 0 or divide every .*, got "
+BAD_GROUPS = "`summary_groups` must be .*, got "
 
 
 def grouped(kind, exits="glance and exits"):

@@ -1,0 +1,150 @@
+"""Checks of what users pass in, with one wording for all arguments.
+
+Each takes the argument's name as the error shows it, and returns the value as Python's own type.
+They raise `ValueError`: the argument in backticks, the rule, the value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HIGHEST_SEED = 2**32 - 1
+"""NumPy's legacy generators, which Stable-Baselines3 seeds, take no more."""
+
+
+def flag(name: str, value: Any) -> bool:
+    """A boolean; nothing else is true or false."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number of at least `low`, and of at most `high` if that is given."""
+    rule = f"a whole number of at least {low}"
+    if high is not None:
+        rule = f"a whole number in {low}..{high}"
+    # `True` is an integer to Python.
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):
+        raise ValueError(f"`{name}` must be {rule}, got {value!r}")
+    return int(value)
+
+
+def integers(name: str, value: Any, low: int) -> list[int]:
+    """A sequence of whole numbers of at least `low`."""
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise ValueError(f"`{name}` must be a sequence of whole numbers, got {value!r}")
+    for entry in value:
+        is_whole = isinstance(entry, Integral) and not isinstance(entry, bool)
+        if not is_whole or entry < low:
+            raise ValueError(f"`{name}` must be whole numbers of at least {low}, got {value!r}")
+    return [int(entry) for entry in value]
+
+
+def seed(value: Any, name: str = "seed") -> int:
+    """A seed."""
+    return integer(name, value, 0, HIGHEST_SEED)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number that a float can hold; not a boolean."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return not math.isnan(float(value))
+    except OverflowError:
+        return False
+
+
+def indices(name: str, value: Any, count: int) -> NDArray[np.int64]:
+    """Whole numbers `(count,)`, as an array or a sequence; int64."""
+    array = np.asarray(value)
+    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"`{name}` must be whole numbers of shape ({count},), got {array.dtype} {array.shape}"
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def numbers(
+    name: str,
+    value: Any,
+    shape: tuple[int | None, ...],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> NDArray[np.float64]:
+    """Finite numbers in `low`..`high`, of a shape in which None stands for any length; float64."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"`{name}` must be numbers, got {shortened(value)}") from None
+    fits = array.ndim == len(shape) and all(
+        length in (None, actual) for length, actual in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        lengths = ", ".join("any" if length is None else str(length) for length in shape)
+        raise ValueError(f"`{name}` must have shape ({lengths}), got {array.shape}")
+    outside = ~(np.isfinite(array) & (array >= low) & (array <= high))
+    if outside.any():
+        raise ValueError(
+            f"`{name}` must be finite numbers in {low:g}..{high:g}, got {array[outside][0]}"
+        )
+    return array
+
+
+def ascending(name: str, value: Any, low: float) -> NDArray[np.float64]:
+    """Finite numbers `(n,)`, each above the one before it, the first above `low`."""
+    array = numbers(name, value, (None,))
+    if not (np.diff(array, prepend=low) > 0).all():
+        raise ValueError(f"`{name}` must ascend from above {low:g}, got {shortened(value)}")
+    return array
+
+
+def shortened(value: Any) -> str:
+    """What an error shows of a value that may be long."""
+    text = repr(value)
+    if len(text) > 100:
+        return f"{text[:100]}..."
+    return text
+
+
+def choice(name: str, value: Any, options: Collection[str]) -> str:
+    """One of some strings."""
+    # Arrays compare with each option, so they are turned away first.
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"`{name}` must be one of {', '.join(options)}, got {value!r}")
+    return value
+
+
+def path(name: str, value: Any) -> str:
+    """A path, as a string or a `pathlib.Path`."""
+    if not isinstance(value, str | PathLike):
+        raise ValueError(f"`{name}` must be a path, got {value!r}")
+    return str(value)
+
+
+def device(value: Any) -> str:
+    """A device that holds values and that torch can use here."""
+    # Torch takes seconds to import.
+    import torch
+
+    if not isinstance(value, str | torch.device):
+        raise ValueError(f"`device` must be a name such as cpu or cuda, got {value!r}")
+    try:
+        # Copied back, which "meta" cannot do.
+        torch.zeros(1, device=value).cpu()
+    # A device that torch was built without is an AssertionError.
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`device` must be one that torch can use here, got {str(value)!r} ({reason})"
+        ) from error
+    return str(value)
