@@ -64,6 +64,13 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def number(name: str, value: Any, low: float) -> float:
+    """A finite number of at least `low`."""
+    if not is_number(value) or math.isinf(value) or value < low:
+        raise ValueError(f"`{name}` must be a finite number of at least {low:g}, got {value!r}")
+    return float(value)
+
+
 def indices(name: str, value: Any, count: int) -> NDArray[np.int64]:
     """Whole numbers `(count,)`, as an array or a sequence; int64."""
     array = np.asarray(value)

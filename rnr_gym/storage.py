@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+LOCK = ".lock"
+"""Suffix of files that are locked while a file or folder is claimed."""
 PARTIAL = ".part"
 """Suffix of files that are being written."""
 HEADER = "rnr_gym"
 """Key of the safetensors header under which the metadata is kept as JSON."""
 DIGEST = "digest"
-"""Key of the header for the digest of the tensors, by which a file that was changed is known."""
+"""Key of the metadata for the digest of the tensors, by which a file that was changed is known."""
 
 
 def cache_dir() -> Path:
@@ -50,36 +52,41 @@ def claimed(path: Path, wait: bool = False) -> Iterator[None]:
 
     Raises `FileExistsError`, which names the other process, if there is one and `wait` is false.
     """
-    lock = SoftFileLock(lock_file(path), timeout=-1 if wait else 0)
-    lock_file(path).parent.mkdir(parents=True, exist_ok=True)
+    file = lock_file(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # A lock of the system, which ends with the process that holds it.
+    lock = FileLock(file, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout as error:
         raise FileExistsError(
             f"`out` must not be written by another process, got {str(path)!r}, which process "
-            f"{lock.pid} is writing; wait for it, or choose another"
+            f"{file.read_text()} is writing; wait for it, or choose another"
         ) from error
 
     try:
-        for partial in _partial_files(path):
-            partial.unlink(missing_ok=True)
+        file.write_text(str(os.getpid()))
+        for left in _left_by_killed(path):
+            left.unlink(missing_ok=True)
         yield
     finally:
+        file.unlink(missing_ok=True)
         lock.release()
 
 
 def lock_file(path: Path) -> Path:
-    """The file that is there while a process claims `path`; that of a killed process stays."""
+    """The file that is locked while a process claims `path`; that of a killed process stays."""
     # Next to `path`: a folder that is not ours is left as it is.
     path = path.resolve()
-    return path.parent / f".{path.name}.lock"
+    return path.parent / f".{path.name}{LOCK}"
 
 
-def _partial_files(path: Path) -> list[Path]:
-    """What `replacing` has left of `path`, or below it, where its process was killed."""
+def _left_by_killed(path: Path) -> list[Path]:
+    """What `replacing` has left of `path`, and both have left below it, in a killed process."""
     return [
         *path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"),
         *path.rglob(f".*{PARTIAL}"),
+        *path.rglob(f".*{LOCK}"),
     ]
 
 
@@ -107,8 +114,8 @@ def save_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
-    """Write named tensors, and `metadata` (anything JSON can hold) in the file's header.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors, and `metadata` (JSON-able) in the file's header.
 
     Raises `OSError` if there is no room.
     """
@@ -116,14 +123,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> No
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         try:
-            header = {HEADER: json.dumps(metadata), DIGEST: digest(copies)}
+            # One entry: the order of several would differ from run to run.
+            header = {HEADER: json.dumps({**metadata, DIGEST: digest(copies)})}
             save_file(copies, partial, metadata=header)
         # What is an OSError for Python, a full disk among others.
         except SafetensorError as error:
             raise OSError(f"{str(path)!r} cannot be written ({error})") from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: the tensors and the metadata.
 
     Raises:
@@ -158,8 +166,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(
             f"`path` must have JSON in its header, got {shown}, where it is damaged ({error})"
         ) from error
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"`path` must have a JSON object in its header, got {shown}, which has {metadata!r}"
+        )
     # Files of older versions have no digest.
-    if DIGEST in header and header[DIGEST] != digest(tensors):
+    if metadata.pop(DIGEST, None) not in (None, digest(tensors)):
         raise ValueError(
             f"`path` must hold the tensors that were written to it, got {shown}, where they were "
             "changed since; download or train it again"

@@ -15,6 +15,8 @@ from rnr_gym.registration import IDS
 from tests.fixtures import photos, small
 
 os.environ["MPLBACKEND"] = "agg"
+# Tables are as wide as the terminal of whoever runs the tests.
+os.environ["COLUMNS"] = "80"
 REAL_DATA = os.environ.get("RNR_GYM_DATA")
 """The images of whoever runs the tests."""
 

@@ -222,7 +222,7 @@ def load(path: Path, spec: RoutingSpec) -> tuple[FittedRouter, dict[str, Any]]:
         FileNotFoundError: there is no file.
     """
     tensors, metadata = storage.load_tensors(path)
-    if not isinstance(metadata, dict) or not {"agent", "router"} <= metadata.keys():
+    if not {"agent", "router"} <= metadata.keys():
         raise ValueError(
             f"`path` must be a router file as `rnr-gym train` writes it, got {str(path)!r}"
         )

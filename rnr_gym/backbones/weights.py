@@ -58,8 +58,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: it is damaged, or not a backbone.
     """
     tensors, metadata = storage.load_tensors(path)
-    if not isinstance(metadata, dict):
-        metadata = {}
     # A training checkpoint also has a `config`, and the state of the optimiser as `leaves`.
     if "config" not in metadata or "leaves" in metadata:
         raise ValueError(

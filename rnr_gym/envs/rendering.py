@@ -106,7 +106,8 @@ def frame(scene: Scene) -> NDArray[np.uint8]:
     _draw_image(image, scene)
     _draw_network(network, scene)
     _draw_belief(belief, scene)
-    figure.suptitle(scene.caption, fontsize=10)
+    # Names of classes are no mathematics, whatever signs they have.
+    figure.suptitle(scene.caption, fontsize=10, parse_math=False)
 
     canvas.draw()
     pixels = np.array(canvas.buffer_rgba(), np.uint8)  # (H, W, 4)
@@ -157,7 +158,8 @@ def _draw_belief(axes: Any, scene: Scene) -> None:
             colors[bar] = DONE
 
     axes.barh(range(len(top)), scene.belief[top], color=colors)
-    axes.set_yticks(range(len(top)), [scene.classes[number] for number in top])
+    names = [scene.classes[number] for number in top]
+    axes.set_yticks(range(len(top)), names, parse_math=False)
     axes.set(xlim=(0, 1), xlabel="belief of the last exit")
     axes.tick_params(length=0, labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)

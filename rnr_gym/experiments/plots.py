@@ -209,6 +209,8 @@ def _draw_images(
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
 
-        axes.set_title(f"{images.classes[images.labels[i]]}\n{compute[i]:.2f}", fontsize=7)
+        caption = f"{images.classes[images.labels[i]]}\n{compute[i]:.2f}"
+        # Names of classes are no mathematics, whatever signs they have.
+        axes.set_title(caption, fontsize=7, parse_math=False)
         axes.spines[:].set_color("#c9d2d9" if correct[i] else "#c1121f")
     line[0].set_ylabel(title, fontsize=8)

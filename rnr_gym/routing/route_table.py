@@ -20,7 +20,7 @@ from rnr_gym.data import ImageSet
 from rnr_gym.routing.observations import quantisation_steps
 from rnr_gym.routing.path_tree import PathTree, num_prefixes
 from rnr_gym.routing.protocols import Indices, Outcome
-from rnr_gym.routing.rewards import check_one_tradeoff, task_term
+from rnr_gym.routing.rewards import task_term
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
@@ -94,7 +94,8 @@ class RouteTable:
 
     def returns(self, tradeoff: float, reward: str = "accuracy") -> NDArray[np.float64]:
         """float64 `(E, N)`: an episode's return for every whole path and image."""
-        tradeoff = check_one_tradeoff(tradeoff)
+        # Static networks are compared at any trade-off, also above those of environments.
+        tradeoff = checks.number("tradeoff", tradeoff, 0.0)
         loss = self.loss.astype(np.float64)
         task = task_term(reward, self.correct, loss, self.spec.loss_scale)
         return task - tradeoff * self.compute[:, None]

@@ -150,3 +150,11 @@ def test_window_is_opened_once_and_refreshed(pauses, capsys):
     window.close()
     assert plt.get_fignums() == before
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["$x_{0$", "$\\alpha$", "a\nb", "<b>", "[/b]"])
+def test_frame_shows_names_as_they_are(name):
+    """Signs of mathematics in the name of a class are no mathematics."""
+    for scene in (ACTIVE, WRONG):
+        assert frame(scene._replace(classes=(name, "dog"))).shape == (270, 720, 3)
+    assert (frame(ACTIVE._replace(classes=("$a$", "dog"))) != frame(ACTIVE)).any()

@@ -1,5 +1,7 @@
 """Pictures of a comparison show its figures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -232,6 +234,13 @@ def test_gallery_shows_both_ends_of_compute(gallery, tmp_path, channels):
 def test_gallery_titles_are_class_and_compute(gallery):
     titles = [axes.get_title() for axes in gallery(random_images(1))]
     assert titles == ["b\n0.10", "b\n0.20", "d\n0.30", "c\n0.90", "c\n0.80", "a\n0.70"]
+
+
+def test_gallery_shows_names_of_classes_as_they_are(gallery, tmp_path):
+    images = replace(random_images(1), classes=("$x_{0$", "$\\beta$", "<b>", "[/b]"))
+    titles = [axes.get_title() for axes in gallery(images)]
+    assert titles[0] == "$\\beta$\n0.10"
+    assert (tmp_path / "gallery.png").stat().st_size > 1000
 
 
 def test_gallery_frames_wrong_answers(gallery):

@@ -230,3 +230,11 @@ def test_page_shows_provenance(report_dir, page):
 def test_page_escapes_names(content):
     content["env"] = "<script>"
     assert "<script>" not in report.page(content)
+
+
+def test_page_shows_text_from_the_user_as_it_is(report_dir):
+    content = copy.deepcopy(read_results(report_dir))
+    content["provenance"]["arguments"] = "<script>alert(1)</script>"
+    page = report.page(content)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
