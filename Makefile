@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test check bench faults clean
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
@@ -32,6 +32,9 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.drills.faults
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

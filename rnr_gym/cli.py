@@ -304,7 +304,10 @@ def compare(
 
 @app.command
 def validate(report: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Run a report's stored paths again and compute every figure; fails if one does not hold.
+    """Compute a report again, and fail if a figure does not hold.
+
+    Every stored router chooses again, and every path is run again; routers that are no learners are
+    fitted again, too.
 
     Args:
         report: the folder that `rnr-gym compare` wrote.

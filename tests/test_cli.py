@@ -1,11 +1,12 @@
 """The command line: help, environments, data, and errors before any work."""
 
+import os
 import shutil
 
 import pytest
 from torchvision import datasets
 
-from rnr_gym import data
+from rnr_gym import data, storage
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.data import cifar, folders
@@ -283,6 +284,21 @@ INVALID = {
         ["pretrain", "RNR-CIFAR10-v0", "--out", "OUT", "--epochs", 0],
         "`epochs` must be a whole number of at least 1",
     ),
+    "train seed": ([*TRAIN, "--seed", -1], "`seed` must be a whole number in 0.."),
+    "train weights in brackets": ([*TRAIN, "--weights", "[/b]"], "got '[/b]'"),
+    "compare agent in brackets": ([*COMPARE, "--agents", "[bold]"], "got '[bold]'"),
+    "pretrain seed": ([*PRETRAIN, "--seed", -1], "`seed` must be a whole number in 0.."),
+    "pretrain device": ([*PRETRAIN, "--device", "meta"], "`device` must be one that torch can"),
+    "render tradeoff": ([*RENDER, "--tradeoff", "nan"], "`tradeoff` must be"),
+    "render seed": ([*RENDER, "--seed", -1], "`seed` must be a whole number of at least 0"),
+    "finetune device": (
+        ["finetune", "OUT", "--out", "OUT", "--device", "nowhere"],
+        "`device` must be one that torch can use here, got 'nowhere'",
+    ),
+    "finetune glance epochs": (
+        ["finetune", "OUT", "--out", "OUT", "--glance-epochs", -1],
+        "`glance_epochs` must be a whole number of at least 0",
+    ),
     "data name": (
         ["data", "mnist"],
         "`dataset` must be one of digits, cifar10, cifar10-corrupted, cifar100, got 'mnist'",
@@ -323,3 +339,11 @@ def test_fqi_without_table_is_rejected(no_work, tmp_path, monkeypatch, args):
 def test_brackets_in_what_the_user_gives_are_printed_as_they_are(tmp_path, name):
     assert name in fails(tmp_path, "evaluate", tmp_path / name)
     assert name in succeeds("train", "RNR-Digits-v0", "--agent", "full", "--out", tmp_path / name)
+
+
+@pytest.mark.parametrize("args", [TRAIN, PRETRAIN, COMPARE], ids=lambda args: args[0])
+def test_second_run_into_a_folder_is_refused(no_work, tmp_path, args):
+    with storage.claimed(tmp_path / "out"):
+        output = fails(tmp_path, *into_out(args, tmp_path))
+    assert "`out` must not be written by another process" in output
+    assert f"process {os.getpid()} is writing" in output

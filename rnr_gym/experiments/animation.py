@@ -46,6 +46,7 @@ def record(
         ValueError: an argument is out of range, or the router is for another environment.
     """
     _check_arguments(env_id, out, tradeoff, episodes)
+    checks.integer("seed", seed, 0)
     router: Router | None = None
     kwargs = {}
     if run is not None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rnr_gym import data, storage
+from rnr_gym import checks, data, storage
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.training.calibration import evaluate_full_path
@@ -41,6 +41,7 @@ def pretrain_backbone(
     """
     architecture = zoo.ARCHITECTURES[registered_kwargs(env)["backbone"]]
     schedule = Schedule(**{**architecture.schedule, **settings})
+    checks.seed(schedule.seed)
     checkpoint = weights.checkpoint_file(path)
     with storage.claimed(path):
         # Never overwritten: routers and reports may rest on these weights.

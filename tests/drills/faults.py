@@ -1,0 +1,228 @@
+"""Deliberate faults in the package, each beside a test that has to fail with it.
+
+Run: `python -m tests.drills.faults`; about eight minutes on two cores. It works on copies of the
+package.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Fault(NamedTuple):
+    """A fault.
+
+    Attributes:
+        file: of the package.
+        right: code that occurs once in the file.
+        wrong: what replaces it.
+        test: the test that fails then, as pytest names it.
+    """
+
+    file: str
+    right: str
+    wrong: str
+    test: str
+
+
+TESTS = "tests/experiments/test_validation.py::test_validate"
+FAULTS = [
+    # reward
+    Fault(
+        "routing/rewards.py",
+        "return -loss_scale * loss",
+        "return -loss",
+        "tests/routing/test_rewards.py::test_task_term_of_known_answers",
+    ),
+    Fault(
+        "envs/episodes.py",
+        "reward=task - self.tradeoff * compute,",
+        "reward=task - compute,",
+        "tests/envs/test_routing.py::test_return_is_task_minus_priced_compute",
+    ),
+    Fault(
+        "envs/episodes.py",
+        "self.charged[batch_idx] = 0",
+        "pass",
+        "tests/contract/test_parity.py::test_native_matches_sync_over_resets",
+    ),
+    Fault(
+        "routing/route_table.py",
+        'np.argsort(self.compute, kind="stable")',
+        'np.argsort(-self.compute, kind="stable")',
+        "tests/routing/test_route_table.py::test_oracle_takes_cheaper_of_equal_paths",
+    ),
+    # costs
+    Fault(
+        "routing/traversal.py",
+        "macs[starting] += self.backbone.mac_table.stem",
+        "macs[starting] += 0",
+        "tests/backbones/test_macs.py::test_charged_macs_are_those_that_ran",
+    ),
+    Fault(
+        "routing/path_tree.py",
+        "macs += table.stem",
+        "macs += 0",
+        "tests/routing/test_route_table.py::test_table_states_match_live_states",
+    ),
+    Fault(
+        "routing/spec.py",
+        "if self.exits_read_glance:\n            macs",
+        "if False:\n            macs",
+        "tests/backbones/test_macs.py::test_static_macs_count_only_the_exit_taken",
+    ),
+    Fault(
+        "experiments/evaluation.py",
+        "macs=macs + router_macs,",
+        "macs=macs,",
+        "tests/experiments/test_evaluation.py::test_evaluate_charges_router_per_decision",
+    ),
+    Fault(
+        "routing/rollout.py",
+        "return int(counter.get_total_flops()) // 2",
+        "return int(counter.get_total_flops()) // 4",
+        "tests/routing/test_rollout.py",
+    ),
+    # splits
+    Fault(
+        "data/cifar.py",
+        "== HELD_OUT - 1",
+        "== 0",
+        "tests/data/test_cifar.py::test_route_gets_every_tenth_train_image",
+    ),
+    Fault(
+        "data/cifar.py",
+        'np.flatnonzero(held_out == (split == "route"))',
+        'np.flatnonzero(held_out | (split == "train"))',
+        "tests/data/test_cifar.py::test_train_and_route_share_no_original",
+    ),
+    Fault(
+        "data/digits.py",
+        '"test": quarter == 3}',
+        '"test": quarter == 2}',
+        "tests/data/test_digits.py::test_digit_is_in_exactly_one_split",
+    ),
+    Fault(
+        "data/__init__.py",
+        'if split != "test":',
+        'if split == "train":',
+        "tests/data/test_corruptions.py::test_nothing_but_test_is_corrupted",
+    ),
+    # masks
+    Fault(
+        "routing/spec.py",
+        "sub_paths[distance.argmin()]",
+        "sub_paths[distance.argmax()]",
+        "tests/routing/test_spec.py::test_nearest_of_valid_action_is_itself",
+    ),
+    Fault(
+        "routing/spec.py",
+        "continuing[:, 0] = False",
+        "pass",
+        "tests/routing/test_spec.py::test_onward_is_nearest_that_is_no_exit",
+    ),
+    Fault(
+        "routing/traversal.py",
+        "if not set(exit_at) <= self.exit_layers:",
+        "if False:",
+        "tests/routing/test_traversal.py::test_step_rejects_exits_that_are_off",
+    ),
+    # statistics
+    Fault(
+        "experiments/statistics.py",
+        "(2.5, 97.5)",
+        "(25.0, 75.0)",
+        "tests/experiments/test_statistics_bootstrap.py::test_mean_difference_interval_covers_truth",
+    ),
+    Fault(
+        "experiments/statistics.py",
+        "weights = np.bincount(originals, minlength=num_originals)[original]",
+        "weights = np.bincount(originals, minlength=num_originals)[original] ** 2",
+        "tests/experiments/test_statistics_bootstrap.py::test_mean_difference_interval_covers_truth",
+    ),
+    Fault(
+        "experiments/statistics.py",
+        "images=np.bincount(original),",
+        "images=np.ones_like(np.bincount(original)),",
+        "tests/experiments/test_statistics.py::test_interval_weighs_originals_by_images",
+    ),
+    # validation
+    Fault(
+        "experiments/validation.py",
+        "ROUNDING = 1e-4",
+        "ROUNDING = 1e-3",
+        f"{TESTS}_rejects_difference_above_rounding",
+    ),
+    Fault(
+        "experiments/validation.py",
+        "ANSWERS = 0.001",
+        "ANSWERS = 0.1",
+        f"{TESTS}_rejects_false_answers_on_few_images",
+    ),
+    Fault(
+        "experiments/validation.py",
+        "CHOICES = 0.002",
+        "CHOICES = 0.9",
+        f"{TESTS}_rejects_oracle_as_learner",
+    ),
+    Fault(
+        "experiments/validation.py",
+        "RETURN = 0.002",
+        "RETURN = 0.2",
+        f"{TESTS}_rejects_weaker_rival",
+    ),
+    Fault(
+        "experiments/validation.py",
+        "        _check_identity(report_dir, name, replace(fit_config, seed=seed))",
+        "        pass",
+        f"{TESTS}_rejects_exchanged_routers",
+    ),
+]
+
+
+def write_faulty(fault, folder):
+    """A copy of the package and the tests with the fault in it."""
+    for name in ("rnr_gym", "tests", "pyproject.toml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            shutil.copy(source, folder / name)
+    path = folder / "rnr_gym" / fault.file
+    path.write_text(path.read_text().replace(fault.right, fault.wrong))
+
+
+def is_caught(fault):
+    """Whether the fault's test fails with it."""
+    with TemporaryDirectory() as name:
+        write_faulty(fault, Path(name))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", fault.test],
+            cwd=name,
+            env={**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            check=False,
+        )
+    # 1: tests failed; other codes are errors of pytest, such as a test that is not there.
+    return done.returncode == 1
+
+
+def main():
+    """Print which faults are caught; exit with 1 if one is not."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        caught = list(pool.map(is_caught, FAULTS))
+    for fault, found in zip(FAULTS, caught, strict=True):
+        print(f"{'caught' if found else 'MISSED'}  {fault.file}: {fault.right.split(chr(10))[0]}")
+    print(f"{sum(caught)} of {len(caught)} faults caught")
+    sys.exit(not all(caught))
+
+
+if __name__ == "__main__":
+    main()
