@@ -28,6 +28,8 @@ BACKBONE_FILE = "backbone.safetensors"
 ROUTER_FILE = "router.safetensors"
 CONFIG_FILE = "config.json"
 """Written when a run starts: what it was started with."""
+RUN_FIELDS = ("env", "arguments", "seed", "steps", "tradeoffs")
+"""What the file of a run's router says of its configuration."""
 DEFAULT_AGENT = "ppo"
 """The bundled router that a name stands for unless another one is asked for."""
 HUB_KWARGS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -272,11 +274,12 @@ class RoutedClassifier(ModelHubMixin):
         backbone = zoo.load(backbone_file).to(device).to(memory_format=torch.channels_last)
         # Whether exits are on is part of the routing problem that the router is checked against.
         _, metadata = storage.load_tensors(router_file)
-        router, _ = agents.load(router_file, RoutingSpec.of(backbone, metadata["exits"]))
+        exits = checks.flag("exits", metadata.get("exits"))
+        router, _ = agents.load(router_file, RoutingSpec.of(backbone, exits))
         return cls(
             backbone=backbone,
             router=router,
-            exits=metadata["exits"],
+            exits=exits,
             curve=_curve_of(metadata),
             agent=metadata["agent"],
         )
@@ -345,6 +348,12 @@ def load_run(run_dir: Path) -> Run:
         )
 
     _, metadata = storage.load_tensors(router_file)
+    missing = sorted({"agent", "curve", "source", *RUN_FIELDS} - metadata.keys())
+    if missing:
+        raise ValueError(
+            f"`run` must be a folder that `rnr-gym train` wrote, got {str(run_dir)!r}, whose "
+            f"router lacks {', '.join(missing)}"
+        )
     fit_config = FitConfig(
         env=metadata["env"],
         kwargs=metadata["arguments"],
@@ -371,9 +380,12 @@ def load_run(run_dir: Path) -> Run:
 
 def _curve_of(metadata: dict[str, Any]) -> BudgetCurve | None:
     """The curve that a router's file has; None where it was not measured."""
-    if not metadata["curve"]:
+    if not metadata.get("curve"):
         return None
-    return BudgetCurve(**metadata["curve"])
+    stored = metadata["curve"]
+    tradeoffs = checks.ascending("tradeoff", stored["tradeoff"], 0.0)
+    compute = checks.numbers("compute", stored["compute"], tradeoffs.shape, 0.0)
+    return BudgetCurve(tradeoffs.tolist(), compute.tolist())
 
 
 def _fetch(model_id: str, file_name: str, **hub_kwargs: Any) -> Path:

@@ -79,7 +79,7 @@ def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluati
 
 def evaluate_paths(
     source: RoutingSource,
-    paths: NDArray[np.int8],
+    paths: NDArray[np.integer],
     static: bool = False,
     decision_macs: int = 0,
     image_idx: Indices | None = None,
@@ -88,7 +88,7 @@ def evaluate_paths(
 
     Args:
         source: the images.
-        paths: int8 `(N, T)`, whole paths, -1 after an exit.
+        paths: int `(N, T)`, whole paths, -1 after an exit.
         static: charge no glance or exit but the one that answers, as for a static network.
         decision_macs: MACs that the router which chose the paths spends on one decision.
         image_idx: int64 `(N,)`, images of the source; None for all of them in order.

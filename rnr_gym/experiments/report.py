@@ -68,7 +68,7 @@ def write(
         compute = testbed.source.spec.compute(evaluation.macs)
         plots.gallery(testbed.images, compute, evaluation.correct, report_dir / GALLERY_FILE)
     with storage.replacing(report_dir / PAGE_FILE) as partial:
-        partial.write_text(page(content))
+        partial.write_text(page(content), encoding="utf-8")
     storage.save_json(report_dir / RESULTS_FILE, content)
     return results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def start_or_resume(run_dir: Path, config: dict[str, Any], finished_by: str) -> 
 
     config_file = run_dir / CONFIG_FILE
     if config_file.exists():
-        started = json.loads(config_file.read_text())
+        started = storage.load_json(config_file)
         if started != config:
             names = sorted(started.keys() | config.keys())
             differences = [name for name in names if started.get(name) != config.get(name)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rnr_gym import agents
+from rnr_gym import agents, storage
 from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.classifier import CONFIG_FILE
 from rnr_gym.experiments import runs
@@ -64,8 +65,10 @@ def validate(report_dir: Path) -> int:
         )
 
     # Left as JSON: a file that was edited may lack fields, and `_check` says which.
-    stored = json.loads((report_dir / RESULTS_FILE).read_text())
-    config = json.loads((report_dir / CONFIG_FILE).read_text())
+    stored = storage.load_json(report_dir / RESULTS_FILE)
+    config = storage.load_json(report_dir / CONFIG_FILE)
+    _check_has(stored, RESULTS_FILE, ("env", "arguments", "provenance", "images", "seeds", "rows"))
+    _check_has(config, CONFIG_FILE, ("agents", "seeds", "steps"))
     fit_config = FitConfig(env=stored["env"], kwargs=stored["arguments"], steps=config["steps"])
     testbed = Testbed.open(fit_config)
     measured_on = provenance(fit_config, testbed)
@@ -86,7 +89,7 @@ def validate(report_dir: Path) -> int:
     for name, figures in compare_records(records, testbed).to_json().items():
         _check(name, stored.get(name), figures)
     # Last: a page that shows the stored figures shows figures that hold.
-    if (report_dir / PAGE_FILE).read_text() != page(stored):
+    if (report_dir / PAGE_FILE).read_text(encoding="utf-8") != page(stored):
         raise ValueError(
             f"`{PAGE_FILE}` does not follow from {RESULTS_FILE}; write the report again"
         )
@@ -119,34 +122,54 @@ def _as_stored(
     They are what figures are computed from, so that a tie makes no difference.
     """
     _check("rows", len(rows), len(chosen))
+    shape = chosen[0].evaluation.path.shape
+    stored_paths = _arrays(report_dir / PATHS_FILE, "path", len(rows), shape)
+    predictions = _arrays(report_dir / PATHS_FILE, "prediction", len(rows), shape[:1])
     records = []
-    with np.load(report_dir / PATHS_FILE, allow_pickle=False) as arrays:
-        for i, (row, record) in enumerate(zip(rows, chosen, strict=True)):
-            for field in ("router", "seed", "tradeoff", "static"):
-                _check(f"rows[{i}].{field}", row.get(field), getattr(record, field))
+    for i, (row, record) in enumerate(zip(rows, chosen, strict=True)):
+        for field in ("router", "seed", "tradeoff", "static"):
+            _check(f"rows[{i}].{field}", row.get(field), getattr(record, field))
 
-            evaluation = _rerun(arrays[f"path_{i}"], record, testbed, title=_title(i, row))
-            prediction = arrays[f"prediction_{i}"].astype(np.int64)
-            differs = prediction != evaluation.prediction
-            if differs.mean() > ANSWERS:
-                raise ValueError(f"{_title(i, row)}: {differs.sum()} answers differ when run again")
-            evaluation = evaluation._replace(
-                prediction=prediction,
-                correct=prediction == testbed.source.labels,
-            )
-            records.append(record._replace(seconds=row["seconds"], evaluation=evaluation))
+        evaluation = _rerun(stored_paths[i], record, testbed, title=_title(i, row))
+        differs = predictions[i] != evaluation.prediction
+        if differs.mean() > ANSWERS:
+            raise ValueError(f"{_title(i, row)}: {differs.sum()} answers differ when run again")
+        evaluation = evaluation._replace(
+            prediction=predictions[i],
+            correct=predictions[i] == testbed.source.labels,
+        )
+        seconds = row.get("seconds", 0.0)
+        records.append(record._replace(seconds=seconds, evaluation=evaluation))
     return records
 
 
+def _arrays(path: Path, name: str, count: int, shape: tuple[int, ...]) -> list[NDArray[np.int64]]:
+    """Whole numbers of this shape for each row, by name and number of the row."""
+    arrays = []
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            for i in range(count):
+                arrays.append(stored[f"{name}_{i}"])
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"`{path.name}` must have the paths of every row ({error})") from error
+
+    for i, array in enumerate(arrays):
+        if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"`{name}_{i}` of {path.name} must be whole numbers of shape {shape}, got "
+                f"{array.dtype} {array.shape}"
+            )
+    return [array.astype(np.int64) for array in arrays]
+
+
 def _rerun(
-    paths: NDArray[np.int8],
+    paths: NDArray[np.int64],
     record: Record,
     testbed: Testbed,
     title: str,
 ) -> Evaluation:
     """The outcomes of stored paths `(N, T)`, which must be those that the router chooses."""
     evaluation = record.evaluation
-    _check(f"{title}: shape of paths", list(paths.shape), list(evaluation.path.shape))
     differs = (paths != evaluation.path).any(1)
     if differs.mean() > CHOICES:
         raise ValueError(f"{title}: {differs.sum()} paths differ when chosen again")
@@ -198,6 +221,13 @@ def _mean_return(records: Sequence[Record], testbed: Testbed) -> float:
             compute = testbed.source.spec.compute(record.evaluation.macs.mean())
             returns.append(record.evaluation.correct.mean() - record.tradeoff * compute)
     return float(np.mean(returns))
+
+
+def _check_has(content: dict[str, Any], name: str, keys: Sequence[str]) -> None:
+    """Raise `ValueError` if a file lacks an entry."""
+    for key in keys:
+        if key not in content:
+            raise ValueError(f"`{key}` must be in {name}, which lacks it")
 
 
 def _title(row_idx: int, row: dict[str, Any]) -> str:

@@ -422,3 +422,62 @@ def test_validate_rejects_unfinished_report(copy_dir):
 def test_validate_rejects_dir_without_report(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=NO_REPORT):
         validate(tmp_path / name)
+
+
+def drop(*keys):
+    """A change of `results.json` that removes an entry, given by the way to it."""
+
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    change.__name__ = "/".join(map(str, keys))
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        drop("env"),
+        drop("arguments"),
+        drop("rows"),
+        drop("seeds"),
+        drop("provenance", "weights and images"),
+        drop("rows", 3, "router"),
+        drop("rows", 3, "accuracy"),
+        drop("differences"),
+        drop("routers", 0, "accuracy_at"),
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_validate_names_what_is_missing(copy_dir, change):
+    content = read_results(copy_dir)
+    change(content)
+    (copy_dir / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`.*` (must|does not hold)|row \d+"):
+        validate(copy_dir)
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.json", "paths.npz"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "PK"], ids=["empty", "cut", "list", "zip"])
+def test_validate_names_damaged_file(copy_dir, name, text):
+    (copy_dir / name).write_text(text)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        validate(copy_dir)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda paths: paths.astype(np.float32),
+        lambda paths: paths[:-1],
+        lambda paths: paths[:, :-1],
+        lambda paths: paths.astype(np.int64) + 100,
+    ],
+    ids=["floats", "fewer images", "fewer layers", "unknown sub-paths"],
+)
+def test_validate_rejects_paths_that_are_none(copy_dir, change):
+    change_arrays(copy_dir, "path_7", change)
+    with pytest.raises(ValueError, match=r"`path_7`|row 7 .*paths differ|`sub_paths`"):
+        validate(copy_dir)
