@@ -131,7 +131,7 @@ def measure_curve(source: RoutingSource, router: Router) -> BudgetCurve:
     return BudgetCurve(list(EVAL_TRADEOFFS), compute)
 
 
-def static_macs(spec: RoutingSpec, paths: NDArray[np.int8]) -> NDArray[np.int64]:
+def static_macs(spec: RoutingSpec, paths: NDArray[np.integer]) -> NDArray[np.int64]:
     """int64 `(N,)`: what a static network would be charged for each path `(N, T)`."""
     # Many images share a path, so each path is counted once.
     unique, which = np.unique(paths, axis=0, return_inverse=True)

@@ -150,7 +150,7 @@ class RoutingSpec:
         answered = np.zeros(self.num_paths, np.bool_)
         return np.vstack([self.valid, answered]).astype(np.int8)
 
-    def static_macs(self, path: NDArray[np.int8]) -> int:
+    def static_macs(self, path: NDArray[np.integer]) -> int:
         """MACs of a path `(T,)` taken by a static network.
 
         Such a network runs no exit or glance but the one that answers. An exit head that reads the
