@@ -51,7 +51,7 @@ FAULTS = [
         "envs/episodes.py",
         "self.charged[batch_idx] = 0",
         "pass",
-        "tests/contract/test_parity.py::test_native_matches_sync_over_resets",
+        "tests/envs/test_routing.py::test_return_is_task_minus_priced_compute",
     ),
     Fault(
         "routing/route_table.py",
@@ -88,7 +88,7 @@ FAULTS = [
         "routing/rollout.py",
         "return int(counter.get_total_flops()) // 2",
         "return int(counter.get_total_flops()) // 4",
-        "tests/routing/test_rollout.py",
+        "tests/agents/test_fqi.py::test_decision_is_charged_its_matrix_products",
     ),
     # splits
     Fault(
@@ -169,14 +169,14 @@ FAULTS = [
     Fault(
         "experiments/validation.py",
         "CHOICES = 0.002",
-        "CHOICES = 0.9",
-        f"{TESTS}_rejects_oracle_as_learner",
+        "CHOICES = 0.02",
+        f"{TESTS}_rejects_path_of_one_image",
     ),
     Fault(
         "experiments/validation.py",
         "RETURN = 0.002",
-        "RETURN = 0.2",
-        f"{TESTS}_rejects_weaker_rival",
+        "RETURN = 0.02",
+        f"{TESTS}_rejects_slightly_weaker_rival",
     ),
     Fault(
         "experiments/validation.py",

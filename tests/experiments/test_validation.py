@@ -287,16 +287,41 @@ def test_validate_rejects_weaker_paths_of_rival(copy_dir, name):
         validate(copy_dir)
 
 
-def test_validate_rejects_weaker_rival(copy_dir):
-    """A rival whose file was weakened, with rows that follow from the file."""
-    file = router_dir(copy_dir, "confidence", 0) / ROUTER_FILE
+def weaken_confidence(report_dir, share):
+    """Lower the thresholds in the file of a rival, and write rows that follow from the file."""
+    file = router_dir(report_dir, "confidence", 0) / ROUTER_FILE
     tensors, metadata = storage.load_tensors(file)
-    # It goes on where it was fitted to stop, at any trade-off.
     thresholds = metadata["router"]["thresholds"]
-    metadata["router"]["thresholds"] = [1.0] * len(thresholds)
+    metadata["router"]["thresholds"] = [share * threshold for threshold in thresholds]
     storage.save_tensors(file, tensors, metadata)
-    rewrite(copy_dir, stored_records(copy_dir))
+    rewrite(report_dir, stored_records(report_dir))
+
+
+def test_validate_rejects_weaker_rival(copy_dir):
+    weaken_confidence(copy_dir, 0.1)
     with pytest.raises(ValueError, match=r"`routers/confidence-0` does not hold"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_slightly_weaker_rival(copy_dir):
+    """By a little more than a point of accuracy."""
+    weaken_confidence(copy_dir, 0.8)
+    with pytest.raises(ValueError, match=r"`routers/confidence-0` does not hold"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_path_of_one_image(copy_dir):
+    """Of so few images a single one is more than rounding explains."""
+    _, testbed = opened(copy_dir)
+    forged = stored_records(copy_dir)
+    idx = [record.router for record in forged].index("ppo")
+    paths = forged[idx].evaluation.path.copy()
+    evaluation = evaluate_paths(
+        testbed.source, other_first_path(paths), decision_macs=forged[idx].decision_macs
+    )
+    forged[idx] = forged[idx]._replace(evaluation=evaluation)
+    rewrite(copy_dir, forged)
+    with pytest.raises(ValueError, match=r"\(ppo, seed 0\): 1 paths differ when chosen again"):
         validate(copy_dir)
 
 
