@@ -1,7 +1,7 @@
 """Checks of what users pass in, with one wording for all arguments.
 
-Each takes the argument's name as the error shows it, and returns the value as Python's own type.
-They raise `ValueError`: the argument in backticks, the rule, the value.
+They raise `ValueError`: the argument in backticks, the rule, the value. What they return is of
+Python's own types, or NumPy's arrays.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def integers(name: str, value: Any, low: int) -> list[int]:
     return [int(entry) for entry in value]
 
 
-def seed(value: Any, name: str = "seed") -> int:
+def seed(value: Any) -> int:
     """A seed."""
-    return integer(name, value, 0, HIGHEST_SEED)
+    return integer("seed", value, 0, HIGHEST_SEED)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number that a float can hold; not a boolean."""
+    """Whether it is a real number that a float can hold; neither a boolean nor NaN."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
@@ -73,7 +73,11 @@ def number(name: str, value: Any, low: float) -> float:
 
 def indices(name: str, value: Any, count: int) -> NDArray[np.int64]:
     """Whole numbers `(count,)`, as an array or a sequence; int64."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    # Lists of different lengths.
+    except ValueError:
+        raise ValueError(f"`{name}` must be whole numbers, got {shortened(value)}") from None
     if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             f"`{name}` must be whole numbers of shape ({count},), got {array.dtype} {array.shape}"
@@ -107,6 +111,17 @@ def numbers(
     return array
 
 
+def whole_numbers(
+    name: str, value: Any, shape: tuple[int | None, ...], low: int, high: int
+) -> NDArray[np.int64]:
+    """The same for integers; int64."""
+    array = numbers(name, value, shape, low, high)
+    # An empty list has no dtype of its own.
+    if array.size and not np.issubdtype(np.asarray(value).dtype, np.integer):
+        raise ValueError(f"`{name}` must be whole numbers, got {shortened(value)}")
+    return array.astype(np.int64)
+
+
 def ascending(name: str, value: Any, low: float) -> NDArray[np.float64]:
     """Finite numbers `(n,)`, each above the one before it, the first above `low`."""
     array = numbers(name, value, (None,))
@@ -116,8 +131,8 @@ def ascending(name: str, value: Any, low: float) -> NDArray[np.float64]:
 
 
 def shortened(value: Any) -> str:
-    """What an error shows of a value that may be long."""
-    text = repr(value)
+    """What an error shows, on one line, of a value that may be long."""
+    text = " ".join(repr(value).split())
     if len(text) > 100:
         return f"{text[:100]}..."
     return text

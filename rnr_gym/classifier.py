@@ -120,7 +120,7 @@ class RoutedClassifier(ModelHubMixin):
     ) -> None:
         self.backbone = backbone
         self.router = router
-        self.exits = exits
+        self.exits = checks.flag("exits", exits)
         self.curve = curve
         self.agent = agent
         self.spec = RoutingSpec.of(backbone, exits)
@@ -224,6 +224,8 @@ class RoutedClassifier(ModelHubMixin):
         """
         name = checks.path("pretrained_model_name_or_path", pretrained_model_name_or_path)
         checks.choice("weights", weights, weight_files.BUNDLED)
+        if agent is not None:
+            checks.choice("agent", agent, AGENTS)
         chosen_agent = agent or DEFAULT_AGENT
         router_file = weight_files.router_file(name, chosen_agent, weights)
         # A name with a slash is a path or an id of the hub, whatever is bundled. Route tables have
@@ -290,7 +292,7 @@ class RoutedClassifier(ModelHubMixin):
 
         Raises as `load_run` does.
         """
-        run = load_run(Path(run_dir))
+        run = load_run(run_dir)
         kwargs = run.fit_config.source_kwargs("route")
         pretrained = kwargs.get("weights", "pretrained")
         return cls(
@@ -331,13 +333,14 @@ class Run(NamedTuple):
     curve: BudgetCurve | None
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: str | Path) -> Run:
     """Read the folder that `rnr-gym train` wrote.
 
     Raises:
         FileNotFoundError: there is no run, or it is unfinished; the error says what to do.
         ValueError: the router's file is damaged, or was fitted to other weights or images.
     """
+    run_dir = Path(checks.path("run_dir", run_dir))
     router_file = run_dir / ROUTER_FILE
     if not router_file.exists():
         reason = "holds no run; make one with `rnr-gym train`"
@@ -359,7 +362,7 @@ def load_run(run_dir: Path) -> Run:
         kwargs=metadata["arguments"],
         seed=metadata["seed"],
         steps=metadata["steps"],
-        tradeoffs=tuple(metadata["tradeoffs"]),
+        tradeoffs=metadata["tradeoffs"],
     )
     source = fit_config.source("route")
     router, _ = agents.load(router_file, source.spec)
@@ -383,6 +386,8 @@ def _curve_of(metadata: dict[str, Any]) -> BudgetCurve | None:
     if not metadata.get("curve"):
         return None
     stored = metadata["curve"]
+    if not isinstance(stored, dict) or not {"tradeoff", "compute"} <= stored.keys():
+        raise ValueError(f"`curve` must have `tradeoff` and `compute`, got {stored!r}")
     tradeoffs = checks.ascending("tradeoff", stored["tradeoff"], 0.0)
     compute = checks.numbers("compute", stored["compute"], tradeoffs.shape, 0.0)
     return BudgetCurve(tradeoffs.tolist(), compute.tolist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -12,15 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-LOCK = ".lock"
-"""Suffix of files that are locked while a file or folder is claimed."""
-PARTIAL = ".part"
-"""Suffix of files that are being written."""
 HEADER = "rnr_gym"
 """Key of the safetensors header under which the metadata is kept as JSON."""
 DIGEST = "digest"
@@ -41,65 +35,15 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[None]:
-    """Keep `path`, a file or a folder that is to be written, to this process.
-
-    What a killed process left half-written there is removed first, and its claim does not hold.
-
-    Args:
-        path: what is written; it need not exist.
-        wait: whether to wait for another process to finish.
-
-    Raises `FileExistsError`, which names the other process, if there is one and `wait` is false.
-    """
-    file = lock_file(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # A lock of the system, which ends with the process that holds it.
-    lock = FileLock(file, timeout=-1 if wait else 0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FileExistsError(
-            f"`out` must not be written by another process, got {str(path)!r}, which process "
-            f"{file.read_text()} is writing; wait for it, or choose another"
-        ) from error
-
-    try:
-        file.write_text(str(os.getpid()))
-        for left in _left_by_killed(path):
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        lock.release()
-
-
-def lock_file(path: Path) -> Path:
-    """The file that is locked while a process claims `path`; that of a killed process stays."""
-    # Next to `path`: a folder that is not ours is left as it is.
-    path = path.resolve()
-    return path.parent / f".{path.name}{LOCK}"
-
-
-def _left_by_killed(path: Path) -> list[Path]:
-    """What `replacing` has left of `path`, and both have left below it, in a killed process."""
-    return [
-        *path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"),
-        *path.rglob(f".*{PARTIAL}"),
-        *path.rglob(f".*{LOCK}"),
-    ]
-
-
-@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file next to `path` to write to; rename it to `path` if the block succeeds.
 
     Until then, and if the block fails, whatever was at `path` stays as it is. If the process is
-    killed, the temporary file stays until `path`, or a folder that holds it, is `claimed` again.
+    killed, the temporary file stays until `claims.sweep` removes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Same folder, so that the rename is atomic; process id, so that two writers do not collide.
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
         partial.replace(path)
@@ -241,13 +185,13 @@ def _key(part: str) -> int | str:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Twelve hexadecimal digits that change when a name or a value of any tensor does."""
-    parts: list[bytes] = []
+    total = hashlib.sha256()
     for name in sorted(tensors):
         # As bytes, because NumPy does not know every type that torch has.
         flat = tensors[name].detach().cpu().contiguous().view(-1)
-        parts.append(name.encode())
-        parts.append(flat.view(torch.uint8).numpy().tobytes())
-    return short_hash(*parts)
+        total.update(name.encode())
+        total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()[:12]
 
 
 def short_hash(*parts: bytes) -> str:

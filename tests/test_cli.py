@@ -6,7 +6,7 @@ import shutil
 import pytest
 from torchvision import datasets
 
-from rnr_gym import data, storage
+from rnr_gym import claims, data
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.data import cifar, folders
@@ -343,7 +343,7 @@ def test_brackets_in_what_the_user_gives_are_printed_as_they_are(tmp_path, name)
 
 @pytest.mark.parametrize("args", [TRAIN, PRETRAIN, COMPARE], ids=lambda args: args[0])
 def test_second_run_into_a_folder_is_refused(no_work, tmp_path, args):
-    with storage.claimed(tmp_path / "out"):
+    with claims.claimed(tmp_path / "out"):
         output = fails(tmp_path, *into_out(args, tmp_path))
     assert "`out` must not be written by another process" in output
     assert f"process {os.getpid()} is writing" in output

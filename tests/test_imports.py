@@ -13,7 +13,7 @@ import rnr_gym
 PACKAGE_DIR = Path(rnr_gym.__file__).parent
 ORDER = (
     {"checks"},
-    {"storage", "registration"},
+    {"claims", "storage", "registration"},
     {"data"},
     {"backbones"},
     {"routing"},

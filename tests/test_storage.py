@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -126,67 +124,3 @@ def test_digest_follows_names_and_values():
     assert storage.digest({"b": b.clone(), "a": a.clone()}) == digest
     assert storage.digest({"a": a, "c": b}) != digest
     assert storage.digest({"a": a + 1e-6, "b": b}) != digest
-
-
-def test_claimed_leaves_nothing(tmp_path):
-    with storage.claimed(tmp_path / "out" / "file"):
-        assert storage.lock_file(tmp_path / "out" / "file").exists()
-    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
-
-
-@pytest.mark.parametrize("name", ["file.safetensors", "folder"])
-def test_claimed_removes_what_a_kill_left(tmp_path, name):
-    """A temporary file next to a file, or anywhere in a folder; nothing else."""
-    other = tmp_path / ".other.12.part"
-    left = [
-        tmp_path / f".{name}.12.part",
-        tmp_path / f".{name}.part.12.part",
-        tmp_path / "folder" / "inside" / ".config.json.12.part",
-    ]
-    if name != "folder":
-        left.pop()
-    for file in [other, *left]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-
-    with storage.claimed(tmp_path / name):
-        assert not any(file.exists() for file in left)
-    assert other.exists()
-
-
-HOLDER = """
-import sys
-import time
-from pathlib import Path
-
-from rnr_gym import storage
-
-with storage.claimed(Path(sys.argv[1])):
-    print("claimed", flush=True)
-    time.sleep(600)
-"""
-"""Claims a path until it is killed."""
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Another process, which claims `out`."""
-    command = [sys.executable, "-c", HOLDER, tmp_path / "out"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "claimed\n"
-        yield process
-        process.kill()
-
-
-def test_claimed_twice_names_the_process(tmp_path, holder):
-    message = f"`out` must not be written by another process, .* which process {holder.pid} is"
-    with pytest.raises(FileExistsError, match=message), storage.claimed(tmp_path / "out"):
-        pass
-
-
-def test_claim_of_killed_process_does_not_hold(tmp_path, holder):
-    holder.kill()
-    holder.wait()
-    with storage.claimed(tmp_path / "out"):
-        pass
-    assert list(tmp_path.iterdir()) == []

@@ -239,12 +239,13 @@ def load(path: Path, spec: RoutingSpec) -> tuple[FittedRouter, dict[str, Any]]:
         restore = agent(metadata["agent"]).from_state_dict
         router = restore(spec, tensors, metadata["router"])
     except KeyError as error:
-        raise ValueError(f"{error} is missing in router file {str(path)!r}") from error
-    # What torch says of tensors that do not fit has several lines.
-    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"`path` must be a router file that holds what its agent needs, got {str(path)!r} "
-            f"({checks.shortened(reason)})"
+            f"`path` must be a router file that has {error}, got {str(path)!r}"
+        ) from error
+    # What torch says of tensors that do not fit has several long lines.
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"`path` must be a router file that its agent can read, got {str(path)!r} ({reason})"
         ) from error
     return router, metadata

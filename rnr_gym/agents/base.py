@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from rnr_gym.routing.path_tree import num_prefixes
 from rnr_gym.routing.protocols import RoutingSource
 from rnr_gym.routing.rewards import TRADEOFF_RANGE, check_tradeoff
 from rnr_gym.routing.route_table import RouteTable
-from rnr_gym.routing.sources import open_source
+from rnr_gym.routing.sources import SourceKwargs, open_source
 from rnr_gym.routing.spec import RoutingSpec
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -33,8 +34,8 @@ class FitConfig:
 
     Attributes:
         env: a registered id.
-        kwargs: further arguments of `gym.make`, such as `exits` or `weights`; not `split` or
-            `tradeoff`. With `{"backend": table}` the router is fitted to that `RouteTable` and
+        kwargs: arguments of `gym.make` that say what is routed, such as `exits` or `weights`; not
+            `split`. With `{"backend": table}` the router is fitted to that `RouteTable` and
             evaluated on it.
         seed: of everything random.
         steps: environment steps to learn from; None for the number in the recipe.
@@ -57,14 +58,26 @@ class FitConfig:
         registered_kwargs(self.env)
         if not isinstance(self.kwargs, Mapping):
             raise ValueError(f"`kwargs` must be a dict, got {self.kwargs!r}")
-        fixed = sorted({"split", "tradeoff"} & self.kwargs.keys())
-        if fixed:
-            raise ValueError(f"`kwargs` must not hold `{fixed[0]}`, got {dict(self.kwargs)!r}")
-        checks.seed(self.seed)
+        allowed = SourceKwargs.__annotations__.keys() - {"split"}
+        if not self.kwargs.keys() <= allowed:
+            raise ValueError(
+                f"`kwargs` may hold {', '.join(sorted(allowed))}, got "
+                f"{', '.join(map(str, self.kwargs))}"
+            )
+        is_pair = isinstance(self.tradeoffs, tuple | list) and len(self.tradeoffs) == 2
+        if not is_pair or check_tradeoff(self.tradeoffs)[0] == 0.0:
+            raise ValueError(f"`tradeoffs` must be a pair above 0, got {self.tradeoffs!r}")
+
+        # As Python's own types, which JSON can hold.
+        kwargs = {
+            name: str(value) if isinstance(value, PathLike) else value
+            for name, value in self.kwargs.items()
+        }
+        object.__setattr__(self, "kwargs", kwargs)
+        object.__setattr__(self, "seed", checks.seed(self.seed))
         if self.steps is not None:
-            checks.integer("steps", self.steps, 1)
-        if check_tradeoff(self.tradeoffs)[0] == 0.0:
-            raise ValueError(f"`tradeoffs` must lie above 0, got {self.tradeoffs!r}")
+            object.__setattr__(self, "steps", checks.integer("steps", self.steps, 1))
+        object.__setattr__(self, "tradeoffs", check_tradeoff(self.tradeoffs))
         checks.flag("progress", self.progress)
 
     def source_kwargs(self, split: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rnr_gym import checks
 from rnr_gym.agents import recipes
 from rnr_gym.agents.base import FitConfig, RouterBase, check_widths
 from rnr_gym.agents.features import policy_inputs
@@ -130,6 +131,7 @@ class BlockDropRouter(RouterBase):
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
         restored = Config(**config)
+        checks.number("summary_scale", restored.summary_scale, 0.0)
         check_widths("hidden", [restored.hidden], tensors)
         network = policy_network(spec, restored, seed=0)
         network.load_state_dict(tensors)

@@ -69,9 +69,11 @@ class Networks(NamedTuple):
             "bias_out": (members, 1, num_outputs),
         }
         for name, shape in shapes.items():
-            found = tuple(tensors[name].shape)
-            if found != shape:
-                raise ValueError(f"`{name}` must have shape {shape}, got {found}")
+            found = tensors[name]
+            if found.dtype != torch.float32 or tuple(found.shape) != shape:
+                raise ValueError(
+                    f"`{name}` must be float32 {shape}, got {found.dtype} {tuple(found.shape)}"
+                )
         return cls(**tensors)
 
     def __call__(self, inputs: Tensor) -> Tensor:

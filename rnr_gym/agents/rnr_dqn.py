@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from rnr_gym import storage
+from rnr_gym import checks, storage
 from rnr_gym.agents import recipes
 from rnr_gym.agents.base import CHECKPOINT, FitConfig, check_widths
 from rnr_gym.agents.recurrent import RecurrentRouter, cleared
@@ -114,6 +114,7 @@ class RnrDqnRouter(RecurrentRouter):
         widths = [restored.embedding, restored.hidden]
         if restored.recurrent:
             widths.append(restored.hidden)
+        checks.number("summary_scale", restored.summary_scale, 0.0)
         check_widths("embedding", widths, tensors)
         network = q_network(spec, restored, seed=0)
         network.load_state_dict(tensors)

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm import tqdm
 
-from rnr_gym import storage
+from rnr_gym import checks, storage
 from rnr_gym.agents import dqn, ppo
 from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase, check_widths
 from rnr_gym.agents.features import policy_inputs
@@ -129,6 +129,7 @@ class Sb3Router(RouterBase):
         config: dict[str, Any],
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
+        checks.number("summary_scale", config["summary_scale"], 0.0)
         check_widths("net", config["net"], tensors)
         # The class to import is named by the recipe, never by the file.
         recipe = replace(
@@ -305,10 +306,10 @@ class CheckpointCallback(BaseCallback):
 
         tensors, metadata = storage.load_tensors(self.path)
         # Compared as JSON, which has no tuples.
-        if metadata["identity"] != json.loads(json.dumps(self.identity)):
+        if metadata.get("identity") != json.loads(json.dumps(self.identity)):
             raise ValueError(
                 "`run_dir` must hold a run with the same configuration, got "
-                f"{str(self.path.parent)!r}, begun with {metadata['identity']}"
+                f"{str(self.path.parent)!r}, begun with {metadata.get('identity')}"
             )
         parameters = storage.nested(tensors, metadata["leaves"])
         model.set_parameters(parameters, exact_match=True, device="cpu")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from rnr_gym import checks
 from rnr_gym.agents import recipes
 from rnr_gym.agents.base import FitConfig, check_widths, needs_table
 from rnr_gym.agents.recurrent import RecurrentRouter
@@ -81,6 +82,7 @@ class SkipNetRouter(RecurrentRouter):
     ) -> Self:
         """The router whose `state_dict` returned `tensors` and `config`."""
         restored = Config(**config)
+        checks.number("summary_scale", restored.summary_scale, 0.0)
         check_widths("embedding", [restored.embedding, restored.hidden, restored.hidden], tensors)
         network = gates(spec, restored, seed=0)
         network.load_state_dict(tensors)

@@ -94,24 +94,23 @@ class StaticRouter(RouterBase):
     ) -> Self:
         """The router with the paths and edges in `config`."""
         shape = (None, spec.num_layers)
-        paths = checks.numbers("paths", config["paths"], shape, -1, spec.full_path).astype(np.int8)
+        paths = checks.whole_numbers("paths", config["paths"], shape, -1, spec.full_path)
         edges = checks.ascending("edges", config["edges"], 0.0)
         if len(edges) != len(paths) - 1:
             raise ValueError(f"`edges` must lie between {len(paths)} paths, got {len(edges)}")
         for path in paths:
             check_path(spec, path)
-        return cls(spec, paths, edges)
+        return cls(spec, paths.astype(np.int8), edges)
 
 
-def check_path(spec: RoutingSpec, path: NDArray[np.int8]) -> None:
+def check_path(spec: RoutingSpec, path: NDArray[np.integer]) -> None:
     """Raise `ValueError` unless a path `(T,)` is whole and valid."""
-    layer = 0
-    while layer < spec.num_layers and path[layer] >= 0 and spec.valid[layer, path[layer]]:
-        layer += 1
-        if spec.has_exits and path[layer - 1] == 0:
-            break
-    answered = layer == spec.num_layers or (layer > 0 and spec.has_exits and path[layer - 1] == 0)
-    if not answered or (path[layer:] != -1).any():
+    end = spec.num_layers
+    if spec.has_exits and 0 in path:
+        end = int(np.argmin(path != 0)) + 1
+    layers = np.arange(end)
+    taken = path[:end]
+    if (taken < 0).any() or not spec.valid[layers, taken].all() or (path[end:] != -1).any():
         raise ValueError(f"`paths` must be whole, valid paths, got {path.tolist()}")
 
 

@@ -92,8 +92,9 @@ class ThresholdsRouter(RouterBase):
         """The router with the trade-offs, thresholds and sub-paths in `config`."""
         tradeoffs = checks.ascending("tradeoffs", config["tradeoffs"], 0.0)
         shape = (len(tradeoffs), spec.num_layers)
-        sub_paths = checks.indices("sub_paths", config["sub_paths"], len(tradeoffs))
-        checks.numbers("sub_paths", sub_paths, shape[:1], spec.first_sub_path, spec.full_path)
+        sub_paths = checks.whole_numbers(
+            "sub_paths", config["sub_paths"], shape[:1], spec.first_sub_path, spec.full_path
+        )
         thresholds = checks.numbers("thresholds", config["thresholds"], shape, 0.0, NEVER)
         return cls(spec, tradeoffs, thresholds, sub_paths)
 

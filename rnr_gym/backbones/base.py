@@ -106,6 +106,9 @@ class Backbone(nn.Module):
         super().__init__()
         check_shape(image_shape, widths, blocks, exits)
         check_glance(glance_widths, glance_strides, checks.flag("whitened", whitened))
+        # As lists, because arrays are neither true nor false.
+        widths, blocks, exits = list(widths), list(blocks), list(exits)
+        glance_widths, glance_strides = list(glance_widths), list(glance_strides)
         checks.integer("classes", classes, 2)
         checks.integer("summary_groups", summary_groups, 0)
 

@@ -185,7 +185,8 @@ def branch_widths(width: int, inner: Sequence[float]) -> list[int]:
 def check_fractions(inner: Sequence[float]) -> None:
     """Raise `ValueError` if inner widths are not ascending fractions ending in 1."""
     is_numbers = isinstance(inner, Sequence) and all(map(checks.is_number, inner))
-    if not is_numbers or not inner or list(inner) != sorted({0, *inner})[1:] or inner[-1] != 1:
+    ascends = is_numbers and len(inner) > 0 and list(inner) == sorted(set(inner))
+    if not ascends or inner[0] <= 0 or inner[-1] != 1:
         raise ValueError(
             f"`inner` must be ascending fractions of the width, the last of them 1, got {inner!r}"
         )

@@ -69,8 +69,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if name.endswith(SCALE):
             continue
         state_dict[name] = tensor
-        if name + SCALE in tensors:
-            state_dict[name] = tensor.float() * tensors[name + SCALE].float()
+        scale = tensors.get(name + SCALE)
+        if scale is not None:
+            # Other shapes could be multiplied, too, into a tensor of any size.
+            expected = (*tensor.shape[:1], 1, 1, 1)
+            if tensor.ndim != 4 or scale.shape != expected:
+                raise ValueError(
+                    f"`{name}{SCALE}` of {str(path)!r} must have shape {expected}, got "
+                    f"{tuple(scale.shape)}"
+                )
+            state_dict[name] = tensor.float() * scale.float()
     return state_dict, metadata
 
 

@@ -207,8 +207,12 @@ def _check_declared(path: Path, config: Any, state_dict: dict[str, Tensor]) -> N
         raise ValueError(f"`config` of {str(path)!r} must be a backbone's ({error})") from error
 
     for name in sorted(declared.keys() | state_dict.keys()):
-        expected = _shape(declared.get(name))
-        found = _shape(state_dict.get(name))
+        if name not in declared:
+            raise ValueError(
+                f"`{name}` of {str(path)!r} must be part of the architecture that it declares"
+            )
+        expected = tuple(declared[name].shape)
+        found = tuple(state_dict[name].shape) if name in state_dict else None
         if found != expected:
             raise ValueError(f"`{name}` of {str(path)!r} must have shape {expected}, got {found}")
         if not state_dict[name].isfinite().all():
@@ -222,7 +226,10 @@ def _check_sizes(config: Any, state_dict: dict[str, Tensor]) -> None:
     checks.choice("kind", config["kind"], KINDS)
     num_values = sum(tensor.numel() for tensor in state_dict.values())
     # Every layer has tensors of its own, and every group or branch has a batch-norm.
-    most = {"blocks": len(state_dict), "groups": len(state_dict)}
+    most = {"groups": len(state_dict)}
+    blocks = checks.integers("blocks", config["blocks"], 1)
+    if sum(blocks) > len(state_dict):
+        raise ValueError(f"`blocks` must fit into the file, got {checks.shortened(blocks)}")
     for name, value in config.items():
         entries = value if isinstance(value, list) else [value]
         if len(entries) > len(state_dict):
@@ -230,10 +237,6 @@ def _check_sizes(config: Any, state_dict: dict[str, Tensor]) -> None:
         for entry in entries:
             if isinstance(entry, int) and entry > most.get(name, num_values):
                 raise ValueError(f"`{name}` must fit into the file, got {checks.shortened(value)}")
-
-
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
 
 
 def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:

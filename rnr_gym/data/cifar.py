@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym import claims
 from rnr_gym.data import folders
 from rnr_gym.data.images import ImageSet, rank_in_class
 
@@ -163,7 +164,13 @@ def _fetch(reader: Any, variant: Cifar, root: Path) -> None:
     files_dir = root / reader.base_folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root, prefix=f".{variant.name}.") as partial:
+        # Of several processes that start at once, one fetches and the others wait.
+        with (
+            claims.claimed(files_dir, wait=True),
+            TemporaryDirectory(dir=root, prefix=f".{variant.name}.") as partial,
+        ):
+            if _is_complete(reader, root):
+                return
             reader(partial, download=True)
             # Only now: damaged files stay where they are until there are better ones.
             shutil.rmtree(files_dir, ignore_errors=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from rnr_gym import storage
+from rnr_gym import claims, storage
 
 NAMES = {"train": ("train",), "test": ("test", "val")}
 """What the folder of a part may be called."""
@@ -56,11 +56,19 @@ def load(dataset_dir: Path, part: str, classes: tuple[str, ...], side: tuple[int
     # The digest in the name: files that change on disk are decoded again.
     name = f"{dataset_dir.name}-{part}-{_digest(files, side)}.safetensors"
     cached = storage.cache_dir() / "images" / name
-    decoded = _read(cached, files, side)
-    if decoded is None:
-        title = f"decode {dataset_dir.name}/{images_dir.name}"
-        decoded = _decode_into(cached, files, side, title)
-    return decoded
+    title = f"decode {dataset_dir.name}/{images_dir.name}"
+    try:
+        return claims.cached(
+            cached,
+            read=lambda: _read(cached, files, side),
+            make=lambda: _decode_into(cached, files, side, title),
+        )
+    except OSError as error:
+        megabytes = len(files) * 3 * side[0] * side[1] / 1e6
+        raise OSError(
+            f"`RNR_GYM_CACHE` must name a folder with room for {megabytes:.0f} MB of decoded "
+            f"images, got {str(cached.parent)!r} ({error}); nothing was written"
+        ) from error
 
 
 def part_dir(dataset_dir: Path, part: str) -> Path:
@@ -115,20 +123,9 @@ def _decode_into(
     cached: Path, files: list[LabelledFile], side: tuple[int, int], title: str
 ) -> Decoded:
     """Decode files and keep the result in the cache."""
-    try:
-        # Of several processes that start at once, one decodes and the others wait for it.
-        with storage.claimed(cached, wait=True):
-            decoded = _read(cached, files, side)
-            if decoded is None:
-                decoded = _decode(files, side, title)
-                images, labels = map(torch.from_numpy, decoded)
-                storage.save_tensors(cached, {"images": images, "labels": labels}, {})
-    except OSError as error:
-        megabytes = len(files) * 3 * side[0] * side[1] / 1e6
-        raise OSError(
-            f"`RNR_GYM_CACHE` must name a folder with room for {megabytes:.0f} MB of decoded "
-            f"images, got {str(cached.parent)!r} ({error}); nothing was written"
-        ) from error
+    decoded = _decode(files, side, title)
+    images, labels = map(torch.from_numpy, decoded)
+    storage.save_tensors(cached, {"images": images, "labels": labels}, {})
     return decoded
 
 
@@ -165,7 +162,7 @@ def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _read(path: Path, files: list[LabelledFile], side: tuple[int, int]) -> Decoded | None:
-    """What is in the cache; None, with a warning, if it is not what belongs there."""
+    """What is in the cache; None if nothing is, or, with a warning, if it is damaged."""
     if not path.exists():
         return None
 
@@ -177,7 +174,7 @@ def _read(path: Path, files: list[LabelledFile], side: tuple[int, int]) -> Decod
             raise ValueError(f"its images are {images.dtype} {images.shape}")
         if tensors["labels"].tolist() != labels:
             raise ValueError("its labels are not those of the files")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{path} is decoded again, for it is damaged: {error}", stacklevel=2)
         return None
     return images, np.array(labels, np.int64)

@@ -49,7 +49,8 @@ class ImageSet:
             raise ValueError("`images` must hold at least one image, got none")
 
         for name in ("labels", "original_id", "severity"):
-            checks.indices(name, getattr(self, name), count)
+            # Other integers are converted.
+            object.__setattr__(self, name, checks.indices(name, getattr(self, name), count))
 
         lowest = self.labels.min()
         highest = self.labels.max()
@@ -92,12 +93,14 @@ class ImageSet:
         if not isinstance(images, np.ndarray):
             raise ValueError(f"`images` must be a NumPy array, got {type(images).__name__}")
         # An empty list has no dtype of its own.
-        if len(labels) == 0:
+        if isinstance(labels, list | tuple) and not labels:
             labels = np.zeros(0, np.int64)
         labels = checks.indices("labels", labels, len(images)).copy()
         if len(labels) and labels.min() < 0:
             raise ValueError(f"`labels` must be 0 or above, got {labels.min()}")
 
+        if classes is not None and not isinstance(classes, tuple | list):
+            raise ValueError(f"`classes` must be a tuple of names, got {classes!r}")
         if not classes:
             num_classes = int(labels.max(initial=0)) + 1
             classes = tuple(str(label) for label in range(num_classes))

@@ -62,7 +62,7 @@ def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dic
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f"`options` must be a dict or None, got {options!r}")
     options = dict(options or {})
-    unknown = sorted(options.keys() - set(known))
+    unknown = sorted(map(str, options.keys() - set(known)))
     if unknown:
         raise ValueError(f"`options` may hold {', '.join(known)}, got {', '.join(unknown)}")
     return options

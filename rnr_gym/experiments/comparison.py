@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rnr_gym import agents, checks, storage
+from rnr_gym import agents, checks, claims
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.experiments import report, runs
@@ -66,7 +66,7 @@ def compare(
         agents.check(name, fit_config)
     config = runs.identity("compare", fit_config)
     config |= {"agents": list(names), "seeds": seeds}
-    with storage.claimed(report_dir):
+    with claims.claimed(report_dir):
         runs.start_or_resume(report_dir, config, report.RESULTS_FILE)
         # Opened before the long work, so that missing images are found at once.
         testbed = Testbed.open(fit_config)
@@ -91,6 +91,7 @@ def fit_routers(
     tasks = []
     for seed in range(seeds):
         for name in names:
+            runs.remove_spent_checkpoint(router_dir(report_dir, name, seed))
             fitted = runs.is_finished(router_dir(report_dir, name, seed))
             if is_fitted_with(name, seed) and not fitted:
                 tasks.append((name, seed))
@@ -102,16 +103,16 @@ def fit_routers(
     # Spawned, because forked workers would inherit torch's threads in an undefined state.
     context = multiprocessing.get_context("spawn")
     started = context.Event()
+    others = set(multiprocessing.active_children())
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (started,)) as pool,
         tqdm(total=len(tasks), desc="fit", unit="router") as bar,
     ):
         futures = {}
-        for name, seed in tasks:
-            of_seed = replace(fit_config, seed=seed, progress=False)
-            futures[pool.submit(_fit, name, of_seed, report_dir)] = f"{name} seed {seed}"
-
         try:
+            for name, seed in tasks:
+                of_seed = replace(fit_config, seed=seed, progress=False)
+                futures[pool.submit(_fit, name, of_seed, report_dir)] = f"{name} seed {seed}"
             for future in as_completed(futures):
                 future.result()
                 bar.set_postfix_str(futures[future])
@@ -119,8 +120,12 @@ def fit_routers(
         except BrokenProcessPool:
             raise ChildProcessError(_what_broke(tasks, report_dir, started.is_set())) from None
         except BaseException:
-            # Leave at once, also on Ctrl-C: what is running resumes from its checkpoint.
+            # Leave at once, also on Ctrl-C: what is running resumes from its checkpoint. Not before
+            # the workers have ended, which would go on in folders that nobody claims.
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+                worker.join()
             raise
 
 
@@ -144,11 +149,12 @@ def _what_broke(tasks: list[tuple[str, int]], report_dir: Path, started: bool) -
     # The claims of workers that were killed are still there.
     interrupted = []
     for name, seed in tasks:
-        if storage.lock_file(router_dir(report_dir, name, seed)).exists():
+        if claims.lock_file(router_dir(report_dir, name, seed)).exists():
             interrupted.append(f"{name} seed {seed}")
+    when = f"while it fitted {' or '.join(interrupted)}" if interrupted else "before it began"
     return (
-        f"a worker was killed while it fitted {' or '.join(interrupted)}, perhaps for want of "
-        "memory; run the same command to resume, with fewer `jobs` if it happens again"
+        f"a worker was killed {when}, perhaps for want of memory; run the same command to resume, "
+        "with fewer `jobs` if it happens again"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnr_gym import checks
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.classifier import BudgetCurve
 from rnr_gym.routing import rollout
@@ -60,6 +61,8 @@ def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluati
 
     The path of a `StaticRouter` is charged as that of a static network.
     """
+    # A static network is evaluated at any trade-off; others observe it.
+    checks.number("tradeoff", tradeoff, 0.0)
     num_images = len(source.labels)
     spec = source.spec
     if isinstance(router, StaticRouter):
@@ -97,12 +100,12 @@ def evaluate_paths(
     """
     if image_idx is None:
         image_idx = np.arange(len(source.labels))
-    expected = (len(image_idx), source.spec.num_layers)
-    paths = np.asarray(paths)
-    if paths.shape != expected or not np.issubdtype(paths.dtype, np.integer):
-        raise ValueError(
-            f"`paths` must be whole numbers of shape {expected}, got {paths.dtype} {paths.shape}"
-        )
+    last = len(source.labels) - 1
+    image_idx = checks.whole_numbers("image_idx", image_idx, (None,), 0, last)
+    shape = (len(image_idx), source.spec.num_layers)
+    paths = checks.whole_numbers("paths", paths, shape, -1, source.spec.full_path)
+    checks.flag("static", static)
+    checks.integer("decision_macs", decision_macs, 0)
 
     parts = []
     for start in range(0, len(image_idx), BATCH):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rnr_gym import data, storage
+from rnr_gym import claims, data
 from rnr_gym.agents import FitConfig
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, Run
@@ -67,7 +67,7 @@ def alternate(
         "schedule": asdict(schedule),
     }
     last = round_dir(out, rounds)
-    with storage.claimed(out):
+    with claims.claimed(out):
         finished = last.relative_to(out) / RUN_DIR / ROUTER_FILE
         runs.start_or_resume(out, config, finished_by=str(finished))
         for number in range(1, rounds + 1):
@@ -92,6 +92,10 @@ def _round(run: Run, folder: Path, schedule: Schedule, device: str) -> Run:
 def schedule_for(run: Run, epochs: int | None, glance_epochs: int | None) -> Schedule:
     """How the backbone of a run is fine-tuned: as it was pretrained, but its paths more gently."""
     name = run.fit_config.source_kwargs("route")["backbone"]
+    if name not in zoo.ARCHITECTURES:
+        raise ValueError(
+            f"`run` must route a named backbone to be fine-tuned, got one that routes {name!r}"
+        )
     pretraining = Schedule(**zoo.ARCHITECTURES[name].schedule)
     if epochs is None:
         epochs = math.ceil(EPOCH_SHARE * pretraining.epochs)

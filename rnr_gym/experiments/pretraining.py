@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rnr_gym import checks, data, storage
+from rnr_gym import checks, claims, data
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.training.calibration import evaluate_full_path
@@ -43,7 +43,8 @@ def pretrain_backbone(
     schedule = Schedule(**{**architecture.schedule, **settings})
     checks.seed(schedule.seed)
     checkpoint = weights.checkpoint_file(path)
-    with storage.claimed(path):
+    with claims.claimed(path):
+        claims.sweep(path, checkpoint)
         # Never overwritten: routers and reports may rest on these weights.
         if path.exists():
             # A kill between the last two lines below leaves it.

@@ -19,8 +19,9 @@ from rnr_gym.experiments import plots
 from rnr_gym.experiments.figures import compare_records
 from rnr_gym.experiments.formatting import interval, number, percent, share
 from rnr_gym.experiments.results import ORACLE, Record, Results, Shown, Testbed, is_adaptive
+from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing.rewards import TRADEOFF_RANGE
-from rnr_gym.routing.sources import digest_of, digest_of_content
+from rnr_gym.routing.sources import bundled_table, digest_of, digest_of_content
 
 RESULTS_FILE = "results.json"
 PATHS_FILE = "paths.npz"
@@ -75,6 +76,12 @@ def write(
 
 def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
     """What the figures were measured on, by its title on the page."""
+    kwargs = {**registered_kwargs(fit_config.env), **fit_config.kwargs}
+    bundled = None
+    if kwargs.get("backend") == "table":
+        names = ("dataset", "backbone", "weights", "exits")
+        chosen = {name: kwargs[name] for name in names if name in kwargs}
+        bundled = bundled_table(split="test", **chosen)
     # All code of the package: any of it may change a figure.
     package = Path(rnr_gym.__file__).parent
     code = [file.read_bytes() for file in sorted(package.rglob("*.py"))]
@@ -85,7 +92,7 @@ def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
         "rnr_gym": rnr_gym.__version__,
         "weights and images": digest_of(testbed.source),
         # A table that was built here follows from weights and images, but for rounding.
-        "route table": digest_of_content(testbed.source),
+        "route table": "" if bundled is None else digest_of_content(bundled),
         "code": storage.short_hash(*code),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

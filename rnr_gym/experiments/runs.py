@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rnr_gym import agents, storage
+from rnr_gym import agents, checks, claims, storage
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.base import CHECKPOINT
 from rnr_gym.agents.static import StaticRouter
+from rnr_gym.claims import is_temporary
 from rnr_gym.classifier import CONFIG_FILE, ROUTER_FILE, Run
 from rnr_gym.classifier import load_run as load
 from rnr_gym.experiments.evaluation import measure_curve
 from rnr_gym.routing.protocols import FittedRouter, RoutingSource
 from rnr_gym.routing.sources import digest_of
 
-__all__ = ["Run", "fit", "identity", "load", "start_or_resume"]
+__all__ = [
+    "Run",
+    "fit",
+    "identity",
+    "is_finished",
+    "load",
+    "remove_spent_checkpoint",
+    "start_or_resume",
+]
 
 
 def identity(agent: str, fit_config: FitConfig) -> dict[str, Any]:
-    """What distinguishes one run from another, as JSON holds it."""
+    """What distinguishes one run from another, as JSON holds it.
+
+    Raises `ValueError` for arguments that JSON cannot hold, such as a `RouteTable`.
+    """
+    try:
+        json.dumps(fit_config.kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"`kwargs` must be what JSON can hold, to be written to a run, got {error}"
+        ) from error
     return {
         "agent": agent,
         "env": fit_config.env,
@@ -46,8 +65,7 @@ def start_or_resume(run_dir: Path, config: dict[str, Any], finished_by: str) -> 
         ValueError: the work was started with another configuration.
     """
     if (run_dir / finished_by).exists():
-        # A kill at the last moment leaves it.
-        (run_dir / CHECKPOINT).unlink(missing_ok=True)
+        remove_spent_checkpoint(run_dir)
         raise FileExistsError(
             f"`out` must be a new folder or unfinished work, got {str(run_dir)!r}, which is "
             "finished; choose another"
@@ -63,26 +81,32 @@ def start_or_resume(run_dir: Path, config: dict[str, Any], finished_by: str) -> 
                 f"`out` must be resumed with the settings that it was started with, got "
                 f"{str(run_dir)!r}, where {', '.join(differences)} differ; choose another"
             )
+        claims.sweep(run_dir)
         return
 
     # Work is only started where no file can be overwritten.
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if run_dir.exists() and (not run_dir.is_dir() or not all(map(is_temporary, run_dir.iterdir()))):
         raise FileExistsError(
             f"`out` must be a new folder, got {str(run_dir)!r}, which exists and holds something "
             "else; choose another"
         )
+    # A kill may have left the first file half-written.
+    claims.sweep(run_dir)
     storage.save_json(config_file, config)
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a folder has a finished run, whose checkpoint, if a kill left it, is removed."""
-    finished = (run_dir / CONFIG_FILE).exists() and (run_dir / ROUTER_FILE).exists()
-    if finished:
+    """Whether a folder has a finished run."""
+    return (run_dir / CONFIG_FILE).exists() and (run_dir / ROUTER_FILE).exists()
+
+
+def remove_spent_checkpoint(run_dir: Path) -> None:
+    """Remove the checkpoint of a finished run, which a kill at the last moment leaves."""
+    if is_finished(run_dir):
         (run_dir / CHECKPOINT).unlink(missing_ok=True)
-    return finished
 
 
-def fit(agent: str, fit_config: FitConfig, run_dir: Path) -> Path:
+def fit(agent: str, fit_config: FitConfig, run_dir: str | Path) -> Path:
     """Fit a router and write it to a folder, from its checkpoint if it was interrupted.
 
     Returns the router's file.
@@ -93,9 +117,10 @@ def fit(agent: str, fit_config: FitConfig, run_dir: Path) -> Path:
         FileExistsError: the folder has a finished run, or something else, or another process is
             writing it.
     """
+    run_dir = Path(checks.path("run_dir", run_dir))
     agents.check(agent, fit_config)
     config = identity(agent, fit_config)
-    with storage.claimed(run_dir):
+    with claims.claimed(run_dir):
         start_or_resume(run_dir, config, finished_by=ROUTER_FILE)
         router = agents.agent(agent).fit(replace(fit_config, run_dir=run_dir))
         _save(router, config, fit_config.source("route"), run_dir)

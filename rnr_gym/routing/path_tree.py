@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -68,8 +70,9 @@ class PathTree(NamedTuple):
 
 def num_prefixes(spec: RoutingSpec) -> int:
     """How many prefixes wait for a decision, the empty one included."""
-    continuing = spec.valid[:, spec.first_sub_path :].sum(1)
-    return int(1 + np.cumprod(continuing[:-1]).sum())
+    continuing = spec.valid[:, spec.first_sub_path :].sum(1).tolist()
+    # Python's integers, because these can be of any size.
+    return 1 + sum(accumulate(continuing[:-1], mul))
 
 
 class _Node(NamedTuple):

@@ -122,12 +122,14 @@ class RouteTable:
         taken = returns[self.path_index(paths), np.arange(len(self.labels))]
         return float((returns.max(0) - taken).mean())
 
-    def path_index(self, paths: NDArray[np.int8]) -> NDArray[np.int64]:
+    def path_index(self, paths: NDArray[np.integer]) -> NDArray[np.int64]:
         """int64 `(N,)`: the index of each whole path `(N, T)` in `self.paths`.
 
         Raises:
             ValueError: a path ends early, or is not valid.
         """
+        highest = self.spec.full_path
+        paths = checks.whole_numbers("paths", paths, (None, self.spec.num_layers), -1, highest)
         node = np.zeros(len(paths), np.int64)
         for layer in range(self.spec.num_layers):
             active = np.flatnonzero(node < self.num_prefixes)
@@ -171,7 +173,7 @@ class RouteTable:
             loss=self.loss[:, idx],
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the table as one safetensors file; quantised summaries take one byte per value."""
         summary = self.summary
         # Quantised values are whole steps by construction, so a byte loses nothing.
@@ -195,21 +197,22 @@ class RouteTable:
             "stem": self.spec.mac_table.stem,
             "origin": self.origin,
         }
-        storage.save_tensors(path, tensors, metadata)
+        storage.save_tensors(Path(checks.path("path", path)), tensors, metadata)
 
     @classmethod
-    def load(cls, path: Path) -> RouteTable:
+    def load(cls, path: str | Path) -> RouteTable:
         """Read what `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or no route table of this version.
         """
+        path = Path(checks.path("path", path))
         tensors, metadata = storage.load_tensors(path)
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             return cls._from_arrays(arrays, metadata)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise ValueError(
                 f"`path` must be a route table as this version writes it, got {str(path)!r}"
             ) from error
@@ -272,8 +275,8 @@ def check_arrays(arrays: dict[str, NDArray], metadata: dict[str, Any]) -> None:
         raise ValueError(f"`summary` must have shape {shape}, got {arrays['summary'].shape}")
     highest = spec.num_classes - 1
     answers = (None, num_images)
-    checks.numbers("labels", arrays["labels"], (None,), 0, highest)
-    checks.numbers("prediction", arrays["prediction"], answers, 0, highest)
+    checks.whole_numbers("labels", arrays["labels"], (None,), 0, highest)
+    checks.whole_numbers("prediction", arrays["prediction"], answers, 0, highest)
     checks.numbers("loss", arrays["loss"], answers, 0.0)
     if not np.isfinite(arrays["summary"]).all():
         raise ValueError("`summary` must be finite, got NaN or infinity")

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-from rnr_gym import checks, data, storage
+from rnr_gym import checks, claims, data, storage
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
@@ -163,7 +163,9 @@ def bundled_table(
     data.check_split(split)
     if not isinstance(backbone, str) or weights != PRETRAINED or not exits:
         return None
-    # Other images than those of its own data set are not in the table.
+    # Other images than those of its own data set are not in the table; arrays compare by element.
+    if not isinstance(dataset, str):
+        return None
     architecture = zoo.ARCHITECTURES.get(backbone)
     path = weight_files.table_file(backbone, split)
     if architecture is None or dataset != architecture.dataset or not path.is_file():
@@ -230,15 +232,14 @@ def digest_of(source: RoutingSource) -> str:
     return storage.short_hash(*parts)
 
 
-def digest_of_content(source: RoutingSource) -> str:
-    """Twelve hexadecimal digits that change with what a table holds; empty for a live network."""
-    if not isinstance(source, RouteTable):
-        return ""
+def digest_of_content(source: RouteTable) -> str:
+    """Twelve hexadecimal digits that change with what a table holds."""
     return storage.short_hash(
         source.spec.digest.encode(),
         source.labels.tobytes(),
         source.prediction.tobytes(),
         source.loss.tobytes(),
+        source.summary.tobytes(),
     )
 
 
@@ -246,28 +247,23 @@ def _cached_table(live: Live) -> RouteTable:
     """The table from the cache; else built, and kept there under the digest of its origin."""
     origin = digest_of(live)
     path = storage.cache_dir() / "tables" / f"{origin}.safetensors"
-    table = _read_table(path, live.spec, len(live.labels))
-    if table is not None:
-        return table
 
-    # Of several processes that start at once, one builds it and the others wait.
-    with storage.claimed(path, wait=True):
-        table = _read_table(path, live.spec, len(live.labels))
-        if table is None:
-            built = route_table.build(live.backbone, live.images, live.spec)
-            replace(built, origin=origin).save(path)
-            table = RouteTable.load(path)
-    return table
+    def build() -> RouteTable:
+        built = route_table.build(live.backbone, live.images, live.spec)
+        replace(built, origin=origin).save(path)
+        return RouteTable.load(path)
+
+    return claims.cached(path, read=lambda: _read_table(path, origin, live.spec), make=build)
 
 
-def _read_table(path: Path, spec: RoutingSpec, num_images: int) -> RouteTable | None:
-    """What is in the cache; None, with a warning, if it is not what belongs there."""
+def _read_table(path: Path, origin: str, spec: RoutingSpec) -> RouteTable | None:
+    """What is in the cache; None if nothing is, or, with a warning, if it is damaged."""
     if not path.exists():
         return None
     try:
         table = RouteTable.load(path)
-        if table.spec.digest != spec.digest or len(table.labels) != num_images:
-            raise ValueError("it is about another problem, or other images")
+        if (table.origin, table.spec.digest) != (origin, spec.digest):
+            raise ValueError("it is about other weights or images")
     except ValueError as error:
         warnings.warn(f"{path} is computed again, for it is damaged: {error}", stacklevel=2)
         return None

@@ -91,8 +91,8 @@ class RoutedPaths:
                     state.exit_logits[waiting], teacher[waiting], reduction="sum"
                 )
                 passed.append(self.exit_weight * loss / len(images))
-            # Entries of answered images are ignored, but -1 is no sub-path.
-            state = state.step(np.maximum(sub_paths, 0).astype(np.int64))
+            # Entries of answered images, which are -1, are ignored.
+            state = state.step(sub_paths.astype(np.int64))
 
         answers = F.cross_entropy(state.logits, teacher)
         return torch.stack([answers, *passed]).sum()

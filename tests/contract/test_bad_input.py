@@ -122,6 +122,7 @@ def test_reset_rejects_seed(make, value):
     [
         ("options", ["index"]),
         ("options", {"image": 3}),
+        ("options", {1: 2}),
         ('options["index"]', {"index": HUGE}),
         ('options["index"]', {"index": 1j}),
         ('options["index"]', {"index": -1}),
@@ -136,7 +137,9 @@ def test_reset_rejects_options(make, argument, options):
 
 
 @pytest.mark.parametrize(
-    "value", [1.0, "1", None, [1, 1], HUGE, np.ones(1, np.float32), np.array([4])], ids=shown
+    "value",
+    [1.0, "1", None, [1, 1], [[1], [1, 1]], HUGE, np.ones(1, np.float32), np.array([4])],
+    ids=shown,
 )
 def test_vector_step_rejects_actions(value):
     env = rnr.RoutingVectorEnv()
@@ -159,6 +162,9 @@ def test_vector_step_rejects_actions(value):
         ("steps", {"steps": 0}),
         ("steps", {"steps": -5}),
         ("steps", {"steps": 1e5}),
+        ("tradeoffs", {"tradeoffs": 0.3}),
+        ("kwargs", {"kwargs": {"reward": "accuracy"}}),
+        ("kwargs", {"kwargs": {1: 2}}),
         ("tradeoffs", {"tradeoffs": (0.0, 0.0)}),
         ("tradeoff", {"tradeoffs": (0.0, 1.0)}),
         ("tradeoff", {"tradeoffs": (1.0, 0.1)}),
@@ -216,6 +222,9 @@ PIXELS = np.zeros((2, 1, 12, 12), np.uint8)
         ("labels", (PIXELS, [0.0, 1.0])),
         ("labels", (PIXELS, [0, -1])),
         ("labels", (PIXELS, "01")),
+        ("labels", (PIXELS, None)),
+        ("classes", (PIXELS, [0, 1], 3)),
+        ("classes", (PIXELS, [0, 1], "ab")),
         ("labels", (PIXELS, [0, 2], ("a", "b"))),
     ],
     ids=shown,
@@ -303,7 +312,7 @@ def test_traversal_rejects_images(backbone, images):
     rejects("images", lambda: rnr.Traversal.start(backbone, images))
 
 
-@pytest.mark.parametrize("exits", [[9], [-1], 3, ["0"], [1]], ids=shown)
+@pytest.mark.parametrize("exits", [[9], [-1], 3, ["0"], [[0]], [1]], ids=shown)
 def test_traversal_rejects_exits(exits):
     backbone = small.backbone("whitened")
     images = torch.zeros(2, *backbone.image_shape, dtype=torch.uint8)
@@ -358,7 +367,7 @@ def test_evaluate_rejects_tradeoff(table, tradeoff):
         ("paths", np.zeros((2, 3), np.int8)),
         ("paths", np.zeros((24, 3), np.float32)),
         ("sub_paths", np.full((24, 3), -1, np.int8)),
-        ("sub_paths", np.full((24, 3), 9, np.int8)),
+        ("paths", np.full((24, 3), 9, np.int8)),
     ],
     ids=shown,
 )
@@ -409,6 +418,7 @@ def test_classifier_rejects_compute(backbone, classifier, compute):
         ("weights", ("rnr-cifar10",), {"weights": "best"}),
         ("weights", ("rnr-cifar10",), {"weights": ["pretrained"]}),
         ("agent", ("rnr-cifar10",), {"agent": "fqi"}),
+        ("agent", ("rnr-cifar10",), {"agent": ["ppo"]}),
         ("device", ("rnr-cifar10",), {"device": "meta"}),
     ],
     ids=shown,
@@ -442,3 +452,34 @@ def test_compare_rejects(tmp_path, argument, kwargs):
 def test_fit_run_rejects_agent(tmp_path, agent):
     rejects("agent", lambda: rnr.fit_run(agent, rnr.FitConfig(ENV), tmp_path / "out"))
     assert snapshot(tmp_path) == {}
+
+
+def test_fit_config_takes_numpy_numbers_and_paths(tmp_path):
+    """As users have them; a run is written with Python's own types."""
+    kwargs = {"weights": tmp_path / "file"}
+    fit_config = rnr.FitConfig(ENV, kwargs, seed=np.int64(3), steps=np.int32(512))
+    assert type(fit_config.seed) is int
+    assert type(fit_config.steps) is int
+    assert fit_config.kwargs == {"weights": str(tmp_path / "file")}
+
+
+def test_run_of_own_table_is_refused(table, tmp_path):
+    """It could not be opened again."""
+    fit_config = rnr.FitConfig(ENV, {"backend": table})
+    rejects("kwargs", lambda: rnr.fit_run("full", fit_config, tmp_path / "out"))
+    assert snapshot(tmp_path) == {}
+
+
+@pytest.mark.parametrize("run_dir", [None, 3, ["runs"]], ids=shown)
+def test_runs_reject_what_is_no_path(run_dir):
+    rejects("run_dir", lambda: rnr.load_run(run_dir))
+    rejects("run_dir", lambda: rnr.fit_run("full", rnr.FitConfig(ENV), run_dir))
+
+
+@pytest.mark.parametrize(
+    "image_idx", [[], [10**6] * 24, [0.5] * 24, [[0]], "0"], ids=lambda value: str(value)[:10]
+)
+def test_evaluate_paths_rejects_images(table, image_idx):
+    paths = np.repeat(table.paths[:1], 24, 0)
+    with pytest.raises(ValueError, match=r"`image_idx` must|`paths` must"):
+        rnr.evaluate_paths(table, paths, image_idx=image_idx)

@@ -225,6 +225,7 @@ def test_damaged_backbone_is_refused(backbone_file, damage):
     setting("config/widths/0", 8.0),
     setting("config/blocks/0", HUGE),
     setting("config/blocks", [1] * 100_000),
+    setting("config/blocks", [20, 20, 20]),
     setting("config/classes", HUGE),
     setting("config/classes", -1),
     setting("config/image_shape", [HUGE, HUGE, HUGE]),
@@ -312,6 +313,7 @@ ALTERED = {
         setting("router/paths/0", [0, 3, 3, 3]),
         setting("router/paths/0", [-1, -1, -1, -1]),
         setting("router/paths/0/0", 3.5),
+        setting("router/paths/0/0", 1.5),
         setting("router/paths/0/0", HUGE),
         setting("router/edges/0", NAN),
         setting("router/edges/0", INFINITE),
@@ -342,6 +344,7 @@ ALTERED = {
         lost("bias_in"),
         cut("weight_in"),
         filled("weight_out", NAN),
+        retyped("weight_out", torch.float64),
         setting("router/sub_paths/0", 9),
     ],
     "blockdrop": [
@@ -359,6 +362,7 @@ ALTERED = {
         setting("router/net", "wide"),
         setting("router/recipe", "os:system"),
         setting("router/summary_scale", "large"),
+        setting("router/summary_scale", NAN),
         filled("action_net.bias", NAN),
         lost("action_net.bias"),
         cut("action_net.weight"),
@@ -415,6 +419,22 @@ def many_layers(tensors, metadata):
     tensors["macs.exits"] = torch.ones(num_layers, num_paths, dtype=torch.int64)
 
 
+def wrapped_around(tensors, metadata):
+    """So many paths that their number in 64 bits is a small one."""
+    num_layers = 74
+    num_paths = tensors["valid"].shape[1]
+    tensors["valid"] = torch.zeros(num_layers, num_paths, dtype=torch.bool)
+    tensors["valid"][:, 1] = True
+    tensors["valid"][10:, 2] = True
+    tensors["macs.layers"] = torch.ones(num_layers, num_paths, num_paths, dtype=torch.int64)
+    tensors["macs.exits"] = torch.ones(num_layers, num_paths, dtype=torch.int64)
+
+
+def no_layers(tensors, metadata):
+    for name in ("valid", "macs.layers", "macs.exits"):
+        tensors[name] = tensors[name][:0]
+
+
 def nothing_is_valid(tensors, metadata):
     tensors["valid"] = torch.zeros_like(tensors["valid"])
 
@@ -457,8 +477,11 @@ def nothing_costs(tensors, metadata):
     filled("macs.layers", -5),
     filled("macs.exits", 2**62),
     retyped("macs.head", torch.float64),
+    retyped("loss", torch.bfloat16),
     retyped("valid", torch.int64),
     many_layers,
+    wrapped_around,
+    no_layers,
     nothing_is_valid,
     nothing_costs,
     only,

@@ -187,35 +187,49 @@ FAULTS = [
 ]
 
 
-def write_faulty(fault, folder):
-    """A copy of the package and the tests with the fault in it."""
+def copy_to(folder):
+    """Copy the package and the tests."""
     for name in ("rnr_gym", "tests", "pyproject.toml"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name)
         else:
             shutil.copy(source, folder / name)
-    path = folder / "rnr_gym" / fault.file
-    path.write_text(path.read_text().replace(fault.right, fault.wrong))
+
+
+def status_of(tests, folder):
+    """The exit status of pytest: 0 if tests pass, 1 if one fails, others for errors of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode
 
 
 def is_caught(fault):
     """Whether the fault's test fails with it."""
     with TemporaryDirectory() as name:
-        write_faulty(fault, Path(name))
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", fault.test],
-            cwd=name,
-            env={**os.environ, "PYTHONPATH": name, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            check=False,
-        )
-    # 1: tests failed; other codes are errors of pytest, such as a test that is not there.
-    return done.returncode == 1
+        folder = Path(name)
+        copy_to(folder)
+        path = folder / "rnr_gym" / fault.file
+        path.write_text(path.read_text().replace(fault.right, fault.wrong))
+        return status_of([fault.test], folder) == 1
+
+
+def passes_without_faults():
+    """Whether all of the tests pass in a copy of the code as it is."""
+    with TemporaryDirectory() as name:
+        copy_to(Path(name))
+        return status_of(sorted({fault.test for fault in FAULTS}), Path(name)) == 0
 
 
 def main():
     """Print which faults are caught; exit with 1 if one is not."""
+    if not passes_without_faults():
+        sys.exit("the tests fail without any fault")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         caught = list(pool.map(is_caught, FAULTS))
     for fault, found in zip(FAULTS, caught, strict=True):
