@@ -224,8 +224,8 @@ class RoutedClassifier(ModelHubMixin):
         """
         name = checks.path("pretrained_model_name_or_path", pretrained_model_name_or_path)
         checks.choice("weights", weights, weight_files.BUNDLED)
-        if agent is not None:
-            checks.choice("agent", agent, AGENTS)
+        if agent is not None and not isinstance(agent, str):
+            raise ValueError(f"`agent` must be a name, got {agent!r}")
         chosen_agent = agent or DEFAULT_AGENT
         router_file = weight_files.router_file(name, chosen_agent, weights)
         # A name with a slash is a path or an id of the hub, whatever is bundled. Route tables have

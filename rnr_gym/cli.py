@@ -277,22 +277,16 @@ def compare(
     from rnr_gym.agents import DEFAULT_AGENTS, agent
     from rnr_gym.experiments import comparison, report, terminal
 
-    names = list(agents or DEFAULT_AGENTS)
-    # Raises for unknown names, before the environment is opened.
-    for name in names:
-        agent(name)
-    if len(set(names)) < len(names):
-        raise ValueError(f"`agents` must name each router once, got {', '.join(names)}")
-    _at_least("jobs", jobs, 1)
-    _at_least("seeds", seeds, 1)
-
     fit_config = _fit_config(
         env=env, exits=exits, weights=weights, data_root=data_root, seed=0, steps=steps
     )
+    names = list(agents)
     # Agents that were asked for stay in the list, and are an error if they cannot be fitted.
-    if not agents and not fit_config.has_table("route"):
-        names = [name for name in names if not agent(name).needs_table]
-    jobs = jobs or os.cpu_count() or 1
+    if not names:
+        has_table = fit_config.has_table("route")
+        names = [name for name in DEFAULT_AGENTS if has_table or not agent(name).needs_table]
+    if jobs is None:
+        jobs = os.cpu_count() or 1
     results = comparison.compare(fit_config, names, seeds, jobs, out)
     terminal.print_results(console, results)
     console.print(

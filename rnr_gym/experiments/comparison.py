@@ -58,8 +58,12 @@ def compare(
         ChildProcessError: a worker was killed, or could not start.
     """
     # Before anything is written, and before hours of work.
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
-        raise ValueError(f"`names` must be routers, each once, got {names!r}")
+    if isinstance(names, str) or not names:
+        raise ValueError(f"`agents` must be a list of routers, got {names!r}")
+    for name in names:
+        agents.agent(name)
+    if len(set(names)) < len(names):
+        raise ValueError(f"`agents` must name each router once, got {', '.join(names)}")
     seeds = checks.integer("seeds", seeds, 1)
     jobs = checks.integer("jobs", jobs, 1)
     for name in names:

@@ -54,9 +54,9 @@ SAME = ("weights and images", "route table")
 def validate(report_dir: Path) -> int:
     """Compute a report again, and compare.
 
-    Every stored router chooses again, at every trade-off; every path is run again; figures and page
-    follow from that. Routers that are no learners are fitted again, too, so that rivals cannot be
-    weakened; learners would take hours.
+    Every stored router chooses again, at every trade-off; what its paths answer is looked up again;
+    figures and page follow from that. Routers that are no learners are fitted again, too, so that
+    rivals cannot be weakened; learners would take hours.
 
     Returns the number of rows that were checked.
 
@@ -64,18 +64,7 @@ def validate(report_dir: Path) -> int:
         FileNotFoundError: the folder has no finished report.
         ValueError: something does not hold; the error names the first of it.
     """
-    if not (report_dir / RESULTS_FILE).exists():
-        raise FileNotFoundError(
-            f"`report` must be the folder of a finished comparison, got {str(report_dir)!r}, "
-            f"which has no {RESULTS_FILE}"
-        )
-
-    # Left as JSON: a file that was edited may lack fields, and `_check` says which.
-    stored = storage.load_json(report_dir / RESULTS_FILE)
-    config = storage.load_json(report_dir / CONFIG_FILE)
-    head = [field.name for field in fields(Results) if field.name != "comparison"]
-    _check_has(stored, RESULTS_FILE, [*head, "rows"])
-    _check_has(config, CONFIG_FILE, ("agents", "seeds", "steps", "tradeoffs"))
+    stored, config = _read(report_dir)
     fit_config = FitConfig(
         env=stored["env"],
         kwargs=stored["arguments"],
@@ -84,17 +73,16 @@ def validate(report_dir: Path) -> int:
     )
     testbed = Testbed.open(fit_config)
     measured_on = provenance(fit_config, testbed)
-    for name in SAME:
-        _check("provenance", stored["provenance"], {name: measured_on[name]})
+    _check("provenance", stored["provenance"], {name: measured_on[name] for name in SAME})
     _check("images", stored["images"], len(testbed.source.labels))
     _check("seeds", stored["seeds"], config["seeds"])
 
-    tasks = _fitted(config["agents"], config["seeds"])
-    for name, seed in tasks:
+    fitted = _fitted(config["agents"], config["seeds"])
+    for name, seed in fitted:
         _check_identity(report_dir, name, replace(fit_config, seed=seed))
     chosen = list(evaluate_routers(config["agents"], config["seeds"], report_dir, testbed))
     records = _as_stored(report_dir, stored["rows"], chosen, testbed)
-    for name, seed in tqdm(tasks, desc="fit again", unit="router"):
+    for name, seed in tqdm(fitted, desc="fit again", unit="router"):
         if AGENTS[name].kind != "learner":
             _check_fit(name, replace(fit_config, seed=seed, progress=False), records, testbed)
 
@@ -106,6 +94,22 @@ def validate(report_dir: Path) -> int:
             f"`{PAGE_FILE}` does not follow from {RESULTS_FILE}; write the report again"
         )
     return len(records)
+
+
+def _read(report_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results of a report, and the configuration that it was started with."""
+    if not (report_dir / RESULTS_FILE).exists():
+        raise FileNotFoundError(
+            f"`report` must be the folder of a finished comparison, got {str(report_dir)!r}, "
+            f"which has no {RESULTS_FILE}"
+        )
+    # Left as JSON: figures may be missing where a file was edited, and `_check` says which.
+    stored = storage.load_json(report_dir / RESULTS_FILE)
+    config = storage.load_json(report_dir / CONFIG_FILE)
+    head = [field.name for field in fields(Results) if field.name != "comparison"]
+    _check_has(stored, RESULTS_FILE, [*head, "rows"])
+    _check_has(config, CONFIG_FILE, ("agents", "seeds", "steps", "tradeoffs"))
+    return stored, config
 
 
 def _fitted(names: Sequence[str], seeds: int) -> list[tuple[str, int]]:

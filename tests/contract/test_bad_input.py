@@ -430,10 +430,11 @@ def test_from_pretrained_rejects(argument, args, kwargs):
 @pytest.mark.parametrize(
     ("argument", "kwargs"),
     [
-        ("names", {"names": []}),
+        ("agents", {"names": []}),
         ("agent", {"names": ["sarsa"]}),
-        ("names", {"names": ["full", "full"]}),
-        ("names", {"names": "full"}),
+        ("agents", {"names": ["full", "full"]}),
+        ("agents", {"names": "full"}),
+        ("agent", {"names": [["full"]]}),
         ("seeds", {"seeds": 0}),
         ("seeds", {"seeds": 1.0}),
         ("jobs", {"jobs": -1}),
