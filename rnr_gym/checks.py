@@ -42,11 +42,7 @@ def integers(name: str, value: Any, low: int) -> list[int]:
     """A sequence of whole numbers of at least `low`."""
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
         raise ValueError(f"`{name}` must be a sequence of whole numbers, got {value!r}")
-    for entry in value:
-        is_whole = isinstance(entry, Integral) and not isinstance(entry, bool)
-        if not is_whole or entry < low:
-            raise ValueError(f"`{name}` must be whole numbers of at least {low}, got {value!r}")
-    return [int(entry) for entry in value]
+    return [integer(name, entry, low) for entry in value]
 
 
 def seed(value: Any) -> int:
@@ -71,17 +67,30 @@ def number(name: str, value: Any, low: float) -> float:
     return float(value)
 
 
-def indices(name: str, value: Any, count: int) -> NDArray[np.int64]:
-    """Whole numbers `(count,)`, as an array or a sequence; int64."""
+def whole_numbers(
+    name: str,
+    value: Any,
+    shape: tuple[int | None, ...],
+    low: int | None = None,
+    high: int | None = None,
+) -> NDArray[np.int64]:
+    """Integers of a shape in which None stands for any length, in `low`..`high` if given; int64."""
     try:
         array = np.asarray(value)
     # Lists of different lengths.
     except ValueError:
         raise ValueError(f"`{name}` must be whole numbers, got {shortened(value)}") from None
-    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+    # An empty list has no dtype of its own.
+    is_whole = np.issubdtype(array.dtype, np.integer) or array.size == 0
+    if not is_whole or not _fits(array, shape):
         raise ValueError(
-            f"`{name}` must be whole numbers of shape ({count},), got {array.dtype} {array.shape}"
+            f"`{name}` must be whole numbers of shape {_shown(shape)}, got {array.dtype} "
+            f"{array.shape}"
         )
+    if low is not None and high is not None:
+        outside = array[(array < low) | (array > high)]
+        if outside.size:
+            raise ValueError(f"`{name}` must lie in {low}..{high}, got {outside[0]}")
     return array.astype(np.int64, copy=False)
 
 
@@ -92,34 +101,28 @@ def numbers(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> NDArray[np.float64]:
-    """Finite numbers in `low`..`high`, of a shape in which None stands for any length; float64."""
+    """Finite numbers of a shape, as above, in `low`..`high`; float64."""
     try:
         array = np.asarray(value, np.float64)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"`{name}` must be numbers, got {shortened(value)}") from None
-    fits = array.ndim == len(shape) and all(
-        length in (None, actual) for length, actual in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        lengths = ", ".join("any" if length is None else str(length) for length in shape)
-        raise ValueError(f"`{name}` must have shape ({lengths}), got {array.shape}")
-    outside = ~(np.isfinite(array) & (array >= low) & (array <= high))
-    if outside.any():
-        raise ValueError(
-            f"`{name}` must be finite numbers in {low:g}..{high:g}, got {array[outside][0]}"
-        )
+    if not _fits(array, shape):
+        raise ValueError(f"`{name}` must have shape {_shown(shape)}, got {array.shape}")
+    outside = array[~(np.isfinite(array) & (array >= low) & (array <= high))]
+    if outside.size:
+        raise ValueError(f"`{name}` must be finite numbers in {low:g}..{high:g}, got {outside[0]}")
     return array
 
 
-def whole_numbers(
-    name: str, value: Any, shape: tuple[int | None, ...], low: int, high: int
-) -> NDArray[np.int64]:
-    """The same for integers; int64."""
-    array = numbers(name, value, shape, low, high)
-    # An empty list has no dtype of its own.
-    if array.size and not np.issubdtype(np.asarray(value).dtype, np.integer):
-        raise ValueError(f"`{name}` must be whole numbers, got {shortened(value)}")
-    return array.astype(np.int64)
+def _fits(array: NDArray[Any], shape: tuple[int | None, ...]) -> bool:
+    if array.ndim != len(shape):
+        return False
+    pairs = zip(shape, array.shape, strict=True)
+    return all(length in (None, actual) for length, actual in pairs)
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return str(shape).replace("None", "any")
 
 
 def ascending(name: str, value: Any, low: float) -> NDArray[np.float64]:

@@ -123,7 +123,7 @@ class RoutedClassifier(ModelHubMixin):
         self.exits = checks.flag("exits", exits)
         self.curve = curve
         self.agent = agent
-        self.spec = RoutingSpec.of(backbone, exits)
+        self.spec = RoutingSpec.of(backbone, self.exits)
         # Measured once: it does not depend on the image.
         self.decision_macs = decision_macs(router, self.spec)
 
@@ -235,12 +235,9 @@ class RoutedClassifier(ModelHubMixin):
             backbone_file = weight_files.backbone_file(name, weights)
             return cls._from_files(backbone_file, router_file, device)
 
-        bundled = []
-        for classifier_name, agent_names in bundled_classifiers().items():
-            bundled.append(f"{classifier_name} ({', '.join(agent_names)})")
         if agent is not None or weights != "pretrained":
             raise ValueError(
-                f"`agent` must be that of a bundled classifier, {', '.join(bundled)}, got "
+                f"`agent` must be that of a bundled classifier, {_bundled_names()}, got "
                 f"{agent!r} for {name!r}, {weights}"
             )
         try:
@@ -250,7 +247,7 @@ class RoutedClassifier(ModelHubMixin):
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"`pretrained_model_name_or_path` must be one of {', '.join(bundled)}, a folder, "
+                f"`pretrained_model_name_or_path` must be one of {_bundled_names()}, a folder, "
                 f"or a model of the Hugging Face hub, got {name!r}: there is no folder "
                 f"{str(Path(name).absolute())!r}, and the hub has none ({reason})"
             ) from error
@@ -315,6 +312,14 @@ def bundled_classifiers() -> dict[str, list[str]]:
         if names:
             classifiers[name] = names
     return classifiers
+
+
+def _bundled_names() -> str:
+    """The same for an error message."""
+    entries = []
+    for name, agent_names in bundled_classifiers().items():
+        entries.append(f"{name} ({', '.join(agent_names)})")
+    return ", ".join(entries)
 
 
 class Run(NamedTuple):

@@ -300,8 +300,8 @@ def compare(
 def validate(report: Annotated[Path, tyro.conf.Positional]) -> None:
     """Compute a report again, and fail if a figure does not hold.
 
-    Every stored router chooses again, and every path is run again; routers that are no learners are
-    fitted again, too.
+    Every stored router chooses again, and what its paths answer is looked up again; routers that
+    are no learners are fitted again, too.
 
     Args:
         report: the folder that `rnr-gym compare` wrote.

@@ -131,7 +131,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"`path` must have a JSON object in its header, got {shown}, which has {metadata!r}"
         )
     # Files of older versions have no digest.
-    if metadata.pop(DIGEST, None) not in (None, digest(tensors)):
+    written = metadata.pop(DIGEST, None)
+    if written is not None and written != digest(tensors):
         raise ValueError(
             f"`path` must hold the tensors that were written to it, got {shown}, where they were "
             "changed since; download or train it again"

@@ -183,7 +183,7 @@ def test_finetune_names_next_commands(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", ["rounds", "epochs"])
 def test_finetune_needs_at_least_one(tmp_path, option):
     output = fails(tmp_path, "finetune", tmp_path, "--out", tmp_path / "out", f"--{option}", 0)
-    assert f"`{option}` must be a whole number of at least 1" in output
+    assert f"`{option}` must be a whole number of at least 1, got 0" in output
 
 
 def command_into(command, out):
@@ -248,15 +248,15 @@ NO_RUN = "holds no run; make one with `rnr-gym train`"
 INVALID = {
     "compare seeds": (
         [*COMPARE, "--seeds", 0],
-        "`seeds` must be a whole number of at least 1",
+        "`seeds` must be a whole number of at least 1, got 0",
     ),
     "compare steps": (
         [*COMPARE, "--steps", 0],
-        "`steps` must be a whole number of at least 1",
+        "`steps` must be a whole number of at least 1, got 0",
     ),
     "compare jobs": (
         [*COMPARE, "--jobs", -1],
-        "`jobs` must be a whole number of at least 1",
+        "`jobs` must be a whole number of at least 1, got -1",
     ),
     "compare agent in list": (
         [*COMPARE, "--agents", "ppo", "sarsa"],
@@ -266,7 +266,7 @@ INVALID = {
         [*COMPARE, "--agents", "full", "full"],
         "`agents` must name each router once, got full, full",
     ),
-    "train steps": ([*TRAIN, "--steps", 0], "`steps` must be a whole number of at least 1"),
+    "train steps": ([*TRAIN, "--steps", 0], "`steps` must be a whole number of at least 1, got 0"),
     "train weights": (
         [*TRAIN, "--agent", "full", "--weights", "/no/such/file"],
         "`weights` must be 'pretrained', 'finetuned', a file, or None for random ones, "
@@ -274,30 +274,36 @@ INVALID = {
     ),
     "pretrain epochs": (
         [*PRETRAIN, "--epochs", 0],
-        "`epochs` must be a whole number of at least 1",
+        "`epochs` must be a whole number of at least 1, got 0",
     ),
     "pretrain glance epochs": (
         [*PRETRAIN, "--glance-epochs", 0],
-        "`glance_epochs` must be a whole number of at least 1",
+        "`glance_epochs` must be a whole number of at least 1, got 0",
     ),
     "pretrain epochs of cifar10": (
         ["pretrain", "RNR-CIFAR10-v0", "--out", "OUT", "--epochs", 0],
-        "`epochs` must be a whole number of at least 1",
+        "`epochs` must be a whole number of at least 1, got 0",
     ),
-    "train seed": ([*TRAIN, "--seed", -1], "`seed` must be a whole number in 0.."),
+    "train seed": (
+        [*TRAIN, "--seed", -1],
+        "`seed` must be a whole number in 0..4294967295, got -1",
+    ),
     "train weights in brackets": ([*TRAIN, "--weights", "[/b]"], "got '[/b]'"),
     "compare agent in brackets": ([*COMPARE, "--agents", "[bold]"], "got '[bold]'"),
-    "pretrain seed": ([*PRETRAIN, "--seed", -1], "`seed` must be a whole number in 0.."),
+    "pretrain seed": (
+        [*PRETRAIN, "--seed", -1],
+        "`seed` must be a whole number in 0..4294967295, got -1",
+    ),
     "pretrain device": ([*PRETRAIN, "--device", "meta"], "`device` must be one that torch can"),
     "render tradeoff": ([*RENDER, "--tradeoff", "nan"], "`tradeoff` must be"),
-    "render seed": ([*RENDER, "--seed", -1], "`seed` must be a whole number of at least 0"),
+    "render seed": ([*RENDER, "--seed", -1], "`seed` must be a whole number of at least 0, got -1"),
     "finetune device": (
         ["finetune", "OUT", "--out", "OUT", "--device", "nowhere"],
         "`device` must be one that torch can use here, got 'nowhere'",
     ),
     "finetune glance epochs": (
         ["finetune", "OUT", "--out", "OUT", "--glance-epochs", -1],
-        "`glance_epochs` must be a whole number of at least 0",
+        "`glance_epochs` must be a whole number of at least 0, got -1",
     ),
     "data name": (
         ["data", "mnist"],
@@ -305,7 +311,7 @@ INVALID = {
     ),
     "render episodes": (
         [*RENDER, "--episodes", 0],
-        "`episodes` must be a whole number of at least 1",
+        "`episodes` must be a whole number of at least 1, got 0",
     ),
     "render run": ([*RENDER, "--run", "OUT"], NO_RUN),
     "evaluate run": (["evaluate", "OUT"], NO_RUN),

@@ -50,7 +50,8 @@ class ImageSet:
 
         for name in ("labels", "original_id", "severity"):
             # Other integers are converted.
-            object.__setattr__(self, name, checks.indices(name, getattr(self, name), count))
+            numbers = checks.whole_numbers(name, getattr(self, name), (count,))
+            object.__setattr__(self, name, numbers)
 
         lowest = self.labels.min()
         highest = self.labels.max()
@@ -92,10 +93,7 @@ class ImageSet:
         """
         if not isinstance(images, np.ndarray):
             raise ValueError(f"`images` must be a NumPy array, got {type(images).__name__}")
-        # An empty list has no dtype of its own.
-        if isinstance(labels, list | tuple) and not labels:
-            labels = np.zeros(0, np.int64)
-        labels = checks.indices("labels", labels, len(images)).copy()
+        labels = checks.whole_numbers("labels", labels, (len(images),)).copy()
         if len(labels) and labels.min() < 0:
             raise ValueError(f"`labels` must be 0 or above, got {labels.min()}")
 

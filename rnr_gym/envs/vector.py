@@ -231,7 +231,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         setattr(self, name, values)
 
     def _check_actions(self, actions: Any) -> Indices:
-        actions = checks.indices("actions", actions, self.num_envs)
+        actions = checks.whole_numbers("actions", actions, (self.num_envs,))
         highest = self.routing_spec.num_paths - 1
         if actions.min() < 0 or actions.max() > highest:
             raise ValueError(f"`actions` must lie in 0..{highest}, got {actions.tolist()}")

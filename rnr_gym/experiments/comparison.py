@@ -125,7 +125,7 @@ def fit_routers(
             raise ChildProcessError(_what_broke(tasks, report_dir, started.is_set())) from None
         except BaseException:
             # Leave at once, also on Ctrl-C: what is running resumes from its checkpoint. Not before
-            # the workers have ended, which would go on in folders that nobody claims.
+            # the workers have ended, which would write to folders that nobody claims.
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()

@@ -39,7 +39,7 @@ def alternate(
     glance_epochs: int | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Fine-tune the backbone of a run, then fit the run's router anew, as often as asked for.
+    """Fine-tune the backbone of a run, then fit the run's router again, as often as asked for.
 
     Each round leaves a folder with `backbone.safetensors` and `run`, the router fitted to it. An
     interrupted alternation resumes when it is called again.

@@ -128,8 +128,7 @@ class RouteTable:
         Raises:
             ValueError: a path ends early, or is not valid.
         """
-        highest = self.spec.full_path
-        paths = checks.whole_numbers("paths", paths, (None, self.spec.num_layers), -1, highest)
+        paths = checks.whole_numbers("paths", paths, (None, self.spec.num_layers))
         node = np.zeros(len(paths), np.int64)
         for layer in range(self.spec.num_layers):
             active = np.flatnonzero(node < self.num_prefixes)
@@ -350,7 +349,7 @@ class TableState:
         Raises:
             ValueError: a sub-path is not valid at its layer.
         """
-        sub_paths = checks.indices("sub_paths", sub_paths, len(self.node))
+        sub_paths = checks.whole_numbers("sub_paths", sub_paths, (len(self.node),))
         active = np.flatnonzero(~self.done)
         node = self.node.copy()
         node[active] = self.table.tree.reached(self.node[active], sub_paths[active])

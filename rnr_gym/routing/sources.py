@@ -83,7 +83,6 @@ def open_source(
         )
     backend = checks.choice("backend", backend, BACKENDS)
     exits = checks.flag("exits", exits)
-    checks.device(device)
 
     # A bundled table goes first, because it needs neither weights nor images.
     if backend == "table":

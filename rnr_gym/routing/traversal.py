@@ -147,7 +147,7 @@ class Traversal:
         Raises:
             ValueError: a sub-path is not valid at its layer, or is an exit that is off.
         """
-        sub_paths = checks.indices("sub_paths", sub_paths, len(self.layer))
+        sub_paths = checks.whole_numbers("sub_paths", sub_paths, (len(self.layer),))
         active = np.flatnonzero(~self.done)
         layer = self.layer[active]
         chosen = sub_paths[active]

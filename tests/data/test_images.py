@@ -65,7 +65,9 @@ def test_take_keeps_entries_together(idx, positions):
         pytest.param(PIXELS.astype(np.float32), LABELS, "`images` must be uint8", id="floats"),
         pytest.param(PIXELS[:, 0], LABELS, "`images` must be uint8", id="three axes"),
         pytest.param(PIXELS[:0], LABELS[:0], "`images` must hold at least one", id="no image"),
-        pytest.param(PIXELS, LABELS[:2], "`labels` must be whole numbers", id="too few labels"),
+        pytest.param(
+            PIXELS, LABELS[:2], "`labels` must be whole numbers of shape", id="too few labels"
+        ),
         pytest.param(PIXELS, LABELS - 1, "`labels` must be 0 or above", id="negative label"),
         pytest.param(PIXELS, LABELS + 1, "`labels` must lie in", id="label without class"),
     ],
@@ -79,7 +81,9 @@ def test_image_set_rejects_unfit_arrays(images, labels, message):
 def test_image_set_needs_a_number_per_image(name):
     numbers = {"original_id": np.arange(3), "severity": np.arange(3)}
     numbers[name] = np.arange(2)
-    with pytest.raises(ValueError, match=rf"`{name}` must be whole numbers of shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=rf"`{name}` must be whole numbers of shape \(3,\), got int64 \(2,\)"
+    ):
         ImageSet(images=PIXELS, labels=LABELS, classes=("a", "b"), **numbers)
 
 

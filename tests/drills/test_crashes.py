@@ -1,4 +1,4 @@
-"""Killed at any event of the file system, the same command goes on and ends as if nothing had been.
+"""Killed at any event of the file system, the same command resumes and ends as if nothing had been.
 
 `pretrain`, `train` and `compare`; the count of events is printed with `pytest -s`.
 """
@@ -74,6 +74,7 @@ def test_every_crash_point_is_survived(name, tmp_path, monkeypatch):
     assert status == 0
     expected = content(whole)
     assert expected
+    assert not any(name.endswith((".part", ".lock")) for name in expected)
 
     for point, event in enumerate(events):
         folder = tmp_path / str(point)

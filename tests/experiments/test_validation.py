@@ -227,7 +227,7 @@ def stored_records(report_dir):
 
 
 def rewrite(report_dir, records):
-    """Write a report anew, so that everything in it follows from the records."""
+    """Write a report again, so that everything in it follows from the records."""
     fit_config, testbed = opened(report_dir)
     report.write(report_dir, fit_config, SEEDS, records, testbed)
 

@@ -33,7 +33,7 @@ REWARDS = pytest.mark.parametrize("reward", ["accuracy", "cross_entropy"])
 ARRAYS = ("labels", "summary", "prediction", "loss")
 STATE_ARRAYS = ("layer", "prev_sub_path", "macs", "path", "done")
 EVERY_IMAGE = np.arange(10)
-NOT_WHOLE = "`paths` must be "
+NOT_WHOLE = "`paths` must be whole paths of this backbone"
 OTHER_VERSION = "`path` must be a route table as this version writes it"
 
 STEM = 10

@@ -26,7 +26,7 @@ HALF_STEP = STEP / 2 + 1e-4
 POOLED = slice(0, GROUPS)
 PROBABILITIES = slice(GROUPS, GROUPS + 3)
 CONFIDENCE = slice(GROUPS + 3, SIZE)
-BAD_GROUPS = "`summary_groups` must be .*, got "
+BAD_GROUPS = "`summary_groups` must be 0 or divide every .*, got "
 
 
 def grouped(kind, exits="glance and exits"):
@@ -121,7 +121,16 @@ def test_config_names_groups_only_if_any(kind):
 
 
 @KINDS
-@pytest.mark.parametrize("summary_groups", [-1, -8, 5, 7, 48])
+@pytest.mark.parametrize("summary_groups", [-1, -8])
+def test_groups_must_not_be_negative(kind, summary_groups):
+    config = small.config(kind) | {"summary_groups": summary_groups}
+    message = f"`summary_groups` must be a whole number of at least 0, got {summary_groups}"
+    with pytest.raises(ValueError, match=message):
+        zoo.from_config(config)
+
+
+@KINDS
+@pytest.mark.parametrize("summary_groups", [5, 7, 48])
 def test_groups_must_divide_the_channels(kind, summary_groups):
     config = small.config(kind) | {"summary_groups": summary_groups}
     with pytest.raises(ValueError, match=f"{BAD_GROUPS}{summary_groups}"):
