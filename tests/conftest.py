@@ -13,6 +13,7 @@ from rnr_gym.agents import RECIPES
 from rnr_gym.data import cifar
 from rnr_gym.registration import IDS
 from tests.fixtures import photos, small
+from tests.fixtures.browser import chromium
 
 os.environ["MPLBACKEND"] = "agg"
 # Tables are as wide as the terminal of whoever runs the tests.
@@ -90,3 +91,10 @@ def images():
 def backbone():
     """A small multi-path network with glance and exits; shared, so leave it as it is."""
     return small.backbone("multipath")
+
+
+@pytest.fixture(scope="session")
+def browser(_quiet_machine):
+    """A headless Chromium."""
+    with chromium() as installed:
+        yield installed
