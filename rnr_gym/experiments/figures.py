@@ -12,14 +12,21 @@ from rnr_gym.experiments import statistics
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, Evaluation
 from rnr_gym.experiments.results import (
     ORACLE,
+    ClassFigures,
     Comparison,
+    Difficulty,
+    DifficultyFigures,
+    Example,
+    Examples,
     OutcomeFigures,
     PairFigures,
+    Paths,
     Record,
     RouterFigures,
     Row,
     SeverityFigures,
     Testbed,
+    UsedPath,
     is_adaptive,
     is_of_kind,
 )
@@ -32,7 +39,13 @@ RIVALS = tuple(name for kind in RIVAL_KINDS for name in AGENTS if AGENTS[name].k
 SEVERITY_COMPUTE = 0.2
 """Figures by severity are taken at the trade-off whose mean compute is nearest to this."""
 OUTCOME_COMPUTE = 0.3
-"""The same for figures by how the full path answers an image."""
+"""The same for figures by how the full path answers an image, and by difficulty."""
+MOST_USED = 6
+"""How many of the most used paths are kept."""
+EXAMPLES = 6
+"""How many of the cheapest images, and of the most expensive ones, are kept."""
+DIFFICULTIES = ("all", "most", "half", "few", "none")
+"""Levels of difficulty: how many of all paths answer right."""
 
 
 def compare_records(records: Sequence[Record], testbed: Testbed) -> Comparison:
@@ -71,6 +84,7 @@ def compare_records(records: Sequence[Record], testbed: Testbed) -> Comparison:
         for name in adaptive:
             by_outcome.append(_by_outcome(name, outcomes[name], full.correct, original_id))
 
+    shown = record_to_show(records)
     return Comparison(
         budgets=list(BUDGETS),
         full_accuracy=full_accuracy,
@@ -81,7 +95,27 @@ def compare_records(records: Sequence[Record], testbed: Testbed) -> Comparison:
         lost=losses,
         by_severity=[_by_severity(name, outcomes[name], testbed.severity) for name in outcomes],
         by_outcome=by_outcome,
+        by_difficulty=_by_difficulty(outcomes, testbed, full.correct),
+        paths=_paths(shown, testbed),
+        by_class=_by_class(shown, testbed),
+        examples=_examples(shown, testbed),
     )
+
+
+def record_to_show(records: Sequence[Record]) -> Record:
+    """The last adaptive router's record with seed 0 at its middle compute.
+
+    Where no router is adaptive, the last router's.
+    """
+    names = [record.router for record in records if record.router != ORACLE]
+    # The paths of a router that treats all images alike would show nothing.
+    adaptive = [name for name in names if is_adaptive(name)]
+    name = (adaptive or names)[-1]
+
+    candidates = [record for record in records if record.router == name and record.seed == 0]
+    macs = np.array([record.evaluation.macs.mean() for record in candidates])
+    nearest = np.abs(macs - np.median(macs)).argmin()
+    return candidates[int(nearest)]
 
 
 def outcomes_by_router(records: Sequence[Record], plain_macs: int) -> dict[str, RouterOutcomes]:
@@ -252,6 +286,125 @@ def _by_outcome(
         wrong=float(compute[~full_correct].mean()),
         low=low,
         high=high,
+    )
+
+
+def _by_difficulty(
+    outcomes: dict[str, RouterOutcomes],
+    testbed: Testbed,
+    full_correct: NDArray[np.bool_],
+) -> Difficulty | None:
+    """From all outcomes, and whether the full path answers each image right, `(N,)`."""
+    if len(np.unique(testbed.severity)) > 1:
+        return None
+    if testbed.table is None:
+        measure = "full path"
+        names: tuple[str, ...] = ("right", "wrong")
+        level = (~full_correct).astype(np.int64)
+    else:
+        measure = "paths"
+        names = DIFFICULTIES
+        level = _level_of_difficulty(testbed.table.correct.mean(0))
+
+    routers = []
+    for name, of_router in outcomes.items():
+        if name in ("static", ORACLE) or is_of_kind(name, "fixed"):
+            continue
+        nearest = _nearest_tradeoff(of_router, OUTCOME_COMPUTE)
+        compute = of_router.compute[:, nearest].mean(0)  # (S, L, N) -> (N,)
+        figures = DifficultyFigures(
+            router=name,
+            mean_compute=float(compute.mean()),
+            compute=statistics.by_group(compute, level),
+            accuracy=statistics.by_group(of_router.correct[:, nearest].mean(0), level),
+        )
+        routers.append(figures)
+    levels, images = np.unique(level, return_counts=True)
+    return Difficulty(
+        measure=measure,
+        levels=[names[i] for i in levels],
+        images=images.tolist(),
+        routers=routers,
+    )
+
+
+def _level_of_difficulty(right: NDArray[np.float64]) -> Indices:
+    """The index in `DIFFICULTIES` for the share of right paths `(N,)` of each image."""
+    # All and none have levels of their own; between them are three of equal width.
+    between = 3 - np.minimum(np.floor(3 * right), 2)
+    level = np.where(right == 1.0, 0, np.where(right == 0.0, 4, between))
+    return level.astype(np.int64)
+
+
+def _paths(record: Record, testbed: Testbed) -> Paths:
+    evaluation = record.evaluation
+    spec = testbed.source.spec
+    compute = spec.compute(evaluation.macs)
+    paths, which, counts = np.unique(
+        evaluation.path, axis=0, return_inverse=True, return_counts=True
+    )
+    which = which.ravel()
+
+    used = []
+    # Stable, so that of equally frequent paths the first in lexicographic order comes first.
+    for i in np.argsort(-counts, kind="stable")[:MOST_USED]:
+        taken = which == i
+        path = UsedPath(
+            path=paths[i].tolist(),
+            share=float(taken.mean()),
+            accuracy=float(evaluation.correct[taken].mean()),
+            compute=float(compute[taken].mean()),
+        )
+        used.append(path)
+    return Paths(
+        offered=[np.flatnonzero(valid).tolist() for valid in spec.valid],
+        exits=bool(spec.has_exits and spec.valid[:, 0].any()),
+        compute=float(compute.mean()),
+        distinct=len(paths),
+        used=used,
+    )
+
+
+def _by_class(record: Record, testbed: Testbed) -> list[ClassFigures]:
+    if testbed.images is None:
+        return []
+    compute = testbed.source.spec.compute(record.evaluation.macs)
+    figures = []
+    for label, name in enumerate(testbed.images.classes):
+        of_class = testbed.images.labels == label
+        if of_class.any():
+            entry = ClassFigures(
+                label=name,
+                images=int(of_class.sum()),
+                compute=float(compute[of_class].mean()),
+                accuracy=float(record.evaluation.correct[of_class].mean()),
+            )
+            figures.append(entry)
+    return figures
+
+
+def _examples(record: Record, testbed: Testbed) -> Examples:
+    if testbed.images is None:
+        return Examples(cheapest=[], most_expensive=[])
+    # Stable, so that of equally cheap images the first ones are shown.
+    order = np.argsort(record.evaluation.macs, kind="stable")
+    return Examples(
+        cheapest=[_example(i, record, testbed) for i in order[:EXAMPLES]],
+        most_expensive=[_example(i, record, testbed) for i in order[::-1][:EXAMPLES]],
+    )
+
+
+def _example(image_idx: int, record: Record, testbed: Testbed) -> Example:
+    assert testbed.images is not None
+    evaluation = record.evaluation
+    classes = testbed.images.classes
+    return Example(
+        image=int(image_idx),
+        label=classes[testbed.images.labels[image_idx]],
+        prediction=classes[evaluation.prediction[image_idx]],
+        right=bool(evaluation.correct[image_idx]),
+        compute=float(testbed.source.spec.compute(evaluation.macs[image_idx])),
+        path=evaluation.path[image_idx].tolist(),
     )
 
 

@@ -5,8 +5,8 @@ The dataclasses have the keys of the JSON as fields, in the order of the file.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -238,6 +238,154 @@ class OutcomeFigures:
 
 
 @dataclass(frozen=True)
+class DifficultyFigures:
+    """What a router spends and achieves at each level of difficulty, at one trade-off.
+
+    Attributes:
+        router: its name.
+        mean_compute: over all images; means over seeds, as are the others.
+        compute, accuracy: means over the images of each level.
+    """
+
+    router: str
+    mean_compute: float
+    compute: list[float]
+    accuracy: list[float]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Images by how hard they are for the network, where severities are not known.
+
+    Attributes:
+        measure: `"paths"`: by the share of all paths that answer right; `"full path"`, without a
+            table: by whether the full path does.
+        levels: names of the levels that have images, from easy to hard.
+        images: the number of images of each.
+        routers: one per router that follows the trade-off, but for static paths and the oracle.
+    """
+
+    measure: str
+    levels: list[str]
+    images: list[int]
+    routers: list[DifficultyFigures]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | None) -> Self | None:
+        """Undo `asdict`; None stays None."""
+        if content is None:
+            return None
+        routers = [DifficultyFigures(**router) for router in content["routers"]]
+        return cls(**{**content, "routers": routers})
+
+
+@dataclass(frozen=True)
+class UsedPath:
+    """A path, and the images that take it.
+
+    Attributes:
+        path: sub-path by layer, -1 after an exit.
+        share: of all images.
+        accuracy, compute: means over the images that take it.
+    """
+
+    path: list[int]
+    share: float
+    accuracy: float
+    compute: float
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths that the shown record uses most.
+
+    Attributes:
+        offered: by layer, the sub-paths that may be taken.
+        exits: whether sub-path 0 is an exit.
+        compute: mean over all images.
+        distinct: the number of different paths.
+        used: the most used paths, the first one most.
+    """
+
+    offered: list[list[int]]
+    exits: bool
+    compute: float
+    distinct: int
+    used: list[UsedPath]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | None) -> Self | None:
+        """Undo `asdict`; None stays None."""
+        if content is None:
+            return None
+        return cls(**{**content, "used": [UsedPath(**path) for path in content["used"]]})
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """What the shown record spends and achieves on the images of one class; means over them."""
+
+    label: str
+    images: int
+    compute: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the gallery.
+
+    Attributes:
+        image: its index in `test`.
+        label, prediction: names of the true class and of the answer.
+        right: whether they are the same class.
+        compute: spent on it.
+        path: sub-path by layer, -1 after an exit.
+    """
+
+    image: int
+    label: str
+    prediction: str
+    right: bool
+    compute: float
+    path: list[int]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The images that the shown record spends least and most on; none without images."""
+
+    cheapest: list[Example]
+    most_expensive: list[Example]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | None) -> Self | None:
+        """Undo `asdict`; None stays None."""
+        if content is None:
+            return None
+        return cls(
+            cheapest=[Example(**example) for example in content["cheapest"]],
+            most_expensive=[Example(**example) for example in content["most_expensive"]],
+        )
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """How the return of one learner rose while it was fitted, as its logs have it.
+
+    Attributes:
+        router, seed: whose.
+        steps: environment steps, ascending.
+        reward: mean return of the latest episodes, at trade-offs drawn at random.
+    """
+
+    router: str
+    seed: int
+    steps: list[int]
+    reward: list[float]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All figures that follow from records and testbed.
 
@@ -251,6 +399,10 @@ class Comparison:
         lost: accuracy lost against the full path.
         by_severity: one per router, the oracle included.
         by_outcome: one per adaptive router; empty where all answers of the full path are alike.
+        by_difficulty: None where severities are known, which are a better measure.
+        paths: the most used ones of the shown record; None in files of earlier versions.
+        by_class: one per class, of the shown record; empty without images, which name the classes.
+        examples: the images of the gallery; None in files of earlier versions.
     """
 
     budgets: list[float]
@@ -262,6 +414,10 @@ class Comparison:
     lost: list[PairFigures]
     by_severity: list[SeverityFigures]
     by_outcome: list[OutcomeFigures]
+    by_difficulty: Difficulty | None = None
+    paths: Paths | None = None
+    by_class: list[ClassFigures] = field(default_factory=list)
+    examples: Examples | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON holds them."""
@@ -280,12 +436,17 @@ class Comparison:
             lost=[PairFigures(**pair) for pair in content["lost"]],
             by_severity=[SeverityFigures(**router) for router in content["by_severity"]],
             by_outcome=[OutcomeFigures(**router) for router in content["by_outcome"]],
+            # Files of earlier versions lack these.
+            by_difficulty=Difficulty.from_json(content.get("by_difficulty")),
+            paths=Paths.from_json(content.get("paths")),
+            by_class=[ClassFigures(**figures) for figures in content.get("by_class", [])],
+            examples=Examples.from_json(content.get("examples")),
         )
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The record whose images the gallery shows."""
+    """The record whose paths, classes and images are shown."""
 
     router: str
     seed: int
@@ -305,6 +466,7 @@ class Results:
         shown: whose images it shows.
         provenance: what the figures were measured on, by the title that the page shows.
         comparison: the figures.
+        learning: one curve per learner that left logs, and seed.
     """
 
     env: str
@@ -315,6 +477,7 @@ class Results:
     shown: Shown
     provenance: dict[str, Any]
     comparison: Comparison
+    learning: list[LearningCurve] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`."""
@@ -335,4 +498,5 @@ class Results:
             shown=Shown(**content["shown"]),
             provenance=content["provenance"],
             comparison=Comparison.from_json(content),
+            learning=[LearningCurve(**curve) for curve in content.get("learning", [])],
         )

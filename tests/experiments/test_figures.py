@@ -377,6 +377,121 @@ def test_by_outcome_empty_where_answers_alike(prediction):
     assert comparison.by_outcome == []
 
 
+# Difficulty, paths, classes and examples
+
+
+def test_by_difficulty_needs_unknown_severities(comparison):
+    """The paper's images have two."""
+    assert comparison.by_difficulty is None
+
+
+def test_by_difficulty_counts_right_paths():
+    """Of 7 paths all are right for the easy images, then 6, 2 and none."""
+    records = [
+        record("static", MIDDLE, HIGH, static=True),
+        record("full", EXPENSIVE, LOW, static=True),
+        record("ppo", SEPARATING, HIGH),
+        record("ppo", EXPENSIVE, LOW),
+        record(ORACLE, paper().oracle(LOW), LOW),
+    ]
+    testbed = paper_testbed()._replace(images=None)
+    difficulty = compare_records(records, testbed).by_difficulty
+
+    assert difficulty.measure == "paths"
+    assert difficulty.levels == ["all", "most", "few", "none"]
+    assert difficulty.images == [2, 3, 2, 1]
+    # Neither static paths nor points nor the oracle.
+    (ppo,) = difficulty.routers
+    assert ppo.router == "ppo"
+    # The trade-off nearest .3 is the high one: (2 x .02 + 3 x .25 + 2 x .75 + 1.05) / 8.
+    assert ppo.mean_compute == pytest.approx(3.34 / 8)
+    assert ppo.compute == pytest.approx([0.02, 0.25, 0.75, 1.05])
+    assert ppo.accuracy == [1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("share", "level"),
+    [(1.0, "all"), (0.9, "most"), (2 / 3, "most"), (0.4, "half"), (0.3, "few"), (0.0, "none")],
+)
+def test_level_of_difficulty_by_share_of_right_paths(share, level):
+    (idx,) = figures._level_of_difficulty(np.array([share]))
+    assert figures.DIFFICULTIES[idx] == level
+
+
+def test_by_difficulty_without_table_asks_the_full_path():
+    testbed = paper_testbed()._replace(images=None, table=None)
+    difficulty = compare_records([record("ppo", SEPARATING, HIGH)], testbed).by_difficulty
+    assert difficulty.measure == "full path"
+    assert difficulty.levels == ["right", "wrong"]
+    assert difficulty.images == [7, 1]
+    assert difficulty.routers[0].compute[1] == pytest.approx(1.05)
+
+
+def test_paths_are_most_used_first():
+    paths = compare_records([record("ppo", SEPARATING)], paper_testbed()).paths
+    assert paths.offered == [[0, 1, 2], [0, 1, 2]]
+    assert paths.exits is True
+    assert paths.distinct == 4
+    assert paths.compute == pytest.approx(3.34 / 8)
+    # Of the two with two images, the one that comes first in lexicographic order.
+    assert [used.path for used in paths.used] == [[1, 0], [0, -1], [2, 1], [2, 2]]
+    assert [used.share for used in paths.used] == [3 / 8, 2 / 8, 2 / 8, 1 / 8]
+    assert [used.accuracy for used in paths.used] == [1.0, 1.0, 1.0, 0.0]
+    assert [used.compute for used in paths.used] == pytest.approx([0.25, 0.02, 0.75, 1.05])
+
+
+def test_paths_beyond_most_used_are_left_out(monkeypatch):
+    monkeypatch.setattr(figures, "MOST_USED", 2)
+    paths = compare_records([record("ppo", SEPARATING)], paper_testbed()).paths
+    assert len(paths.used) == 2
+    assert paths.distinct == 4
+
+
+def test_by_class_has_classes_with_images():
+    """All of the paper's images are of the first of two classes."""
+    (entry,) = compare_records([record("ppo", SEPARATING)], paper_testbed()).by_class
+    assert (entry.label, entry.images) == ("right", 8)
+    assert entry.compute == pytest.approx(3.34 / 8)
+    assert entry.accuracy == 7 / 8
+
+
+def test_examples_are_both_ends_of_compute(monkeypatch):
+    monkeypatch.setattr(figures, "EXAMPLES", 3)
+    examples = compare_records([record("ppo", SEPARATING)], paper_testbed()).examples
+    assert [entry.image for entry in examples.cheapest] == [0, 1, 2]
+    assert [entry.image for entry in examples.most_expensive] == [7, 6, 5]
+
+    hopeless = examples.most_expensive[0]
+    assert hopeless.path == [2, 2]
+    assert hopeless.compute == pytest.approx(1.05)
+    assert (hopeless.label, hopeless.prediction, hopeless.right) == ("right", "wrong", False)
+    assert examples.cheapest[0].right is True
+
+
+def test_examples_of_few_images_are_all_of_them(monkeypatch):
+    monkeypatch.setattr(figures, "EXAMPLES", 100)
+    examples = compare_records([record("ppo", SEPARATING)], paper_testbed()).examples
+    assert len(examples.cheapest) == len(examples.most_expensive) == 8
+
+
+def test_shown_record_is_last_adaptive_at_middle_compute():
+    records = [
+        record("ppo", CHEAP, 0.3),
+        record("ppo", MIDDLE, 0.2),
+        record("ppo", EXPENSIVE, 0.1),
+        record("ppo", EXPENSIVE, 0.1, seed=1),
+        record("static", MIDDLE, static=True),
+        record(ORACLE, MIDDLE),
+    ]
+    shown = figures.record_to_show(records)
+    assert (shown.router, shown.seed, shown.tradeoff) == ("ppo", 0, 0.2)
+
+
+def test_shown_record_without_adaptive_router_is_last():
+    records = [record("full", EXPENSIVE, static=True), record("static", MIDDLE, static=True)]
+    assert figures.record_to_show(records).router == "static"
+
+
 # Without images
 
 
@@ -385,6 +500,12 @@ def without_images():
     """The figures of the several records where the images are missing."""
     testbed = paper_testbed()._replace(images=None)
     return compare_records(several_records(), testbed)
+
+
+def test_figures_without_images_have_neither_classes_nor_examples(without_images):
+    assert without_images.by_class == []
+    assert without_images.examples.cheapest == without_images.examples.most_expensive == []
+    assert without_images.paths.used
 
 
 def test_figures_without_images_are_the_same(comparison, without_images):

@@ -67,3 +67,15 @@ def test_testbed_plain_is_static_full_path():
 def test_results_survive_json_round_trip(report_dir):
     content = read_results(report_dir)
     assert results.Results.from_json(content).to_json() == content
+
+
+def test_results_of_earlier_version_lack_new_figures(report_dir):
+    content = read_results(report_dir)
+    for key in ("by_difficulty", "paths", "by_class", "examples", "learning"):
+        del content[key]
+    earlier = results.Results.from_json(content)
+    assert earlier.comparison.by_difficulty is None
+    assert earlier.comparison.paths is None
+    assert earlier.comparison.examples is None
+    assert earlier.comparison.by_class == []
+    assert earlier.learning == []
