@@ -26,6 +26,7 @@ from rnr_gym.experiments.evaluation import (
     evaluate,
     evaluate_paths,
 )
+from rnr_gym.experiments.report import router_dir
 from rnr_gym.experiments.results import ORACLE, Record, Results, Testbed, is_of_kind
 from rnr_gym.routing.protocols import Router, RoutingSource
 from rnr_gym.routing.rollout import decision_macs
@@ -77,11 +78,6 @@ def compare(
         fit_routers(names, fit_config, seeds, report_dir, jobs)
         records = list(evaluate_routers(names, seeds, report_dir, testbed))
         return report.write(report_dir, fit_config, seeds, records, testbed)
-
-
-def router_dir(report_dir: Path, name: str, seed: int) -> Path:
-    """Where a comparison keeps a fitted router."""
-    return report_dir / "routers" / f"{name}-{seed}"
 
 
 def fit_routers(

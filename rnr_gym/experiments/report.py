@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import matplotlib
 import numpy as np
 import torch
 
 import rnr_gym
 from rnr_gym import storage
 from rnr_gym.agents import FitConfig
-from rnr_gym.experiments import plots
-from rnr_gym.experiments.figures import compare_records
-from rnr_gym.experiments.formatting import interval, number, percent, share
-from rnr_gym.experiments.results import ORACLE, Record, Results, Shown, Testbed, is_adaptive
+from rnr_gym.experiments import gallery, plots
+from rnr_gym.experiments.figures import compare_records, record_to_show
+from rnr_gym.experiments.learning import learning_curve
+from rnr_gym.experiments.page import page
+from rnr_gym.experiments.results import LearningCurve, Record, Results, Shown, Testbed
 from rnr_gym.registration import registered_kwargs
-from rnr_gym.routing.rewards import TRADEOFF_RANGE
 from rnr_gym.routing.sources import bundled_table, digest_of, digest_of_content
 
 RESULTS_FILE = "results.json"
@@ -48,7 +48,7 @@ def write(
         records: all of the comparison.
         testbed: what they were evaluated on.
     """
-    shown = _record_to_show(records)
+    shown = record_to_show(records)
     results = Results(
         env=fit_config.env,
         arguments=dict(fit_config.kwargs),
@@ -58,18 +58,18 @@ def write(
         shown=Shown(router=shown.router, seed=shown.seed, tradeoff=shown.tradeoff),
         provenance=provenance(fit_config, testbed),
         comparison=compare_records(records, testbed),
+        learning=learning_curves(report_dir, records),
     )
     # Whoever reads the file has no more than this, so the page is made from it.
     content = results.to_json()
 
     _save_paths(report_dir / PATHS_FILE, records)
-    plots.pareto(results.comparison, report_dir / PICTURE_FILE)
+    plots.save_png(plots.front(results.comparison, plots.WIDE), report_dir / PICTURE_FILE)
     if testbed.images is not None:
-        evaluation = shown.evaluation
-        compute = testbed.source.spec.compute(evaluation.macs)
-        plots.gallery(testbed.images, compute, evaluation.correct, report_dir / GALLERY_FILE)
+        assert results.comparison.examples is not None
+        gallery.save(testbed.images, results.comparison.examples, report_dir / GALLERY_FILE)
     with storage.replacing(report_dir / PAGE_FILE) as partial:
-        partial.write_text(page(content), encoding="utf-8")
+        partial.write_text(stored_page(content, report_dir), encoding="utf-8")
     storage.save_json(report_dir / RESULTS_FILE, content)
     return results
 
@@ -95,28 +95,33 @@ def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
         "route table": "" if bundled is None else digest_of_content(bundled),
         "code": storage.short_hash(*code),
         "torch": torch.__version__,
+        "matplotlib": matplotlib.__version__,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
 
 
-def page(content: dict[str, Any]) -> str:
-    """The report's HTML, from the content of `results.json` alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rnr_gym.experiments", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        **content,
-        tradeoff_range=TRADEOFF_RANGE,
-        percent=percent,
-        number=number,
-        interval=interval,
-        share=share,
-    )
+def learning_curves(report_dir: Path, records: Sequence[Record]) -> list[LearningCurve]:
+    """The curves of all routers of a comparison that left logs."""
+    curves = []
+    for name, seed in dict.fromkeys((record.router, record.seed) for record in records):
+        curve = learning_curve(name, seed, router_dir(report_dir, name, seed))
+        if curve is not None:
+            curves.append(curve)
+    return curves
+
+
+def router_dir(report_dir: Path, name: str, seed: int) -> Path:
+    """Where a comparison keeps a fitted router."""
+    return report_dir / "routers" / f"{name}-{seed}"
+
+
+def stored_page(content: dict[str, Any], report_dir: Path) -> str:
+    """The page of the content of `results.json`, with the gallery of the same folder."""
+    tiles = None
+    if content["gallery"]:
+        tiles = (report_dir / GALLERY_FILE).read_bytes()
+    return page(content, tiles)
 
 
 def _save_paths(path: Path, records: Sequence[Record]) -> None:
@@ -128,19 +133,3 @@ def _save_paths(path: Path, records: Sequence[Record]) -> None:
         arrays[f"prediction_{i}"] = record.evaluation.prediction.astype(np.int16)
     with storage.replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def _record_to_show(records: Sequence[Record]) -> Record:
-    """The record for the gallery: the last adaptive router's with seed 0 at its middle compute.
-
-    Where no router is adaptive, the last router's.
-    """
-    names = [record.router for record in records if record.router != ORACLE]
-    # A gallery of a router that treats all images alike would show nothing.
-    adaptive = [name for name in names if is_adaptive(name)]
-    name = (adaptive or names)[-1]
-
-    candidates = [record for record in records if record.router == name and record.seed == 0]
-    macs = np.array([record.evaluation.macs.mean() for record in candidates])
-    nearest = np.abs(macs - np.median(macs)).argmin()
-    return candidates[int(nearest)]

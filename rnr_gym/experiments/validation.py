@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,26 @@ from tqdm import tqdm
 from rnr_gym import agents, storage
 from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.classifier import CONFIG_FILE
-from rnr_gym.experiments import runs
+from rnr_gym.experiments import gallery, runs
 from rnr_gym.experiments.comparison import (
     evaluate_router,
     evaluate_routers,
     is_fitted_with,
-    router_dir,
 )
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, Evaluation, evaluate_paths
 from rnr_gym.experiments.figures import compare_records
-from rnr_gym.experiments.report import PAGE_FILE, PATHS_FILE, RESULTS_FILE, page, provenance
-from rnr_gym.experiments.results import Record, Results, Testbed
+from rnr_gym.experiments.page import without_charts
+from rnr_gym.experiments.report import (
+    GALLERY_FILE,
+    PAGE_FILE,
+    PATHS_FILE,
+    RESULTS_FILE,
+    learning_curves,
+    provenance,
+    router_dir,
+    stored_page,
+)
+from rnr_gym.experiments.results import Examples, Record, Results, Testbed
 
 CHOICES = 0.002
 """Share of the images for which a stored router may choose another path when it chooses again.
@@ -88,11 +97,11 @@ def validate(report_dir: Path) -> int:
 
     for name, figures in compare_records(records, testbed).to_json().items():
         _check(name, stored.get(name), figures)
+    curves = [asdict(curve) for curve in learning_curves(report_dir, records)]
+    _check("learning", stored["learning"], curves)
     # Last: a page that shows the stored figures shows figures that hold.
-    if (report_dir / PAGE_FILE).read_bytes() != page(stored).encode():
-        raise ValueError(
-            f"`{PAGE_FILE}` does not follow from {RESULTS_FILE}; write the report again"
-        )
+    _check_gallery(report_dir, stored, testbed)
+    _check_page(report_dir, stored, measured_on["matplotlib"])
     return len(records)
 
 
@@ -107,7 +116,8 @@ def _read(report_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     stored = storage.load_json(report_dir / RESULTS_FILE)
     config = storage.load_json(report_dir / CONFIG_FILE)
     head = [field.name for field in fields(Results) if field.name != "comparison"]
-    _check_has(stored, RESULTS_FILE, [*head, "rows"])
+    added = ("by_difficulty", "paths", "by_class", "examples")
+    _check_has(stored, RESULTS_FILE, [*head, "rows", *added])
     _check_has(config, CONFIG_FILE, ("agents", "seeds", "steps", "tradeoffs"))
     return stored, config
 
@@ -253,11 +263,47 @@ def _returns(records: Sequence[Record], testbed: Testbed) -> NDArray[np.float64]
     return np.array(returns)
 
 
+def _check_gallery(report_dir: Path, stored: dict[str, Any], testbed: Testbed) -> None:
+    """Raise `ValueError` if the gallery shows other images than those of the results."""
+    # A table alone has no images to compare with.
+    if not stored["gallery"] or testbed.images is None:
+        return
+    examples = Examples.from_json(stored["examples"])
+    assert examples is not None
+    if not gallery.shows(report_dir / GALLERY_FILE, testbed.images, examples):
+        raise ValueError(
+            f"`{GALLERY_FILE}` must show the images that {RESULTS_FILE} names as `examples`"
+        )
+
+
+def _check_page(report_dir: Path, stored: dict[str, Any], matplotlib: str) -> None:
+    """Raise `ValueError` if the page is another than the one that follows from the results."""
+    try:
+        expected = stored_page(stored, report_dir)
+    # An entry that nothing was compared with, or a picture that is none.
+    except (KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"`{RESULTS_FILE}` must hold what this version writes ({error})"
+        ) from error
+    actual = (report_dir / PAGE_FILE).read_text(encoding="utf-8")
+    # Other versions of Matplotlib draw the same chart with other bytes.
+    if stored["provenance"].get("matplotlib") != matplotlib:
+        expected = without_charts(expected)
+        actual = without_charts(actual)
+    if actual != expected:
+        raise ValueError(
+            f"`{PAGE_FILE}` does not follow from {RESULTS_FILE}; write the report again"
+        )
+
+
 def _check_has(content: dict[str, Any], name: str, keys: Sequence[str]) -> None:
     """Raise `ValueError` if a file lacks an entry."""
     for key in keys:
         if key not in content:
-            raise ValueError(f"`{key}` must be in {name}, which lacks it")
+            raise ValueError(
+                f"`{key}` must be in {name}, which lacks it; if an earlier version wrote the "
+                f"report, remove {RESULTS_FILE} and give the same `rnr-gym compare` command again"
+            )
 
 
 def _title(row_idx: int, row: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from rnr_gym import cli
-from rnr_gym.experiments import plots, report
+from rnr_gym.experiments import gallery, plots, report
 from rnr_gym.training import pretraining
 from tests.drills import crash
 from tests.fixtures.comparisons import compare_quickly
@@ -28,8 +28,10 @@ OUT = {"pretrain": "backbone.safetensors", "train": "run", "compare": "report"}
 def _quick(monkeypatch):
     """Few digits, no worker processes, pictures that are written as fast as they are read."""
     compare_quickly(monkeypatch)
-    for name in ("pareto", "gallery"):
-        monkeypatch.setattr(plots, name, quick_picture)
+    monkeypatch.setattr(plots, "front", lambda *_: None)
+    monkeypatch.setattr(plots, "save_png", quick_picture)
+    monkeypatch.setattr(gallery, "save", quick_picture)
+    monkeypatch.setattr(report, "stored_page", lambda *_: "page")
     # After every epoch.
     run = pretraining.run
     monkeypatch.setattr(

@@ -38,6 +38,7 @@ PROVENANCE = [
     "route table",
     "code",
     "torch",
+    "matplotlib",
     "threads",
     "machine",
 ]
@@ -147,6 +148,63 @@ def test_report_results_name_provenance(report_dir):
     assert len(provenance["code"]) == 12
     assert len(provenance["weights and images"]) == 12
     assert results["seeds"] == 2
+
+
+def shown_record(report_dir):
+    """Row, path and compute of the shown record."""
+    results = read_results(report_dir)
+    shown = results["shown"]
+    for i, row in enumerate(results["rows"]):
+        if {name: row[name] for name in shown} == shown:
+            with np.load(report_dir / "paths.npz") as arrays:
+                return row, arrays[f"path_{i}"]
+    raise AssertionError(f"there is no row of {shown}")
+
+
+def test_report_paths_are_those_of_shown_record(report_dir, source):
+    paths = read_results(report_dir)["paths"]
+    row, path = shown_record(report_dir)
+    assert paths["distinct"] == row["distinct_paths"]
+    assert paths["compute"] == pytest.approx(row["compute"])
+    assert paths["exits"] is True
+    assert paths["offered"] == [np.flatnonzero(valid).tolist() for valid in source.spec.valid]
+
+    most_used = paths["used"][0]
+    assert most_used["share"] == (path == most_used["path"]).all(1).mean()
+    shares = [used["share"] for used in paths["used"]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 1.0 + 1e-9
+
+
+def test_report_classes_add_up_to_shown_record(report_dir):
+    by_class = read_results(report_dir)["by_class"]
+    row, _ = shown_record(report_dir)
+    images = np.array([entry["images"] for entry in by_class])
+    assert images.sum() == row["images"]
+    for name in ("compute", "accuracy"):
+        values = np.array([entry[name] for entry in by_class])
+        assert (images * values).sum() / images.sum() == pytest.approx(row[name])
+
+
+def test_report_examples_are_in_order_of_compute(report_dir, source):
+    examples = read_results(report_dir)["examples"]
+    _, path = shown_record(report_dir)
+    compute = [entry["compute"] for entry in examples["cheapest"]]
+    compute += [entry["compute"] for entry in reversed(examples["most_expensive"])]
+    assert compute == sorted(compute)
+    for entry in [*examples["cheapest"], *examples["most_expensive"]]:
+        assert entry["path"] == path[entry["image"]].tolist()
+        assert entry["label"] == str(source.labels[entry["image"]])
+        assert entry["right"] == (entry["label"] == entry["prediction"])
+
+
+def test_report_learning_has_logged_steps(report_dir):
+    """The learner of this comparison writes logs; the others have none."""
+    learning = read_results(report_dir)["learning"]
+    assert [(curve["router"], curve["seed"]) for curve in learning] == [("ppo", 0), ("ppo", 1)]
+    for curve in learning:
+        assert curve["steps"] == sorted(curve["steps"])
+        assert len(curve["reward"]) == len(curve["steps"]) > 0
 
 
 def test_report_gallery_shows_middle_compute(report_dir):

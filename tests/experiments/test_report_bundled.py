@@ -113,8 +113,19 @@ def test_bundled_report_has_no_gallery(report_dir):
 
 def test_bundled_report_page_has_no_gallery(report_dir):
     page = (report_dir / "report.html").read_text()
-    assert "gallery.png" not in page
-    assert 'src="pareto.png"' in page
+    assert "Cheapest and most expensive images" not in page
+    assert "data:image" not in page
+    assert "Compute by class" not in page
+    assert "Compute against difficulty" in page
+
+
+def test_bundled_report_has_paths_but_no_images(report_dir):
+    content = read_results(report_dir)
+    assert content["examples"] == {"cheapest": [], "most_expensive": []}
+    assert content["by_class"] == []
+    assert content["by_difficulty"]["measure"] == "paths"
+    assert sum(content["by_difficulty"]["images"]) == NUM_IMAGES
+    assert content["paths"]["used"]
 
 
 def test_bundled_report_has_all_figures(report_dir):
@@ -183,6 +194,14 @@ def drop_outcomes(content):
     content["by_outcome"] = []
 
 
+def change_difficulty(content):
+    content["by_difficulty"]["routers"][0]["compute"][0] += 0.01
+
+
+def change_images_of_difficulty(content):
+    content["by_difficulty"]["images"][0] += 1
+
+
 CHANGES = [
     change_full_accuracy,
     change_saving,
@@ -193,6 +212,8 @@ CHANGES = [
     change_outcome_interval,
     claim_severities,
     drop_outcomes,
+    change_difficulty,
+    change_images_of_difficulty,
 ]
 
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rnr_gym import storage
 from rnr_gym.agents import FitConfig
@@ -156,6 +157,39 @@ def change_severity_accuracy(content):
     content["by_severity"][0]["accuracy"][2] += 0.01
 
 
+def change_used_path(content):
+    content["paths"]["used"][0]["path"] = [2, 1, 2, 1]
+
+
+def change_share_of_path(content):
+    content["paths"]["used"][0]["share"] -= 0.01
+
+
+def drop_used_path(content):
+    content["paths"]["used"].pop()
+
+
+def change_class_compute(content):
+    content["by_class"][3]["compute"] += 0.01
+
+
+def change_example_answer(content):
+    content["examples"]["most_expensive"][0]["prediction"] = "another"
+
+
+def exchange_examples(content):
+    examples = content["examples"]
+    examples["cheapest"].reverse()
+
+
+def change_learning(content):
+    content["learning"][0]["reward"][0] += 0.01
+
+
+def drop_learning(content):
+    content["learning"].pop()
+
+
 def change_budgets(content):
     content["budgets"][0] = 0.04
 
@@ -196,6 +230,14 @@ CHANGES = [
     change_outcome_compute,
     change_outcome_interval,
     change_severity_accuracy,
+    change_used_path,
+    change_share_of_path,
+    drop_used_path,
+    change_class_compute,
+    change_example_answer,
+    exchange_examples,
+    change_learning,
+    drop_learning,
     change_budgets,
     change_images,
     change_seeds,
@@ -429,6 +471,75 @@ def test_validate_rejects_changed_page(copy_dir):
 
     (copy_dir / "report.html").write_text(page.replace(shown, "99.9"))
     with pytest.raises(ValueError, match=r"`report.html` does not follow from results.json"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_other_images_in_gallery(copy_dir):
+    """Even if the page shows them as well."""
+    with Image.open(copy_dir / "gallery.png") as picture:
+        pixels = np.array(picture)
+    pixels[0, 0] += 1
+    Image.fromarray(pixels).save(copy_dir / "gallery.png")
+    write_results(copy_dir, read_results(copy_dir))
+    with pytest.raises(ValueError, match=r"`gallery.png` must show the images"):
+        validate(copy_dir)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text"], ids=["missing", "empty", "text"])
+def test_validate_rejects_gallery_that_is_no_picture(copy_dir, content):
+    (copy_dir / "gallery.png").unlink()
+    if content is not None:
+        (copy_dir / "gallery.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"`gallery.png` must show the images"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_changed_chart(copy_dir):
+    file = copy_dir / "report.html"
+    page = file.read_text()
+    assert "oracle 9" in page
+    file.write_text(page.replace("oracle 9", "oracle 8"))
+    with pytest.raises(ValueError, match=r"`report.html` does not follow from results.json"):
+        validate(copy_dir)
+
+
+def as_drawn_by_other_matplotlib(report_dir):
+    """A report whose charts another version of Matplotlib has drawn."""
+    content = read_results(report_dir)
+    content["provenance"]["matplotlib"] = "0.1"
+    write_results(report_dir, content)
+    file = report_dir / "report.html"
+    file.write_text(file.read_text().replace("<g>", "<g >"))
+
+
+def test_validate_accepts_charts_of_other_matplotlib(copy_dir):
+    as_drawn_by_other_matplotlib(copy_dir)
+    validate(copy_dir)
+
+
+def test_validate_rejects_changed_page_of_other_matplotlib(copy_dir):
+    """Only the charts may differ."""
+    as_drawn_by_other_matplotlib(copy_dir)
+    file = copy_dir / "report.html"
+    file.write_text(file.read_text().replace("Mean and sample", "Means and sample"))
+    with pytest.raises(ValueError, match=r"`report.html` does not follow from results.json"):
+        validate(copy_dir)
+
+
+def test_validate_rejects_unknown_entry(copy_dir):
+    content = read_results(copy_dir)
+    content["rows"][0]["new"] = 1
+    (copy_dir / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`results.json` must hold what this version writes"):
+        validate(copy_dir)
+
+
+@pytest.mark.parametrize("key", ["paths", "by_class", "by_difficulty", "examples", "learning"])
+def test_validate_says_how_to_renew_earlier_report(copy_dir, key):
+    content = read_results(copy_dir)
+    del content[key]
+    (copy_dir / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"`{key}` must be in results.json.*compare` command"):
         validate(copy_dir)
 
 
