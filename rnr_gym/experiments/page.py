@@ -162,7 +162,7 @@ def _severity(comparison: Comparison) -> Chart | None:
         # The blind router is shown: that it spends alike on all severities is the point.
         if figures.router in ("static", ORACLE) or is_of_kind(figures.router, "fixed"):
             continue
-        lines.append(plots.Levels(figures.router, figures.mean_compute, figures.compute))
+        lines.append(plots.Levels(figures.router, figures.compute))
     if not lines:
         return None
     title = "Compute against severity"
@@ -181,7 +181,7 @@ def _difficulty(comparison: Comparison) -> Chart | None:
         return None
     lines = []
     for figures in difficulty.routers:
-        lines.append(plots.Levels(figures.router, figures.mean_compute, figures.compute))
+        lines.append(plots.Levels(figures.router, figures.compute))
     title = "Compute against difficulty"
     counts = []
     for level, images in zip(difficulty.levels, difficulty.images, strict=True):

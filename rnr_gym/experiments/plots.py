@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,6 +129,15 @@ RC: dict[Any, Any] = {
 }
 
 
+@contextmanager
+def _drawing(hash_salt: str = "") -> Iterator[None]:
+    """Settings of Matplotlib for charts, and only those: a user may have settings of their own."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC | {"svg.hashsalt": hash_salt})
+        yield
+
+
 def style_of(name: str, names: Sequence[str]) -> Style:
     """The style of a router; `names` are those of all routers of the comparison."""
     if name in STYLES:
@@ -138,7 +148,7 @@ def style_of(name: str, names: Sequence[str]) -> Style:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a chart as a PNG on white, two pixels per unit."""
-    with storage.replacing(path) as partial, mpl.rc_context(RC):
+    with storage.replacing(path) as partial, _drawing():
         figure.savefig(partial, format="png", dpi=144, facecolor=COLOURS["surface"])
 
 
@@ -153,7 +163,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
         title: what the chart shows, for those who do not see it.
     """
     buffer = io.StringIO()
-    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+    with _drawing(hash_salt=name):
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", dpi=72, metadata=no_metadata)
     text = buffer.getvalue()
@@ -214,7 +224,7 @@ def front(comparison: Comparison, width: int = WIDTH) -> Figure:
         comparison: all figures.
         width: of the chart, in units.
     """
-    with mpl.rc_context(RC):
+    with _drawing():
         names = [router.router for router in comparison.routers if router.router != ORACLE]
         figure = _figure(FRONT_HEIGHT, names, width)
         axes = figure.subplots()
@@ -357,7 +367,7 @@ def gains(pairs: Sequence[PairFigures], names: Sequence[str]) -> Figure:
         names: all routers of the comparison.
     """
     budgets = sorted({budget for pair in pairs for budget in pair.budgets})
-    with mpl.rc_context(RC):
+    with _drawing():
         figure = _figure(HEIGHT, [pair.router for pair in pairs])
         axes = figure.subplots()
         axes.axhline(0, color=COLOURS["muted"], linewidth=1.2)
@@ -409,10 +419,9 @@ def _draw_gains(
 
 
 class Levels(NamedTuple):
-    """What one router spends at each level of a chart, and on average."""
+    """What one router spends at each level of a chart."""
 
     router: str
-    mean_compute: float
     compute: list[float]
 
 
@@ -430,7 +439,7 @@ def by_level(
         levels: names of the levels.
         title: of the axis of levels.
     """
-    with mpl.rc_context(RC):
+    with _drawing():
         figure = _figure(HEIGHT, [line.router for line in lines])
         axes = figure.subplots()
         for line in lines:
@@ -457,7 +466,7 @@ def by_class(figures: Sequence[ClassFigures]) -> Figure:
 
     Of many classes only the cheapest and the most expensive have one.
     """
-    with mpl.rc_context(RC):
+    with _drawing():
         ordered = sorted(figures, key=lambda entry: entry.compute)
         if len(ordered) > CLASSES:
             ordered = ordered[: CLASSES // 2] + ordered[-CLASSES // 2 :]
@@ -492,7 +501,7 @@ def _short(name: str, most: int = 16) -> str:
 
 def learning(curves: Sequence[LearningCurve], names: Sequence[str]) -> Figure:
     """Mean return against steps: a line per learner and seed, one legend entry per learner."""
-    with mpl.rc_context(RC):
+    with _drawing():
         learners = list(dict.fromkeys(curve.router for curve in curves))
         figure = _figure(HEIGHT, learners)
         axes = figure.subplots()

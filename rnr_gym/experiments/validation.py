@@ -321,8 +321,10 @@ def _check(name: str, stored: Any, replayed: Any) -> None:
         return
 
     if isinstance(replayed, list):
-        if not isinstance(stored, list) or len(stored) != len(replayed):
-            raise ValueError(f"`{name}` must have {len(replayed)} entries, got {stored!r}")
+        if not isinstance(stored, list):
+            raise ValueError(f"`{name}` must be a list, got {stored!r}")
+        if len(stored) != len(replayed):
+            raise ValueError(f"`{name}` must have {len(replayed)} entries, got {len(stored)}")
         for i, value in enumerate(replayed):
             _check(f"{name}[{i}]", stored[i], value)
         return

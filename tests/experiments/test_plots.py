@@ -3,6 +3,7 @@
 import re
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -256,8 +257,8 @@ def test_gains_far_below_are_arrows_at_lower_edge():
 # Levels, classes and learning
 
 LINES = [
-    plots.Levels("ppo", 0.22, [0.1, 0.2, 0.4]),
-    plots.Levels("blind", 0.22, [0.2, 0.2, 0.2]),
+    plots.Levels("ppo", [0.1, 0.2, 0.4]),
+    plots.Levels("blind", [0.2, 0.2, 0.2]),
 ]
 
 
@@ -363,6 +364,12 @@ def test_svg_has_large_letters(chart):
 
 def test_svg_is_the_same_every_time(chart):
     assert plots.svg(plots.front(comparison_of()), "front", "a <title>") == chart
+
+
+def test_svg_ignores_settings_of_user(chart):
+    with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        assert plots.svg(plots.front(comparison_of()), "front", "a <title>") == chart
+        assert mpl.rcParams["font.size"] == 30
 
 
 def test_svg_ids_differ_between_charts(chart):

@@ -526,6 +526,12 @@ def test_validate_rejects_changed_page_of_other_matplotlib(copy_dir):
         validate(copy_dir)
 
 
+def test_validate_rejects_curves_without_logs(copy_dir):
+    shutil.rmtree(router_dir(copy_dir, "ppo", 1) / "tensorboard")
+    with pytest.raises(ValueError, match=r"`learning` must have 1 entries, got 2"):
+        validate(copy_dir)
+
+
 def test_validate_rejects_unknown_entry(copy_dir):
     content = read_results(copy_dir)
     content["rows"][0]["new"] = 1
