@@ -300,7 +300,9 @@ def _at_equal_compute(
     accuracies = []
     for of_seed, reached in zip(compute, accuracy, strict=True):
         accuracies.append(at_budgets(reached, of_seed, x))
-    return x, np.mean(accuracies, axis=0), np.std(accuracies, axis=0)
+    # The sample's, as in the tables; one seed has none.
+    spread = np.std(accuracies, axis=0, ddof=min(1, len(accuracies) - 1))
+    return x, np.mean(accuracies, axis=0), spread
 
 
 def _range_of_accuracies(rows: Sequence[Row]) -> tuple[float, float]:

@@ -117,8 +117,11 @@ def test_front_draws_means_at_equal_compute(front):
 def test_front_band_is_spread_over_seeds(front):
     (band,) = front.collections
     edges = sorted(set(band.get_paths()[0].vertices[:, 1].round(6)))
-    # ± 10, 0 and 5.
-    assert edges == pytest.approx([50.0, 70.0, 80.0, 90.0])
+    # Of two seeds that differ by 20, 0 and 10.
+    wide = 20 / np.sqrt(2)
+    narrow = 10 / np.sqrt(2)
+    expected = [60 - wide, 60 + wide, 80, 85 - narrow, 85 + narrow]
+    assert edges == pytest.approx(sorted(expected))
 
 
 def test_front_starts_where_all_seeds_can_be():
@@ -127,7 +130,7 @@ def test_front_starts_where_all_seeds_can_be():
     x, mean, spread = plots._at_equal_compute(compute, accuracy)
     assert x == pytest.approx([0.3, 0.5, 0.6])
     assert mean == pytest.approx([30.0, 50.0, 55.0])
-    assert spread == pytest.approx([0.0, 0.0, 5.0])
+    assert spread == pytest.approx([0.0, 0.0, 10 / np.sqrt(2)])
 
 
 def test_front_orders_points_by_compute(front):
