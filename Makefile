@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check bench faults clean
+.PHONY: quickstart test check bench faults docs clean
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
@@ -16,8 +16,8 @@ test: $(VENV)/.installed-dev
 	@echo "All tests passed. Next: make quickstart, or $(BIN)/rnr-gym --help"
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check rnr_gym tests benchmarks
-	$(BIN)/ruff check rnr_gym tests benchmarks
+	$(BIN)/ruff format --check rnr_gym tests benchmarks docs
+	$(BIN)/ruff check rnr_gym tests benchmarks docs
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
@@ -33,8 +33,12 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.drills.faults
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/_build docs/generated .mypy_cache .ruff_cache .pytest_cache

@@ -188,8 +188,8 @@ class ChannelPrunedNet(Backbone):
         style: `"residual"` (blocks of two convolutions, inner channels pruned) or `"vgg"` (single
             convolutions, stream pruned).
         groups: k, the channel groups of a layer; widths must be multiples of 8 * k.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups,
-            whitened: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits: as for `Backbone`.
+        glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
     """
 
     kind = "channels"

@@ -123,8 +123,8 @@ class MultiPathResNet(Backbone):
     Args:
         inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a
             multiple of 8.
-        image_shape, classes, widths, blocks, exits, glance_widths, glance_strides, summary_groups,
-            whitened: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits: as for `Backbone`.
+        glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
     """
 
     kind = "multipath"

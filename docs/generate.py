@@ -1,0 +1,383 @@
+"""Pages that follow from the package and from committed results; written when the site is built.
+
+They go into one folder, which git ignores: `environment.md` (the docstring of `RoutingEnv`),
+`environments/` (one page per id), `command.md` (the help of every subcommand), `cite.md`,
+`notebooks/` (copies of the notebooks) and `parts/` (what other pages include).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rnr_gym import RoutingEnv
+from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
+from rnr_gym.backbones import weights, zoo
+from rnr_gym.classifier import bundled_classifiers
+from rnr_gym.experiments.formatting import number, percent
+from rnr_gym.experiments.results import Results
+from rnr_gym.registration import IDS
+from rnr_gym.routing.spec import RoutingSpec
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+NOTEBOOKS = ROOT / "notebooks"
+RESULTS = ROOT / "benchmarks" / "results"
+THROUGHPUT = ROOT / "benchmarks" / "throughput.json"
+CITATION = ROOT / "CITATION.cff"
+
+BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
+"""Mean computes of the tables; those of `benchmarks/publish.py`."""
+REFERENCES = ("random", "static", "confidence", "ppo", "dqn", "fqi", "oracle")
+"""Routers of the reference scores, in the order of the tables."""
+ABOUT = {
+    "RNR-Digits-v0": (
+        "scikit-learn's digits, untouched and with corruptions of five severities. Small enough "
+        "to learn routing on a laptop in minutes."
+    ),
+    "RNR-Digits-Channels-v0": (
+        "The same digits, on a network whose layers compute one to four groups of channels."
+    ),
+    "RNR-CIFAR10-v0": "CIFAR-10 on a network with parallel branches of two widths.",
+    "RNR-CIFAR10-Channels-v0": (
+        "CIFAR-10 on a network whose layers compute one to four groups of channels."
+    ),
+    "RNR-CIFAR10-Corrupted-v0": (
+        "As `RNR-CIFAR10-v0`, but the images of `test` have noise, blur, low contrast or JPEG "
+        "artefacts of five severities. Those of `route`, which routers are fitted to, have not."
+    ),
+    "RNR-CIFAR10-Table-v0": (
+        "CIFAR-10 on a small network, as a bundled route table: no images are needed, and a step "
+        "looks up a number instead of running a network."
+    ),
+    "RNR-CIFAR100-v0": "CIFAR-100 on the network of `RNR-CIFAR10-v0`, with 100 classes.",
+    "RNR-CIFAR100-Channels-v0": (
+        "CIFAR-100 on the network of `RNR-CIFAR10-Channels-v0`, with 100 classes."
+    ),
+    "RNR-v0": (
+        "For a network and images of your own: pass `backbone=` and `dataset=`. Without them it is "
+        "`RNR-Digits-v0`. [The guide](../../guides/your_own_network.md) has an example."
+    ),
+}
+"""What an id is for."""
+
+
+def write_pages(folder: Path) -> None:
+    """Write everything into `folder`; files that are there and not written now are removed."""
+    pages = {
+        "environment.md": environment_page(),
+        "command.md": command_page(),
+        "cite.md": cite_page(),
+        "parts/ids.md": ids_table(),
+        "parts/agents.md": agents_table(),
+        "parts/throughput.md": throughput_table(),
+    }
+    for env_id in IDS:
+        pages[f"environments/{env_id.lower()}.md"] = id_page(env_id)
+
+    written = set()
+    for name, content in pages.items():
+        written.add(write(folder / name, content.encode()))
+    for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
+        written.add(write(folder / "notebooks" / notebook.name, notebook.read_bytes()))
+
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in written:
+            path.unlink()
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a file unless it has that content, since Sphinx reads again what is newer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+    return path
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+# The environments
+
+
+def environment_page() -> str:
+    """The docstring of `RoutingEnv`, which is Markdown."""
+    docstring = inspect.cleandoc(RoutingEnv.__doc__ or "")
+    return f"# The environment\n\nAll ids are this environment, `RoutingEnv`.\n\n{docstring}\n"
+
+
+def ids_table() -> str:
+    """All ids, with their sizes."""
+    columns = ["id", "images", "layers", "sub-paths", "MACs, plain network", "bundled weights"]
+    rows = []
+    for env_id, kwargs in IDS.items():
+        # Random weights: sizes follow from the architecture, and some ids have no other.
+        backbone = zoo.named(kwargs["backbone"], weights=None)
+        rows.append(
+            [
+                f"[`{env_id}`](generated/environments/{env_id.lower()}.md)",
+                kwargs["dataset"],
+                str(backbone.num_layers),
+                str(backbone.num_paths),
+                f"{backbone.mac_table.plain:,}",
+                ", ".join(bundled_weights(kwargs["backbone"])) or "none",
+            ]
+        )
+    return table(columns, rows)
+
+
+def id_page(env_id: str) -> str:
+    """What an id routes, what its decisions cost, and what routers reach on it."""
+    kwargs = IDS[env_id]
+    name = kwargs["backbone"]
+    architecture = zoo.ARCHITECTURES[name]
+    spec = RoutingSpec.of(zoo.named(name, weights=None))
+    shape = " × ".join(map(str, architecture.config["image_shape"]))
+    facts = [
+        ["images", f"`{kwargs['dataset']}`, {shape}, {spec.num_classes} classes"],
+        ["backbone", f"`{name}`, {kind_of(architecture.config)}"],
+        ["layers T", str(spec.num_layers)],
+        ["action space", f"`Discrete({spec.num_paths})`"],
+        ["observation space", f"`Box({spec.layout.size},)`, float32"],
+        ["exits", f"at layers {', '.join(map(str, spec.exit_layers))} (0 is the glance)"],
+        ["MACs, plain network", f"{spec.plain_macs:,}"],
+        ["compute of the glance", f"{spec.mac_table.exits[0, -1] / spec.plain_macs:.3f}"],
+        ["most compute", f"{spec.ceiling:.3f}"],
+        ["bundled weights", ", ".join(bundled_weights(name)) or "none"],
+    ]
+    return "\n".join(
+        [
+            f"# {env_id}\n",
+            f"{ABOUT[env_id]}\n",
+            table(["", ""], facts),
+            "## What the sub-paths cost\n",
+            "Compute of one sub-path at one layer, as a share of the plain network, after a layer "
+            "that took the full sub-path. A dash: not offered there.\n",
+            costs_table(spec),
+            "## Reference scores\n",
+            scores(env_id),
+        ]
+    )
+
+
+def kind_of(config: dict[str, Any]) -> str:
+    """The kind of a backbone in words."""
+    if config["kind"] == "multipath":
+        widths = ", ".join(f"{fraction:g}" for fraction in config["inner"])
+        return f"multi-path: exit, identity, and branches of width {widths}"
+    return f"channel pruning: exit, and 1 to {config['groups']} of {config['groups']} groups"
+
+
+def bundled_weights(name: str) -> list[str]:
+    """Which weights of a backbone are bundled."""
+    return [kind for kind in weights.BUNDLED if weights.backbone_file(name, kind).is_file()]
+
+
+def costs_table(spec: RoutingSpec) -> str:
+    """The compute of every sub-path at every layer."""
+    macs = spec.mac_table.layers[:, -1, :]  # (T, K)
+    first = spec.first_sub_path
+    columns = ["layer", *(f"sub-path {number}" for number in range(first, spec.num_paths))]
+    rows = []
+    for layer in range(spec.num_layers):
+        cells = [str(layer)]
+        for sub_path in range(first, spec.num_paths):
+            offered = spec.valid[layer, sub_path]
+            cells.append(f"{macs[layer, sub_path] / spec.plain_macs:.3f}" if offered else "–")
+        rows.append(cells)
+    return table(columns, rows)
+
+
+def scores(env_id: str) -> str:
+    """Tables of the committed reports on an id, each with its picture."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stem):
+        results = Results.from_json(json.loads(path.read_text()))
+        routers = {router.router for router in results.comparison.routers}
+        # Reports of a few special routers are on the page of results only.
+        if results.env == env_id and "static" in routers:
+            parts.append(report_section(path.stem, results))
+    if not parts:
+        return no_scores(env_id)
+    return "\n".join(
+        [
+            "Percent right on `test` at a mean compute (the router's own included), ± the spread "
+            "over seeds, and regret against the oracle, the mean over all trade-offs. A dash: the "
+            "router does not reach that compute. All routers and intervals are in "
+            "[the results](../../results.md).\n",
+            *parts,
+        ]
+    )
+
+
+def no_scores(env_id: str) -> str:
+    """What to say of an id without a report."""
+    backbone = IDS[env_id]["backbone"]
+    if bundled_weights(backbone):
+        return "There are none: they depend on your network and your images.\n"
+    return (
+        "There are none yet, because no weights are bundled. Train the network, then compare:\n\n"
+        "```sh\n"
+        f"rnr-gym pretrain {env_id} --out backbone.safetensors\n"
+        f"rnr-gym compare {env_id} --weights backbone.safetensors --out reports/new\n"
+        "```\n"
+    )
+
+
+def report_section(name: str, results: Results) -> str:
+    """One report: what it was measured on, its table and its picture."""
+    comparison = results.comparison
+    title = {"pretrained": "Pretrained weights", "finetuned": "Fine-tuned weights"}[
+        results.arguments.get("weights", "pretrained")
+    ]
+    if not results.arguments.get("exits", True):
+        title += ", without exits and glance"
+
+    by_name = {router.router: router for router in comparison.routers}
+    rows = []
+    for router_name in REFERENCES:
+        router = by_name.get(router_name)
+        if router is None:
+            continue
+        cells = [f"`{router_name}`" if router_name in AGENTS else router_name]
+        for budget in BUDGETS:
+            cells.append(percent(*router.accuracy_at[comparison.budgets.index(budget)]))
+        rows.append([*cells, number(router.regret)])
+
+    columns = ["router", *(f"at {budget:g}" for budget in BUDGETS), "regret"]
+    parts = [
+        f"### {title}\n",
+        f"{results.images:,} test images, {results.seeds} router seeds, one backbone; its full "
+        f"path has {comparison.full_accuracy:.1%}. Rows: `benchmarks/results/{name}.json`.\n",
+        table(columns, rows),
+    ]
+    if (DOCS / f"{name}.png").exists():
+        parts.append(f"![Accuracy against compute, {results.env}, {title}](../../{name}.png)\n")
+    return "\n".join(parts)
+
+
+# Routers, the command and the rest
+
+
+def agents_table() -> str:
+    """Every agent: what sort of router it is, and where one is bundled."""
+    bundled = bundled_classifiers()
+    columns = ["router", "kind", "seeds differ", "needs a route table", "in `compare`", "bundled"]
+    rows = []
+    for name, agent in AGENTS.items():
+        homes = [backbone for backbone, names in bundled.items() if name in names]
+        rows.append(
+            [
+                f"`{name}`",
+                agent.kind,
+                "yes" if agent.seeded else "no",
+                "yes" if agent.needs_table else "no",
+                "yes" if name in DEFAULT_AGENTS else "if named",
+                ", ".join(f"`{home}`" for home in homes) or "–",
+            ]
+        )
+    return table(columns, rows)
+
+
+def command_page() -> str:
+    """The help of the command and of its subcommands, as the terminal shows it."""
+    overview = help_text()
+    # `{envs,data,...}` in the usage line.
+    names = re.search(r"\{([\w,-]+)\}", overview)[1].split(",")
+    parts = [
+        "# Command line",
+        "This is what `rnr-gym --help` and `rnr-gym SUBCOMMAND --help` print.",
+        f"```text\n{overview}\n```",
+    ]
+    for name in names:
+        parts.append(f"## rnr-gym {name}\n\n```text\n{help_text(name)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def help_text(*subcommand: str) -> str:
+    """The help of a subcommand, or of the command itself, 78 columns wide."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "rnr_gym.cli", *subcommand, "--help"],
+        env={**os.environ, "COLUMNS": "78", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "\n".join(line.rstrip() for line in shown.stdout.strip().splitlines())
+
+
+def throughput_table() -> str:
+    """What `benchmarks/throughput.py` has measured, as ratios to the plain network."""
+    measured = json.loads(THROUGHPUT.read_text())
+    rates = measured.pop("rates")
+    plain = np.array(rates["plain network"])
+    rows = []
+    for name, contestant in rates.items():
+        # Repeat by repeat, because what was measured at one time had the same load beside it.
+        ratios = np.array(contestant) / plain
+        low, middle, high = np.quantile(ratios, [0, 0.5, 1])
+        rows.append([name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}"])
+    conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
+    return table(["contestant", "median", "range"], rows) + f"\nMeasured on: {conditions}.\n"
+
+
+def cite_page() -> str:
+    """How to cite, from `CITATION.cff`."""
+    citation = yaml.safe_load(CITATION.read_text())
+    (paper,) = citation["references"]
+    authors = " and ".join(
+        f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]
+    )
+    software = bibtex(
+        "software",
+        "rnr_gym",
+        {
+            "title": f"{{{citation['title']}}}",
+            "author": " and ".join(f"{{{author['name']}}}" for author in citation["authors"]),
+            "version": citation["version"],
+        },
+    )
+    article = bibtex(
+        "article",
+        "rao2019runtime",
+        {
+            "title": f"{{{paper['title']}}}",
+            "author": authors,
+            "journal": paper["journal"],
+            "volume": paper["volume"],
+            "number": paper["issue"],
+            "pages": f"{paper['start']}--{paper['end']}",
+            "year": paper["year"],
+            "doi": paper["doi"],
+        },
+    )
+    return (
+        f"# How to cite\n\n{citation['message']}\n\n"
+        f"```bibtex\n{software}\n\n{article}\n```\n\n"
+        "The same is in `CITATION.cff`. The weights and the data have sources of their own, which "
+        "the model cards in `rnr_gym/weights/` name.\n"
+    )
+
+
+def bibtex(kind: str, key: str, fields: dict[str, Any]) -> str:
+    """One entry."""
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
+    return "\n".join([f"@{kind}{{{key},", *lines, "}"])
+
+
+if __name__ == "__main__":
+    write_pages(DOCS / "generated")

@@ -1,0 +1,86 @@
+"""How the site shows formulas, docstrings, and names of types: all of it without a network."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+import rnr_gym
+
+logger = logging.getLogger(__name__)
+MARKDOWN_DOCSTRINGS = {
+    "rnr_gym.RoutingEnv": "Its docstring is the page :doc:`/generated/environment`.",
+}
+"""Objects whose docstring is Markdown, which autodoc cannot read, and what to say instead."""
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is defined below."""
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(inline_math, None),
+        block_renderers=(block_math, None),
+    )
+    app.connect("autodoc-process-docstring", replace_markdown)
+    app.connect("missing-reference", resolve_type)
+
+
+def inline_math(translator: Any, node: nodes.math) -> None:
+    """A formula in a line, as MathML, which browsers show without a script."""
+    translator.body.append(mathml(node, as_block=False))
+    raise nodes.SkipNode
+
+
+def block_math(translator: Any, node: nodes.math_block) -> None:
+    """A formula that has a line of its own."""
+    translator.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>\n')
+    raise nodes.SkipNode
+
+
+def mathml(node: nodes.Element, as_block: bool) -> str:
+    """A formula; with a warning, and as LaTeX, where docutils does not know a command."""
+    formula = node.astext()
+    try:
+        return tex2mathml(formula, as_block=as_block)
+    except MathError as error:
+        logger.warning("%s in %r", error, formula, location=node)
+        return f"<code>{html.escape(formula)}</code>"
+
+
+def replace_markdown(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Put a pointer in the place of a docstring that is not reStructuredText."""
+    if name in MARKDOWN_DOCSTRINGS:
+        lines[:] = [MARKDOWN_DOCSTRINGS[name]]
+
+
+def resolve_type(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
+) -> nodes.Element | None:
+    """A type of a signature: a link if it is public, else its name as text.
+
+    Classes live in other modules than the public names that the reference documents. Types of
+    other packages have no link, because their documentation is not at hand when the site is built.
+    """
+    if node.get("refdomain") != "py":
+        return None
+
+    module, _, name = node["reftarget"].rpartition(".")
+    if module == "rnr_gym":
+        # Sphinx has looked for it: it is no public name.
+        return None
+    if module.startswith("rnr_gym.") and name in rnr_gym.__all__:
+        domain = env.get_domain("py")
+        return domain.resolve_xref(
+            env, node["refdoc"], app.builder, "obj", f"rnr_gym.{name}", node, contnode
+        )
+    return contnode
