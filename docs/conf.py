@@ -42,6 +42,8 @@ autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+# Docstrings give dtypes and shapes; the annotations would repeat the first only.
+napoleon_attr_annotations = False
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"

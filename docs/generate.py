@@ -121,7 +121,7 @@ def environment_page() -> str:
 
 
 def ids_table() -> str:
-    """All ids, with their sizes."""
+    """All ids, with their sizes; and their pages, in this order, for the sidebar."""
     columns = ["id", "images", "layers", "sub-paths", "MACs, plain network", "bundled weights"]
     rows = []
     for env_id, kwargs in IDS.items():
@@ -137,7 +137,8 @@ def ids_table() -> str:
                 ", ".join(bundled_weights(kwargs["backbone"])) or "none",
             ]
         )
-    return table(columns, rows)
+    pages = "\n".join(f"generated/environments/{env_id.lower()}" for env_id in IDS)
+    return f"{table(columns, rows)}\n:::{{toctree}}\n:hidden:\n\n{pages}\n:::\n"
 
 
 def id_page(env_id: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
+import numpy as np
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -16,6 +18,10 @@ from sphinx.util import logging
 import rnr_gym
 
 logger = logging.getLogger(__name__)
+ARRAY = re.compile(
+    r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[~?(?P<dtype>[\w.]+)\]\]"
+)
+"""`NDArray[...]` as autodoc writes it into signatures."""
 MARKDOWN_DOCSTRINGS = {
     "rnr_gym.RoutingEnv": "Its docstring is the page :doc:`/generated/environment`.",
 }
@@ -30,6 +36,7 @@ def setup(app: Sphinx) -> None:
         block_renderers=(block_math, None),
     )
     app.connect("autodoc-process-docstring", replace_markdown)
+    app.connect("autodoc-process-signature", shorten_arrays)
     app.connect("missing-reference", resolve_type)
 
 
@@ -61,6 +68,31 @@ def replace_markdown(
     """Put a pointer in the place of a docstring that is not reStructuredText."""
     if name in MARKDOWN_DOCSTRINGS:
         lines[:] = [MARKDOWN_DOCSTRINGS[name]]
+
+
+def shorten_arrays(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Write `NDArray[float32]` again, which autodoc has expanded."""
+    if signature is not None:
+        signature = ARRAY.sub(short_array, signature)
+    if returned is not None:
+        returned = ARRAY.sub(short_array, returned)
+    return signature, returned
+
+
+def short_array(match: re.Match[str]) -> str:
+    """`NDArray[float32]`, or `NDArray` where any dtype will do."""
+    dtype = match["dtype"].removeprefix("numpy.")
+    if hasattr(np, dtype):
+        return f"NDArray[{dtype}]"
+    return "NDArray"
 
 
 def resolve_type(
