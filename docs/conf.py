@@ -48,6 +48,8 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = "rnr-gym"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_math_renderer = "mathml"

@@ -89,7 +89,8 @@ def write_pages(folder: Path) -> None:
     for name, content in pages.items():
         written.add(write(folder / name, content.encode()))
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
-        written.add(write(folder / "notebooks" / notebook.name, notebook.read_bytes()))
+        content = notebook_page(notebook.read_text())
+        written.add(write(folder / "notebooks" / notebook.name, content.encode()))
 
     for path in folder.rglob("*"):
         if path.is_file() and path not in written:
@@ -102,6 +103,15 @@ def write(path: Path, content: bytes) -> Path:
     if not path.exists() or path.read_bytes() != content:
         path.write_bytes(content)
     return path
+
+
+def notebook_page(text: str) -> str:
+    """A notebook, from its title on: what stands before is for those who run it elsewhere."""
+    notebook = json.loads(text)
+    cells = notebook["cells"]
+    while not "".join(cells[0]["source"]).startswith("# "):
+        cells.pop(0)
+    return json.dumps(notebook)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -277,7 +287,14 @@ def report_section(name: str, results: Results) -> str:
 def agents_table() -> str:
     """Every agent: what sort of router it is, and where one is bundled."""
     bundled = bundled_classifiers()
-    columns = ["router", "kind", "seeds differ", "needs a route table", "in `compare`", "bundled"]
+    columns = [
+        "router",
+        "kind",
+        "depends on its seed",
+        "needs a route table",
+        "in `compare`",
+        "bundled",
+    ]
     rows = []
     for name, agent in AGENTS.items():
         homes = [backbone for backbone, names in bundled.items() if name in names]

@@ -22,6 +22,12 @@ ARRAY = re.compile(
     r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[~?(?P<dtype>[\w.]+)\]\]"
 )
 """`NDArray[...]` as autodoc writes it into signatures."""
+SYNONYMS = {
+    r"\\dots\b": r"\\ldots",
+    # Sizes of brackets, which browsers choose.
+    r"\\[bB]igg?(?![A-Za-z])": "",
+}
+"""Commands of LaTeX that docutils does not know, and others that mean the same."""
 MARKDOWN_DOCSTRINGS = {
     "rnr_gym.RoutingEnv": "Its docstring is the page :doc:`/generated/environment`.",
 }
@@ -55,6 +61,8 @@ def block_math(translator: Any, node: nodes.math_block) -> None:
 def mathml(node: nodes.Element, as_block: bool) -> str:
     """A formula; with a warning, and as LaTeX, where docutils does not know a command."""
     formula = node.astext()
+    for pattern, known in SYNONYMS.items():
+        formula = re.sub(pattern, known, formula)
     try:
         return tex2mathml(formula, as_block=as_block)
     except MathError as error:

@@ -109,7 +109,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * At layer 0 the exit head that ran last is the glance, and `prev_sub_path` is zero.
     * `summary.confidence` is the largest exit probability, its lead over the second, and the
       entropy / log(classes).
-    * The ceiling of `compute`, about 1.03, is the full path with glance and all exits.
+    * The ceiling of `compute`, at most 1.1 here, is the full path with glance and all exits.
     * After the last step `summary` and `layer` are zero.
     * On `RNR-CIFAR10-Table-v0` the pooled features are averaged over 8 groups of channels, the two
       glance slices are empty, and every value of the summary is rounded to whole steps of 1/127 of
