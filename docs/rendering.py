@@ -41,7 +41,7 @@ def setup(app: Sphinx) -> None:
         inline_renderers=(inline_math, None),
         block_renderers=(block_math, None),
     )
-    app.connect("autodoc-process-docstring", replace_markdown)
+    app.connect("autodoc-process-docstring", fix_docstring)
     app.connect("autodoc-process-signature", shorten_arrays)
     app.connect("missing-reference", resolve_type)
 
@@ -70,12 +70,14 @@ def mathml(node: nodes.Element, as_block: bool) -> str:
         return f"<code>{html.escape(formula)}</code>"
 
 
-def replace_markdown(
+def fix_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Put a pointer in the place of a docstring that is not reStructuredText."""
+    """Put a pointer in the place of a docstring that is Markdown; keep letters as they are."""
     if name in MARKDOWN_DOCSTRINGS:
         lines[:] = [MARKDOWN_DOCSTRINGS[name]]
+    # Without the backslash, an argument that is described as `N.` would begin a numbered list.
+    lines[:] = [re.sub(r"^(:\w+ \w+: [A-Z])\.$", r"\1\\.", line) for line in lines]
 
 
 def shorten_arrays(

@@ -27,7 +27,7 @@ def vec_env(
 
     Args:
         env: the id.
-        num_envs: the number of episodes, N.
+        num_envs: N.
         seed: of the first reset; sub-environment i gets seed + i. None for a random one.
         env_kwargs: as for `gym.make`.
 

@@ -54,6 +54,8 @@ INSTALLS = "installs packages"
 TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less"
 DOWNLOADS = "downloads images"
 NEEDS_REPORT = "needs what a command has written that is not run here"
+QUICK = {"envs", "evaluate", "render", "train"}
+"""Subcommands that are run."""
 NOT_RUN = {
     "make quickstart": INSTALLS,
     "make test": INSTALLS,
@@ -104,7 +106,8 @@ def run_command(line):
         return
     old, new = SHORTENED.get(line, ("", ""))
     program, *args = shlex.split(line.replace(old, new))
-    assert program == "rnr-gym", f"neither run nor listed in NOT_RUN: {line}"
+    known = program == "rnr-gym" and args[0] in QUICK
+    assert known, f"neither one of QUICK nor listed in NOT_RUN: {line}"
     commands.succeeds(*args)
 
 

@@ -51,8 +51,8 @@ class Backbone(nn.Module):
             built again.
         image_shape: `(C, H, W)`.
         num_classes: number of classes.
-        num_layers: the number of layers, T.
-        num_paths: the number of sub-paths, K.
+        num_layers: T.
+        num_paths: K.
         full_path: the number of the full path, K - 1.
         has_exits: whether number 0 is the exit.
         exits_read_glance: whether exit heads read the glance, which then has to run for them.

@@ -46,7 +46,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
     `routing_spec` describes decisions, costs and where the parts of an observation are.
 
     Args:
-        num_envs: the number of episodes, N.
+        num_envs: N.
         autoreset_mode: any of Gymnasium's three; next-step, Gymnasium's own default, if left out.
         tradeoff: as for `RoutingEnv`.
         reward: as for `RoutingEnv`.
