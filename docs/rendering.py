@@ -41,7 +41,8 @@ def setup(app: Sphinx) -> None:
         inline_renderers=(inline_math, None),
         block_renderers=(block_math, None),
     )
-    app.connect("autodoc-process-docstring", fix_docstring)
+    # Before napoleon, which comes at 500.
+    app.connect("autodoc-process-docstring", fix_docstring, priority=400)
     app.connect("autodoc-process-signature", shorten_arrays)
     app.connect("missing-reference", resolve_type)
 
@@ -77,7 +78,7 @@ def fix_docstring(
     if name in MARKDOWN_DOCSTRINGS:
         lines[:] = [MARKDOWN_DOCSTRINGS[name]]
     # Without the backslash, an argument that is described as `N.` would begin a numbered list.
-    lines[:] = [re.sub(r"^(:\w+ \w+: [A-Z])\.$", r"\1\\.", line) for line in lines]
+    lines[:] = [re.sub(r"^(\s*\w+: [A-Z])\.$", r"\1\\.", line) for line in lines]
 
 
 def shorten_arrays(
