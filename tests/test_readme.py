@@ -5,6 +5,7 @@ from pathlib import Path
 
 import rnr_gym
 from rnr_gym.registration import IDS
+from tests.fixtures import digits
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rnr_gym"
@@ -16,6 +17,14 @@ def section(title):
     """The text of the README's section, without its heading."""
     text = README.read_text()
     return re.search(rf"(?s)\n## {title}\n(.*?)(?=\n## |\Z)", text)[1]
+
+
+def test_ten_lines_play_an_episode(capsys, monkeypatch):
+    digits.use_few_digits(monkeypatch)
+    code = re.search(r"(?s)```python\n(.*?)```", section("Ten lines"))[1]
+    exec(compile(code.replace("100_000", "2_000"), "README.md", "exec"), {})
+    # The path of an image has at least one sub-path before the -1 that follow an exit.
+    assert re.fullmatch(r"\[ *\d[\d -]*\] \d\.\d+ (True|False)\n", capsys.readouterr().out)
 
 
 def test_readme_lists_every_public_name():
