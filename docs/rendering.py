@@ -10,7 +10,7 @@ import numpy as np
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc_annotation, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -19,9 +19,10 @@ import rnr_gym
 
 logger = logging.getLogger(__name__)
 ARRAY = re.compile(
-    r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[~?(?P<dtype>[\w.]+)\]\]"
+    r"(?:~numpy\.)?ndarray\[tuple\[(?:~typing\.)?Any, \.\.\.\], "
+    r"(?:~numpy\.)?dtype\[~?(?P<dtype>[\w.]+)\]\]"
 )
-"""`NDArray[...]` as autodoc writes it into signatures."""
+"""`NDArray[...]` as autodoc writes it into signatures, and as it shows it for properties."""
 SYNONYMS = {
     r"\\dots\b": r"\\ldots",
     # Sizes of brackets, which browsers choose.
@@ -44,6 +45,7 @@ def setup(app: Sphinx) -> None:
     # Before napoleon, which comes at 500.
     app.connect("autodoc-process-docstring", fix_docstring, priority=400)
     app.connect("autodoc-process-signature", shorten_arrays)
+    app.connect("doctree-read", shorten_properties)
     app.connect("missing-reference", resolve_type)
 
 
@@ -96,6 +98,14 @@ def shorten_arrays(
     if returned is not None:
         returned = ARRAY.sub(short_array, returned)
     return signature, returned
+
+
+def shorten_properties(app: Sphinx, doctree: nodes.document) -> None:
+    """The same for properties, whose types have no event of their own."""
+    for annotation in doctree.findall(desc_annotation):
+        text = annotation.astext()
+        if ARRAY.search(text):
+            annotation.children = [nodes.Text(ARRAY.sub(short_array, text))]
 
 
 def short_array(match: re.Match[str]) -> str:
