@@ -324,7 +324,7 @@ def render(
 
     Args:
         env: the environment's id.
-        out: the GIF to write.
+        out: the file to write, .gif or, with the extra `video`, .mp4.
         run: folder of a fitted router; if left out, sub-paths are random.
         tradeoff: reward units per unit of compute.
         episodes: how many images.

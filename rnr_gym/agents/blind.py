@@ -14,6 +14,7 @@ from rnr_gym.agents import sb3
 from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.agents.sb3 import Sb3Router
 from rnr_gym.routing.observations import ObservationLayout
+from rnr_gym.routing.preferences import Preferences, preferences_of
 from rnr_gym.routing.protocols import FittedRouter
 from rnr_gym.routing.spec import RoutingSpec
 
@@ -69,6 +70,16 @@ class BlindRouter(RouterBase):
         # It has learned from such observations only.
         obs = blinded(self.spec.layout, observation)
         return self.router.predict(obs, state, episode_start, deterministic)
+
+    def preferences(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> Preferences | None:
+        """Those of the inner router, which are the same for all images."""
+        obs = blinded(self.spec.layout, observation)
+        return preferences_of(self.router, obs, state, episode_start)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Those of the inner router."""

@@ -33,6 +33,7 @@ from rnr_gym.agents.fqi_induction import Config, Induction, Ints, depart
 from rnr_gym.agents.fqi_networks import Floats, Networks, inputs
 from rnr_gym.agents.thresholds import ThresholdsRouter
 from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.preferences import Preferences
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
@@ -65,28 +66,46 @@ class FqiRouter(RouterBase):
         self.fallback = fallback
 
     def actions(self, observation: Floats, deterministic: bool) -> Ints:
-        """Estimates and margins are interpolated over log λ, and constant beyond the grid."""
-        layout = self.spec.layout
-        grid_idx = np.arange(len(self.tradeoffs))
-        # λ may be 0, which has no logarithm.
-        tradeoff = np.maximum(observation[:, layout.tradeoff.start], 1e-9).astype(np.float64)
-        position = np.interp(np.log(tradeoff), np.log(self.tradeoffs), grid_idx)
-        low = position.astype(np.int64)
-        high = np.minimum(low + 1, len(grid_idx) - 1)
-        share = (position - low)[:, None]
+        """The best sub-path where it leads by the margin, else that of the fallback."""
+        values = self._interpolated(observation)
+        margin = np.interp(self._position(observation), self._grid_idx, self.margins)
+        usual = self.fallback.actions(observation, deterministic)
+        valid = self.spec.valid[layers_of(self.spec.layout, observation)]
+        # `depart` decides for several trade-offs; an observation has only one.
+        chosen = depart(values[..., None], usual[:, None], margin[:, None], valid)
+        return chosen[:, 0]
 
+    def preferences(
+        self,
+        observation: Floats,
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> Preferences:
+        """The estimates; the sub-path of the fallback is taken where none leads by the margin."""
+        return Preferences("advantage", self._interpolated(observation).astype(np.float64))
+
+    @property
+    def _grid_idx(self) -> Ints:
+        return np.arange(len(self.tradeoffs))
+
+    def _position(self, observation: Floats) -> NDArray[np.float64]:
+        """Where each λ lies on the grid of trade-offs, by its logarithm; an end if it is beyond."""
+        # λ may be 0, which has no logarithm.
+        tradeoff = np.maximum(observation[:, self.spec.layout.tradeoff.start], 1e-9)
+        log_tradeoff = np.log(tradeoff.astype(np.float64))
+        return np.interp(log_tradeoff, np.log(self.tradeoffs), self._grid_idx)
+
+    def _interpolated(self, observation: Floats) -> NDArray[Any]:
+        """Estimates `(N, K)` at the trade-offs of the observations."""
+        position = self._position(observation)
+        low = position.astype(np.int64)
+        high = np.minimum(low + 1, len(self.tradeoffs) - 1)
+        share = (position - low)[:, None]
         estimates = self.values(observation)  # (N, K, G)
         batch_idx = np.arange(len(observation))
         at_low = estimates[batch_idx, :, low]  # (N, K)
         at_high = estimates[batch_idx, :, high]
-        values = (1.0 - share) * at_low + share * at_high
-        margin = np.interp(position, grid_idx, self.margins)
-
-        usual = self.fallback.actions(observation, deterministic)
-        valid = self.spec.valid[layers_of(layout, observation)]
-        # `depart` decides for several trade-offs; an observation has only one.
-        chosen = depart(values[..., None], usual[:, None], margin[:, None], valid)
-        return chosen[:, 0]
+        return (1.0 - share) * at_low + share * at_high
 
     @torch.no_grad()
     def values(self, observation: Floats) -> Floats:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rnr_gym.agents.base import RouterBase
 from rnr_gym.agents.rnr_dqn_network import QNetwork
 from rnr_gym.routing.observations import layers_of
+from rnr_gym.routing.preferences import Preferences
 from rnr_gym.routing.spec import RoutingSpec
 
 
@@ -39,11 +40,23 @@ class RecurrentRouter(RouterBase):
 
         The memory is cleared where an episode starts, which each observation shows by its layer.
         """
-        if state is None:
-            state = (np.zeros((len(observation), self.network.hidden), np.float32),)
-        memory = cleared(self.spec, observation, state[0])
-        actions, memory = self.network.decide(observation, memory)
+        actions, memory = self.network.decide(observation, self._memory(observation, state))
         return actions, (memory,)
+
+    def preferences(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> Preferences:
+        """What the network says of the sub-paths, with the memory that `predict` returned."""
+        estimates, _ = self.network.estimates(observation, self._memory(observation, state))
+        return Preferences("Q-value", estimates.astype(np.float64))
+
+    def _memory(self, observation: NDArray[np.float32], state: Any) -> NDArray[np.float32]:
+        if state is None:
+            return np.zeros((len(observation), self.network.hidden), np.float32)
+        return cleared(self.spec, observation, state[0])
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The network's tensors, and how it was fitted."""

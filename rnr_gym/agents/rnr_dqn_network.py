@@ -109,27 +109,36 @@ class QNetwork(nn.Module):
         return values[..., 0] + tradeoff[..., None] * values[..., 1]
 
     @torch.no_grad()
-    def decide(
+    def estimates(
         self,
         observation: NDArray[np.float32],
         memory: NDArray[np.float32],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best valid sub-paths int64 `(N,)` and the next memory, at whatever layers."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Estimated returns float32 `(N, K)` and the next memory, at whatever layers."""
         layers = layers_of(self.spec.layout, observation)
         obs = torch.from_numpy(observation)
         inputs = self.inputs(obs)
         tradeoff = obs[:, self.spec.layout.tradeoff.start]
-        best = np.zeros(len(obs), np.int64)
+        estimates = np.zeros((len(obs), self.spec.num_paths), np.float32)
         next_memory = np.zeros_like(memory)
         # Each layer has its own encoder, so images are grouped by layer.
         for layer in np.unique(layers).tolist():
             batch_idx = np.flatnonzero(layers == layer)
             before = torch.from_numpy(memory[batch_idx])
             values, after = self(inputs[batch_idx], layer, before)
-            returns = self.returns(values, tradeoff[batch_idx])  # (n, K)
-            best[batch_idx] = masked(returns, self.spec.valid[layer]).argmax(1).numpy()
+            estimates[batch_idx] = self.returns(values, tradeoff[batch_idx]).numpy()
             next_memory[batch_idx] = after.numpy()
-        return best, next_memory
+        return estimates, next_memory
+
+    def decide(
+        self,
+        observation: NDArray[np.float32],
+        memory: NDArray[np.float32],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best valid sub-paths int64 `(N,)` and the next memory, at whatever layers."""
+        estimates, next_memory = self.estimates(observation, memory)
+        valid = self.spec.valid[layers_of(self.spec.layout, observation)]  # (N, K)
+        return np.where(valid, estimates, -np.inf).argmax(1), next_memory
 
 
 def masked(returns: Tensor, valid: NDArray[np.bool_]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +25,8 @@ from rnr_gym.agents.base import FitConfig, check_widths, needs_table
 from rnr_gym.agents.recurrent import RecurrentRouter
 from rnr_gym.agents.reinforce import Batch, drawn_batch, entropy, episode_returns
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
-from rnr_gym.routing.observations import observe
+from rnr_gym.routing.observations import layers_of, observe
+from rnr_gym.routing.preferences import Preferences
 from rnr_gym.routing.protocols import Indices
 from rnr_gym.routing.rollout import observation, route
 from rnr_gym.routing.route_table import RouteTable
@@ -72,6 +74,17 @@ BY_DATASET = dict.fromkeys(recipes.CIFAR, Config(summary_scale=0.0))
 
 class SkipNetRouter(RecurrentRouter):
     """Takes the sub-path that a layer's gate, a logit for each sub-path, makes most probable."""
+
+    def preferences(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> Preferences:
+        """The probabilities of the gate, sub-paths that are not offered left out."""
+        logits = super().preferences(observation, state, episode_start).values
+        valid = self.spec.valid[layers_of(self.spec.layout, observation)]  # (N, K)
+        return Preferences("probability", softmax(np.where(valid, logits, -np.inf), axis=1))
 
     @classmethod
     def from_state_dict(

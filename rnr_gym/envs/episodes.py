@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from rnr_gym.data import ImageSet
-from rnr_gym.envs.rendering import Scene
+from rnr_gym.envs.scene import Scene, sub_path_names
 from rnr_gym.routing import rollout
 from rnr_gym.routing.observations import observe
-from rnr_gym.routing.protocols import Indices, RoutingSource, RoutingState
+from rnr_gym.routing.preferences import Preferences, preferences_of
+from rnr_gym.routing.protocols import Indices, Router, RoutingSource, RoutingState
 from rnr_gym.routing.rewards import check_reward, check_tradeoff, task_term
+from rnr_gym.routing.traversal import Traversal
 
 
 class StartOptions(NamedTuple):
@@ -302,11 +304,19 @@ class Episodes:
         masks = self.spec.masks[self.state.layer]
         return masks.astype(np.bool_)
 
-    def scene(self, load_images: Callable[[], ImageSet], position: int) -> Scene:
+    def scene(
+        self,
+        load_images: Callable[[], ImageSet],
+        position: int,
+        router: Router | None = None,
+    ) -> Scene:
         """One episode as it is drawn; its beliefs and its answer are computed again.
 
-        A `RouteTable` of the user's may be about other images than `load_images` gives: then the
-        picture stays blank.
+        Args:
+            load_images: the images of the source. A `RouteTable` of the user's may be about other
+                images than this gives: then the picture stays blank.
+            position: of the episode.
+            router: whose preferences are drawn.
         """
         batch_idx = np.array([position])
         image_idx = self.image_idx[batch_idx]
@@ -323,6 +333,12 @@ class Episodes:
         summary = before_answer.summary()[0]  # (S,)
 
         prediction = None
+        belief = summary[self.spec.layout.summary.exit_probabilities]
+        believer: Literal["last exit", "answer"] = "last exit"
+        # A route table has no more of an answer than its top class and its loss.
+        if terminated and isinstance(self.state, Traversal):
+            belief = self.state.logits[position].float().softmax(0).cpu().numpy()
+            believer = "answer"
         if terminated:
             outcome = self.source.outcome(self.state, image_idx, batch_idx)
             prediction = int(outcome.prediction[0])
@@ -339,10 +355,41 @@ class Episodes:
             classes=classes,
             label=label,
             valid=self.spec.valid,
-            has_exits=self.spec.has_exits,
+            names=sub_path_names(self.spec),
             path=path,
             compute=float(self.spec.compute(self.state.macs)[position]),
             tradeoff=float(self.tradeoff[position]),
-            belief=summary[self.spec.layout.summary.exit_probabilities],
+            belief=belief,
+            believer=believer,
             prediction=prediction,
+            preferences=None if router is None else self._preferences(router, position),
         )
+
+    def _preferences(self, router: Router, position: int) -> Preferences | None:
+        """What a router thinks of the sub-paths `(T, K)` of each layer reached, NaN elsewhere.
+
+        None if it cannot tell.
+        """
+        path = self.state.path[position]
+        tradeoff = self.tradeoff[[position]]
+        values = np.full(self.spec.valid.shape, np.nan)
+        told = None
+        # From the start, since a router may remember what it has seen of the image.
+        state = self.source.start(self.image_idx[[position]])
+        episode_start = np.ones(1, np.bool_)
+        memory = None
+        while not state.done[0]:
+            layer = int(state.layer[0])
+            obs = rollout.observation(state, self.spec, tradeoff)
+            told = preferences_of(router, obs, memory, episode_start)
+            if told is None:
+                return None
+            values[layer] = np.where(self.spec.valid[layer], told.values[0], np.nan)
+            if path[layer] < 0:
+                break
+            _, memory = router.predict(obs, memory, episode_start, deterministic=True)
+            state = state.step(path[[layer]].astype(np.int64))
+            episode_start = np.zeros(1, np.bool_)
+        # An image is answered after one decision at least.
+        assert told is not None
+        return told._replace(values=values)

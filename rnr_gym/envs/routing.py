@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from rnr_gym import checks
 from rnr_gym.envs.episodes import Episodes, StartOptions, terminal_info
-from rnr_gym.envs.rendering import RENDER_MODES, Scene, Window, frame, text
+from rnr_gym.envs.rendering import RENDER_MODES, frame
+from rnr_gym.envs.scene import Scene, text
+from rnr_gym.envs.window import Window
 from rnr_gym.routing.observations import CLIP, bounds
+from rnr_gym.routing.protocols import Router
 from rnr_gym.routing.rewards import check_one_tradeoff, check_tradeoff
 from rnr_gym.routing.sources import SourceKwargs, open_images, open_source
 from rnr_gym.routing.spec import RoutingSpec
@@ -168,7 +171,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
       `<data_root>/cifar10/{train,test}/<class>/*`; and whether CIFAR may be downloaded if it is not
       there.
     * `device`: where the backbone runs.
-    * `render_mode`: `"ansi"`, `"rgb_array"` or `"human"`.
+    * `render_mode`: `"ansi"`, `"rgb_array"` or `"human"`. `env.unwrapped.watch(router)` adds to the
+      pictures what a router thinks of each sub-path.
 
     ## Version History
 
@@ -197,6 +201,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.vector_reward = checks.flag("vector_reward", vector_reward)
         self.render_mode = render_mode
         self.window: Window | None = None
+        self.watched: Router | None = None
         self._load_images = partial(open_images, **source_kwargs)
 
         spec = self.routing_spec
@@ -278,8 +283,23 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         """bool `(K,)`: the valid actions, in the form that sb3-contrib's MaskablePPO asks for."""
         return self.episodes.action_masks()[0]
 
+    def watch(self, router: Router | None) -> None:
+        """Draw in every picture what a router thinks of the sub-paths; None for no router.
+
+        The picture shows the probabilities of a policy, or the values of a Q-function, at each
+        layer that the image has reached. Who decides, in `step`, remains whoever calls it. Models
+        of Stable-Baselines3 and the routers of this package can be watched; rules that have no such
+        numbers are drawn without any.
+
+        Raises:
+            ValueError: `router` has no `predict`.
+        """
+        if router is not None and not callable(getattr(router, "predict", None)):
+            raise ValueError(f"`router` must have a method `predict`, got {router!r}")
+        self.watched = router
+
     def render(self) -> Any:
-        """A string (`ansi`) or a uint8 array `(270, 720, 3)` (`rgb_array`).
+        """A string (`ansi`) or a uint8 array `(540, 960, 3)` (`rgb_array`).
 
         None in the mode `human`, where `reset` and `step` show the episode.
         """
@@ -296,7 +316,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def scene(self) -> Scene:
         """Everything that is drawn of the episode."""
-        return self.episodes.scene(self._load_images, 0)
+        return self.episodes.scene(self._load_images, 0, self.watched)
 
     def close(self) -> None:
         """Close the window, if `human` opened one."""

@@ -192,7 +192,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         return self.episodes.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """A frame uint8 `(270, 720, 3)` for each sub-environment; None without a `render_mode`."""
+        """A frame uint8 `(540, 960, 3)` for each sub-environment; None without a `render_mode`."""
         if self.render_mode is None:
             return None
         frames = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +20,9 @@ from rnr_gym.routing.rewards import check_tradeoff
 
 FRAME_MS = 900
 """How long a frame is shown, in milliseconds."""
+ANSWER_FRAMES = 2
+"""How many times as long the answer is shown."""
+SUFFIXES = (".gif", ".mp4")
 
 
 def record(
@@ -28,11 +33,13 @@ def record(
     episodes: int,
     seed: int,
 ) -> int:
-    """Write episodes of `test` as a GIF.
+    """Write episodes of `test` as a GIF or, with the extra `video`, as an MP4.
+
+    Where the router has probabilities or values of the sub-paths, the pictures show them.
 
     Args:
         env_id: the environment.
-        out: the file to write.
+        out: the file to write; its suffix says the format.
         run: folder of a fitted router; None for random sub-paths.
         tradeoff: λ.
         episodes: how many episodes.
@@ -43,10 +50,10 @@ def record(
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: an argument is out of range, or the router is for another environment.
+        ValueError: an argument is out of range, the router is for another environment, or MP4 is
+            asked for without the extra `video`.
     """
-    _check_arguments(env_id, out, tradeoff, episodes)
-    checks.integer("seed", seed, 0)
+    _check_arguments(env_id, out, tradeoff, episodes, seed)
     router: Router | None = None
     kwargs = {}
     if run is not None:
@@ -58,33 +65,27 @@ def record(
             )
         router = loaded.router
         kwargs = dict(loaded.fit_config.kwargs)
-    if out.suffix.lower() != ".gif":
-        raise ValueError(f"`out` must end in .gif, got {str(out)!r}")
-
     # Not `route`, whose images the router was fitted to.
     env = gym.make(env_id, split="test", tradeoff=tradeoff, render_mode="rgb_array", **kwargs)
     if router is None:
         router = UniformRouter(env.unwrapped.routing_spec, seed)  # type: ignore[attr-defined]
+    else:
+        env.unwrapped.watch(router)  # type: ignore[attr-defined]
 
     frames = []
     for episode in range(episodes):
         # Seeded once: the images of later episodes follow from the first seed.
         obs, _ = env.reset(seed=seed if episode == 0 else None)
         frames += _play(env, router, obs)
-    images = [Image.fromarray(frame) for frame in frames]
     with storage.replacing(out) as partial:
-        images[0].save(
-            partial,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=FRAME_MS,
-            loop=0,
-        )
+        if out.suffix.lower() == ".gif":
+            _write_gif(frames, partial)
+        else:
+            _write_mp4(frames, partial)
     return len(frames)
 
 
-def _check_arguments(env_id: str, out: Path, tradeoff: float, episodes: int) -> None:
+def _check_arguments(env_id: str, out: Path, tradeoff: float, episodes: int, seed: int) -> None:
     if out.exists():
         raise FileExistsError(
             f"`out` must be a new file, got {str(out)!r}, which exists; choose another"
@@ -92,15 +93,55 @@ def _check_arguments(env_id: str, out: Path, tradeoff: float, episodes: int) -> 
     check_tradeoff(tradeoff)
     registered_kwargs(env_id)
     checks.integer("episodes", episodes, 1)
+    checks.integer("seed", seed, 0)
+    suffix = out.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"`out` must end in {' or '.join(SUFFIXES)}, got {str(out)!r}")
+    if suffix == ".mp4" and find_spec("moviepy") is None:
+        raise ValueError(
+            "`out` must end in .gif without the extra `video` (pip install 'rnr-gym[video]'), got "
+            f"{str(out)!r}"
+        )
 
 
 def _play(env: gym.Env, router: Router, obs: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
     """The frames of an episode that has been reset, one per state."""
     # The state after reset is a frame, too, before any decision.
     frames = [env.render()]
+    state = None
+    episode_start = np.ones(1, np.bool_)
     terminated = False
     while not terminated:
-        action, _ = router.predict(obs[None])  # (1, D) -> (1,)
+        # (1, D) -> (1,); a router may remember what it has seen of the image.
+        action, state = router.predict(obs[None], state, episode_start, deterministic=True)
         obs, _, terminated, _, _ = env.step(action[0])
+        episode_start = np.zeros(1, np.bool_)
         frames.append(env.render())
-    return frames  # type: ignore[return-value]
+    return frames + frames[-1:] * (ANSWER_FRAMES - 1)  # type: ignore[return-value]
+
+
+def _write_gif(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    images = [Image.fromarray(frame) for frame in frames]
+    images[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=FRAME_MS,
+        loop=0,
+    )
+
+
+def _write_mp4(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    # Slow to import, and an extra.
+    from moviepy import ImageSequenceClip
+
+    clip = ImageSequenceClip(list(frames), fps=1000 / FRAME_MS)
+    clip.write_videofile(
+        str(path),
+        codec="libx264",
+        audio=False,
+        # A temporary name, whose suffix tells no format.
+        ffmpeg_params=["-f", "mp4"],
+        logger=None,
+    )

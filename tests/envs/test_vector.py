@@ -360,7 +360,7 @@ def test_render_gives_a_frame_for_each():
     frames = envs.render()
     assert len(frames) == 2
     for frame in frames:
-        assert frame.shape == (270, 720, 3)
+        assert frame.shape == (540, 960, 3)
         assert frame.dtype == np.uint8
     assert len(envs.call("render")) == 2
 

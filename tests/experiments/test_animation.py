@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from rnr_gym.agents import FitConfig
+from rnr_gym.envs import RoutingEnv
 from rnr_gym.experiments import animation, runs
 from tests.fixtures.digits import ENV, use_few_digits
 from tests.fixtures.files import snapshot
@@ -49,8 +50,10 @@ def test_record_has_frame_per_state(tmp_path, cheapest_dir):
     frames = frames_of(out)
     path = runs.load(cheapest_dir).router.path(0.1)
     # One frame before the first decision, and one after each.
-    assert count == len(frames) == 2 * (1 + (path >= 0).sum())
-    assert frames[0].shape == (270, 720, 3)
+    assert len(frames) == 2 * (1 + (path >= 0).sum())
+    # The answer is shown twice as long, which a GIF holds as one frame of twice the time.
+    assert count == len(frames) + 2
+    assert frames[0].shape == (540, 960, 3)
     for frame, following in pairwise(frames):
         assert (frame != following).any()
 
@@ -63,7 +66,8 @@ def test_record_without_run_follows_seed(tmp_path):
     first = (tmp_path / "first.gif").read_bytes()
     assert (tmp_path / "again.gif").read_bytes() == first
     assert (tmp_path / "other.gif").read_bytes() != first
-    assert count == len(frames_of(tmp_path / "first.gif"))
+    # Two frames show each answer, which the GIF holds as one.
+    assert count == len(frames_of(tmp_path / "first.gif")) + 2
 
 
 @pytest.fixture
@@ -104,8 +108,8 @@ def test_record_plays_test_at_tradeoff(tmp_path, resets, cheapest_dir):
 def test_record_uses_arguments_of_run(tmp_path, resets):
     run_dir = tmp_path / "run"
     runs.fit("full", FitConfig(ENV, {"exits": False}), run_dir)
-    # Four decisions, since there are no exits.
-    assert record(tmp_path / "episodes.gif", run_dir) == 5
+    # Four decisions, since there are no exits, and the answer once more.
+    assert record(tmp_path / "episodes.gif", run_dir) == 6
     assert resets
     assert all(kwargs["exits"] is False for _, kwargs, _ in resets)
 
@@ -119,9 +123,35 @@ def test_record_rejects_existing_file(tmp_path):
 
 
 def test_record_rejects_other_suffix(tmp_path):
-    with pytest.raises(ValueError, match=r"`out` must end in .gif, got .*episodes.png"):
+    with pytest.raises(ValueError, match=r"`out` must end in .gif or .mp4, got .*episodes.png"):
         record(tmp_path / "episodes.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_record_writes_mp4(tmp_path, cheapest_dir):
+    moviepy = pytest.importorskip("moviepy", reason="MP4 needs the extra `video`")
+    out = tmp_path / "episodes.mp4"
+    count = record(out, cheapest_dir, episodes=2)
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
+    with moviepy.VideoFileClip(str(out)) as clip:
+        assert clip.size == [960, 540]
+        assert clip.duration == pytest.approx(count * animation.FRAME_MS / 1000, abs=0.1)
+
+
+def test_record_names_the_extra_for_mp4(tmp_path, monkeypatch):
+    monkeypatch.setattr(animation, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"must end in .gif without .*rnr-gym\[video\]"):
+        record(tmp_path / "episodes.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record_shows_what_the_router_thinks(tmp_path, monkeypatch):
+    watched = []
+    monkeypatch.setattr(RoutingEnv, "watch", lambda self, router: watched.append(router))
+    run_dir = tmp_path / "run"
+    runs.fit("ppo", FitConfig(ENV, steps=2048, progress=False), run_dir)
+    record(tmp_path / "episodes.gif", run_dir)
+    assert [router.name for router in watched] == ["ppo"]
 
 
 def test_record_rejects_router_of_other_env(tmp_path, cheapest_dir):
