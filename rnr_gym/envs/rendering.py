@@ -52,8 +52,8 @@ def figure(scene: Scene) -> Figure:
     """The picture of which `frame` has the pixels."""
     from matplotlib.figure import Figure
 
-    # Without pyplot, which would keep the figure and might open a window.
     scene = scene._replace(classes=tuple(map(_shortened, scene.classes)))
+    # Without pyplot, which would keep the figure and might open a window.
     picture = Figure(figsize=SIZE, dpi=DPI, facecolor="white")
     # Left, bottom, width and height, as shares of the picture.
     _draw_image(picture.add_axes((0.02, 0.36, 0.28, 0.50)), scene)
@@ -115,7 +115,8 @@ def _draw_network(axes: Axes, scene: Scene) -> None:
     taken = np.flatnonzero(scene.path >= 0)
     x = [-0.85, *taken.tolist()]
     y = [(num_paths - 1) / 2, *scene.path[taken].tolist()]
-    if scene.prediction is not None and len(taken) == num_layers:
+    left_early = scene.names[scene.path[taken[-1]]] == "exit" if len(taken) else False
+    if scene.prediction is not None and not left_early:
         # Through the last layer, to the head.
         x.append(num_layers - 0.15)
         y.append((num_paths - 1) / 2)
