@@ -219,7 +219,8 @@ def no_work(monkeypatch):
 
 def into_out(args, tmp_path):
     """Arguments with a path for `OUT`."""
-    return [tmp_path / "out" if arg == "OUT" else arg for arg in args]
+    paths = {"OUT": tmp_path / "out", "OUT.gif": tmp_path / "out.gif"}
+    return [paths.get(arg, arg) for arg in args]
 
 
 @pytest.mark.parametrize("command", ["train", "compare", "pretrain", "render"])
@@ -243,7 +244,7 @@ def test_command_rejects_unknown_agent(no_work, tmp_path, command, option):
 TRAIN = ["train", ENV, "--out", "OUT"]
 COMPARE = ["compare", ENV, "--out", "OUT"]
 PRETRAIN = ["pretrain", ENV, "--out", "OUT"]
-RENDER = ["render", ENV, "--out", "OUT"]
+RENDER = ["render", ENV, "--out", "OUT.gif"]
 NO_RUN = "holds no run; make one with `rnr-gym train`"
 INVALID = {
     "compare seeds": (
