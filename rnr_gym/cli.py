@@ -336,6 +336,30 @@ def render(
     console.print(f"wrote {out}, {frames} frames", soft_wrap=True)
 
 
+@app.command
+def demo(
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: Annotated[bool, tyro.conf.arg(name="open")] = True,
+    data_root: str | None = None,
+) -> None:
+    """Show a local page: one image, routed by PPO and DQN at a budget that can be moved.
+
+    It needs the extra `demo`: pip install "rnr-gym[demo]". Ctrl-C stops it.
+
+    Args:
+        host: the address to listen at; only the default is closed to other machines.
+        port: if left out, the first free one from 7860 on.
+        open_browser: open the page in the browser.
+        data_root: folder of the images that the page offers.
+    """
+    from rnr_gym.demo import server
+
+    if port is not None:
+        checks.integer("port", port, 1, 65535)
+    server.serve(host, port, open_browser, data_root)
+
+
 def _at_least(option: str, value: int | None, low: int) -> None:
     """Check a number that may be left out."""
     if value is not None:

@@ -22,6 +22,7 @@ ORDER = (
     {"agents"},
     {"classifier"},
     {"experiments"},
+    {"demo"},
     {"cli"},
 )
 """Folders and root modules; each imports from earlier sets and from itself, no more."""
