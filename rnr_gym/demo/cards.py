@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rnr_gym.demo.answers import Answer
+from rnr_gym.demo.chart import Chart, chart
 from rnr_gym.demo.contest import Contest, Subject
 from rnr_gym.envs.rendering import frame
 from rnr_gym.envs.scene import Scene, sub_path_names
@@ -34,44 +35,53 @@ WRONG = Verdict("wrong", "✗", "wrong")
 UNKNOWN = Verdict("unknown", "", "no label")
 
 
-class Stretch(NamedTuple):
-    """Neighbouring balance points at which a router gives the same answer.
+class Card(NamedTuple):
+    """What is shown of one router.
 
     Attributes:
-        start: the first of them.
-        end: the one after the last of them.
-        prediction: the class.
+        name: of the router.
+        answer: at the present balance point.
+        most_likely: classes and their probabilities, the most likely first.
+        path: one word or number for each layer that was reached.
+        milliseconds: for a batch of one.
+        most_compute: the largest mean compute that the router was measured at.
+        picture: the episode, an address that holds a PNG.
+        chart: the answers at all balance points.
     """
 
-    start: int
-    end: int
-    prediction: int
+    name: str
+    answer: Answer
+    most_likely: list[tuple[int, float]]
+    path: list[str]
+    milliseconds: float
+    most_compute: float
+    picture: str
+    chart: Chart
 
 
-def cards(contest: Contest, subject: Subject, position: int) -> str:
-    """The answers at one balance point."""
-    entries = []
+def page_part(contest: Contest, subject: Subject, position: int) -> str:
+    """All that is shown of an image at one balance point."""
+    cards = []
     for name, answers in subject.answers.items():
         answer = answers[position]
-        entries.append(
-            {
-                "name": name,
-                "answer": answer,
-                "verdict": verdict(answer.prediction, subject.label),
-                "classes": _most_likely(answer),
-                "path": path_in_words(contest, answer),
-                "milliseconds": subject.time(name, position),
-                "picture": _picture(contest, subject, answer),
-                "most_compute": contest.most_compute(name),
-                "chart": _chart(contest, subject, answers, position),
-            }
+        card = Card(
+            name=name,
+            answer=answer,
+            most_likely=_most_likely(answer),
+            path=path_in_words(contest, answer),
+            milliseconds=subject.time(name, position),
+            most_compute=contest.most_compute(name),
+            picture=_picture(contest, subject, answer),
+            chart=chart(answers, position),
         )
+        cards.append(card)
     return _template("cards.html.j2").render(
-        entries=entries,
+        cards=cards,
         subject=subject,
-        plain_verdict=verdict(subject.plain.prediction, subject.label),
-        class_names=contest.classes,
         budget=contest.budgets[position],
+        budgets=contest.budgets,
+        class_names=contest.classes,
+        verdict=verdict,
     )
 
 
@@ -91,77 +101,40 @@ def verdict(prediction: int, label: int | None) -> Verdict:
 
 def path_in_words(contest: Contest, answer: Answer) -> list[str]:
     """One word or number for each layer that was reached."""
-    spec = contest.spec
-    names = sub_path_names(spec)
+    names = sub_path_names(contest.spec)
     words = [names[sub_path] for sub_path in answer.path[answer.path >= 0]]
     # Layer 0 exits by the glance.
-    if len(words) == 1 and spec.has_exits:
-        words = ["exit at the glance"]
+    if len(words) == 1 and contest.spec.has_exits:
+        return ["exit at the glance"]
     return words
 
 
-def stretches(answers: list[Answer]) -> list[Stretch]:
-    """The balance points from first to last, divided where the prediction changes."""
-    predictions = np.array([answer.prediction for answer in answers])
-    starts = np.flatnonzero(np.diff(predictions, prepend=-1)).tolist()
-    ends = [*starts[1:], len(answers)]
-    return [
-        Stretch(start, end, int(predictions[start]))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
 def _most_likely(answer: Answer) -> list[tuple[int, float]]:
-    """Classes and their probabilities, the most likely first."""
     order = np.argsort(-answer.probabilities, kind="stable")[:TOP]
     return [(int(number), float(answer.probabilities[number])) for number in order]
 
 
-def _chart(
-    contest: Contest, subject: Subject, answers: list[Answer], position: int
-) -> dict[str, object]:
-    """Compute of this image and its answers over all balance points, in units of the drawing.
-
-    One balance point is one unit wide; compute 1 is one unit high.
-    """
-    points = []
-    for idx, answer in enumerate(answers):
-        points.append((idx, answer.compute))
-        points.append((idx + 1, answer.compute))
-    segments = [
-        (stretch, verdict(stretch.prediction, subject.label)) for stretch in stretches(answers)
-    ]
-    return {
-        "points": points,
-        "segments": segments,
-        "budgets": contest.budgets,
-        "position": position,
-        "compute": answers[position].compute,
-    }
-
-
 def _picture(contest: Contest, subject: Subject, answer: Answer) -> str:
-    """The finished episode as an address that holds a PNG."""
-    spec = contest.spec
+    # Only the plain network has no trade-off, and no picture is drawn of it.
+    assert answer.tradeoff is not None
     scene = Scene(
         image=subject.image,
         classes=contest.classes,
         label=subject.label,
-        valid=spec.valid,
-        names=sub_path_names(spec),
+        valid=contest.spec.valid,
+        names=sub_path_names(contest.spec),
         path=answer.path,
         compute=answer.compute,
-        tradeoff=answer.tradeoff or 0.0,
+        tradeoff=answer.tradeoff,
         belief=answer.probabilities,
         believer="answer",
         prediction=answer.prediction,
         preferences=answer.preferences,
     )
-    return png_address(frame(scene))
+    return _png_address(frame(scene))
 
 
-def png_address(pixels: NDArray[np.uint8]) -> str:
-    """Pixels `(H, W, 3)` as an address that holds them."""
+def _png_address(pixels: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

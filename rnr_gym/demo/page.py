@@ -75,7 +75,7 @@ def build(contest: Contest, samples: list[Sample]) -> gr.Blocks:
     def show(subject: Subject | None, budget: float) -> str:
         if subject is None:
             return NO_IMAGE
-        return cards.cards(contest, subject, contest.position(budget))
+        return cards.page_part(contest, subject, contest.position(budget))
 
     def on_sample(budget: float, selected: gr.SelectData) -> tuple[Subject, str, str]:
         subject = _of_sample(contest, samples[selected.index])

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from rnr_gym.demo import cards
-from rnr_gym.demo.contest import Subject
 from rnr_gym.envs.rendering import DPI, SIZE
 
 LOWEST = 0
@@ -39,7 +38,7 @@ def name(request):
 def test_card_tells_answer_and_cost(contest, subject, name, place):
     position = position_of(contest, place)
     answer = subject.answers[name][position]
-    text = card_of(cards.cards(contest, subject, position), name)
+    text = card_of(cards.page_part(contest, subject, position), name)
     assert f"compute {answer.compute:.3f} {answer.macs / 1e6:.1f} M MACs" in text
     assert f"time {subject.time(name, position):.1f} ms" in text
     assert f"plain {subject.plain_time:.1f} ms" in text
@@ -50,7 +49,7 @@ def test_card_tells_answer_and_cost(contest, subject, name, place):
 
 def test_card_tells_path(contest, subject, name):
     lowest, highest = (
-        card_of(cards.cards(contest, subject, position_of(contest, place)), name)
+        card_of(cards.page_part(contest, subject, position_of(contest, place)), name)
         for place in (LOWEST, HIGHEST)
     )
     assert "path exit at the glance" in lowest
@@ -68,7 +67,7 @@ def test_card_tells_verdict(contest, subject):
     prediction = subject.answers["ppo"][position].prediction
     marks = []
     for label in (prediction, (prediction + 1) % 10, None):
-        text = card_of(cards.cards(contest, subject._replace(label=label), position), "ppo")
+        text = card_of(cards.page_part(contest, subject._replace(label=label), position), "ppo")
         marks.append([mark for mark in ("✓ right", "✗ wrong", "no label") if mark in text])
     assert marks == [["✓ right"], ["✗ wrong"], ["no label"]]
 
@@ -76,28 +75,28 @@ def test_card_tells_verdict(contest, subject):
 def test_card_marks_true_class(contest, subject):
     position = position_of(contest, LOWEST)
     prediction = subject.answers["ppo"][position].prediction
-    html = cards.cards(contest, subject._replace(label=prediction), position)
+    html = cards.page_part(contest, subject._replace(label=prediction), position)
     assert f"{contest.classes[prediction]} (true)" in card_of(html, "ppo")
-    unknown = cards.cards(contest, subject._replace(label=None), position)
+    unknown = cards.page_part(contest, subject._replace(label=None), position)
     assert "(true)" not in texts(unknown)
 
 
 def test_card_says_that_router_spends_no_more(contest, subject):
     """DQN never spends as much as PPO can."""
-    html = cards.cards(contest, subject, contest.position(0.5))
+    html = cards.page_part(contest, subject, contest.position(0.5))
     assert f"At most {contest.most_compute('dqn'):.2f} on average" in card_of(html, "dqn")
     assert "At most" not in card_of(html, "ppo")
 
 
 def test_plain_network_is_shown_for_comparison(contest, subject):
-    text = texts(cards.cards(contest, subject, 0))
+    text = texts(cards.page_part(contest, subject, 0))
     name = contest.classes[subject.plain.prediction]
     assert f"Plain network , for comparison: {name}" in text
     assert "compute 1.000" in text
 
 
 def test_card_has_picture(contest, subject):
-    html = cards.cards(contest, subject, 0)
+    html = cards.page_part(contest, subject, 0)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     assert len(pictures) == 2
     for content in pictures:
@@ -106,12 +105,12 @@ def test_card_has_picture(contest, subject):
 
 
 def test_cards_name_no_other_host(contest, subject):
-    assert "://" not in cards.cards(contest, subject, 0)
+    assert "://" not in cards.page_part(contest, subject, 0)
 
 
 def test_names_are_escaped(contest, subject, monkeypatch):
     monkeypatch.setattr(contest, "classes", ("<i>",) * 10)
-    html = cards.cards(contest, subject._replace(caption="<b>"), 0)
+    html = cards.page_part(contest, subject._replace(caption="<b>"), 0)
     assert "<i>" not in html.replace('<i style="width', "")
     assert "&lt;i&gt;" in html
     assert "&lt;b&gt;" in html
@@ -121,36 +120,3 @@ def test_refusal_is_announced_and_escaped():
     html = cards.refusal("<script>")
     assert 'role="alert"' in html
     assert "&lt;script&gt;" in html
-
-
-# The drawing over all budgets
-
-
-def with_predictions(subject: Subject, predictions):
-    """Answers that differ in their prediction only."""
-    probabilities = np.eye(10, dtype=np.float32)
-    answer = subject.answers["ppo"][0]
-    return [answer._replace(probabilities=probabilities[number]) for number in predictions]
-
-
-@pytest.mark.parametrize(
-    ("predictions", "expected"),
-    [
-        ([4, 4, 4], [(0, 3, 4)]),
-        ([4, 4, 1, 4], [(0, 2, 4), (2, 3, 1), (3, 4, 4)]),
-        ([0], [(0, 1, 0)]),
-    ],
-    ids=["one-answer", "back-again", "one-budget"],
-)
-def test_stretches_end_where_answers_change(subject, predictions, expected):
-    assert cards.stretches(with_predictions(subject, predictions)) == expected
-
-
-def test_drawing_follows_compute(contest, subject):
-    """The line is at each answer's compute over the whole of its balance point."""
-    html = cards.cards(contest, subject, 0)
-    lines = re.findall(r'<polyline class="line" points="([^"]+)"', html)
-    for line, answers in zip(lines, subject.answers.values(), strict=True):
-        heights = [float(point.split(",")[1]) for point in line.split()]
-        expected = np.repeat([90 - 80 * answer.compute for answer in answers], 2)
-        np.testing.assert_allclose(heights, expected, atol=0.06)

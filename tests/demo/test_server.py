@@ -1,12 +1,15 @@
 """Where the page is served: by default at a free port of this machine alone."""
 
+import re
+import signal
 import socket
 import sys
+from queue import SimpleQueue
 
 import pytest
 
 from rnr_gym.demo import server
-from tests.fixtures.commands import fails
+from tests.fixtures.commands import fails, succeeds
 
 NO_BROWSER = "--no-open"
 
@@ -47,7 +50,7 @@ def test_host_decides_who_reaches_the_page(host, expected, closed):
         assert server.is_loopback(listener) is closed
 
 
-def test_address_of_six_parts_has_brackets():
+def test_ipv6_address_has_brackets():
     try:
         listener = server.listen("::1", None)
     except ValueError:
@@ -55,6 +58,57 @@ def test_address_of_six_parts_has_brackets():
     with listener:
         assert server.url(listener).startswith("http://[::1]:")
         assert server.is_loopback(listener)
+
+
+# The command, without the page
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The addresses that a browser is asked to open; no page is built or served."""
+    # A queue, since it is filled by another thread.
+    addresses = SimpleQueue()
+    monkeypatch.setattr(server, "_app", lambda temp_dir, data_root: None)
+    monkeypatch.setattr(server, "_run", lambda app, listener: None)
+    monkeypatch.setattr(server.webbrowser, "open", addresses.put)
+    return addresses
+
+
+def test_command_says_where_the_page_is(opened):
+    first, last = succeeds("demo", NO_BROWSER).splitlines()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+ \(Ctrl-C stops it\)", first)
+    assert last == "stopped"
+    assert opened.empty()
+
+
+def test_command_opens_browser(opened):
+    url = succeeds("demo").split()[0]
+    assert opened.get(timeout=10) == url
+
+
+def test_command_warns_where_others_can_connect(opened):
+    output = succeeds("demo", NO_BROWSER, "--host", "0.0.0.0")
+    assert "warning: others who can reach this machine can open the page" in output
+
+
+def test_interrupt_at_start_is_no_error(opened, monkeypatch):
+    def interrupt(temp_dir, data_root):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "_app", interrupt)
+    assert succeeds("demo", NO_BROWSER) == "stopped\n"
+
+
+def test_termination_stops_like_an_interrupt(opened, monkeypatch):
+    """And afterwards the signal does what it did before."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(server, "_run", lambda app, listener: signal.raise_signal(signal.SIGTERM))
+    assert succeeds("demo", NO_BROWSER).endswith("stopped\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_help_names_the_extra():
+    assert 'pip install "rnr-gym[demo]"' in succeeds("demo", "--help")
 
 
 # Errors of the command
