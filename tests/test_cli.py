@@ -28,6 +28,7 @@ COMMANDS = (
     "compare",
     "validate",
     "render",
+    "demo",
 )
 COLUMNS = 80
 FRAME = "│╭╮╰╯─"
