@@ -69,6 +69,7 @@ NOT_RUN = {
     "pip install -e '.[notebooks]'": INSTALLS,
     "python benchmarks/throughput.py --out benchmarks/throughput.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
+    "rnr-gym demo": "serves a page until it is stopped",
     "rnr-gym compare RNR-Digits-v0 --agents static confidence thresholds fqi ppo "
     "--out reports/digits": TAKES_MINUTES,
     "rnr-gym compare RNR-Digits-v0 --agents random static blind confidence thresholds ppo "
