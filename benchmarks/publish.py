@@ -1,9 +1,9 @@
 """Put measured figures into README.md and docs/results.md: one table and one picture per report.
 
-A report is known by the name of its folder. Its table replaces what stands between
-`<!-- results NAME -->` and `<!-- end -->`, wherever those markers are. The rows it comes from go to
-`benchmarks/results/NAME.json`, and the picture to `docs/NAME.png` if a document shows it. What
-other networks reach goes between `<!-- networks -->` and `<!-- end -->`.
+A report is known by the name of its folder. Its rows go to `benchmarks/results/NAME.json`, from
+which everything else follows: the table that stands between `<!-- results NAME -->` and
+`<!-- end -->`, wherever those markers are, and the picture `docs/NAME.png` if a document shows it.
+What other networks reach goes between `<!-- networks -->` and `<!-- end -->`.
 Run after `rnr-gym compare`: `python benchmarks/publish.py reports/cifar10 reports/digits`.
 """
 
@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
+from PIL import Image
 
 from rnr_gym.backbones import zoo
+from rnr_gym.experiments import plots
 from rnr_gym.experiments.formatting import interval, number, percent
-from rnr_gym.experiments.report import PICTURE_FILE, RESULTS_FILE
+from rnr_gym.experiments.report import RESULTS_FILE
 from rnr_gym.experiments.results import Results
 from rnr_gym.experiments.statistics import AccuracyCurve
 from rnr_gym.registration import registered_kwargs
@@ -31,6 +32,8 @@ ROWS = Path("benchmarks/results")
 BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
 RIVALS = ("static", "blind", "thresholds", "eenet")
 
+PALETTE = 64
+"""Colours of a picture."""
 NETWORKS_OF = "cifar10"
 """The report whose routers are compared with networks that were trained or pruned to one cost."""
 NETWORKS = {
@@ -122,6 +125,15 @@ def heading(results: Results) -> str:
     )
 
 
+def draw(results: Results, picture: Path) -> None:
+    """The picture of a report, as PNG."""
+    plots.save_png(plots.front(results.comparison, plots.WIDE), picture)
+    # With a palette a picture has a third of the size; it has few colours, and git keeps each one.
+    with Image.open(picture) as drawn:
+        reduced = drawn.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    reduced.save(picture, optimize=True)
+
+
 def insert(text: str, name: str, content: str) -> str:
     """A document with what stands between one pair of markers replaced."""
     begin = f"<!-- {name} -->\n"
@@ -130,23 +142,29 @@ def insert(text: str, name: str, content: str) -> str:
     return re.sub(pattern, lambda _: f"{begin}{content}\n<!-- end -->", text)
 
 
-def main(reports: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
-    """Rewrite the documents' tables, and copy rows and pictures."""
-    contents = {}
-    texts = {document: document.read_text() for document in DOCUMENTS}
+def main(reports: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()) -> None:
+    """Copy the rows of these reports; then make all tables and pictures from all rows.
+
+    Args:
+        reports: folders that `rnr-gym compare` wrote; none to only make tables and pictures again.
+    """
     ROWS.mkdir(exist_ok=True)
     for report in reports:
         stored = json.loads((report / RESULTS_FILE).read_text())
-        results = Results.from_json(stored)
-        contents[f"results {report.name}"] = table(results)
-        if report.name == NETWORKS_OF:
-            contents["networks"] = networks(results)
         # Compact, because a report has hundreds of rows.
-        rows = ROWS / f"{report.name}.json"
-        rows.write_text(json.dumps(stored, separators=(",", ":")) + "\n")
-        picture = f"{report.name}.png"
-        if any(f"{picture})" in text for text in texts.values()):
-            shutil.copy(report / PICTURE_FILE, PICTURES / picture)
+        content = json.dumps(stored, separators=(",", ":")) + "\n"
+        (ROWS / f"{report.name}.json").write_text(content)
+
+    contents = {}
+    texts = {document: document.read_text() for document in DOCUMENTS}
+    for rows in sorted(ROWS.glob("*.json")):
+        results = Results.from_json(json.loads(rows.read_text()))
+        contents[f"results {rows.stem}"] = table(results)
+        if rows.stem == NETWORKS_OF:
+            contents["networks"] = networks(results)
+        picture = PICTURES / f"{rows.stem}.png"
+        if any(f"{picture.name})" in text for text in texts.values()):
+            draw(results, picture)
 
     for name, content in contents.items():
         if not any(f"<!-- {name} -->\n" in text for text in texts.values()):
