@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from rnr_gym.data.images import ImageSet
 
@@ -36,16 +35,23 @@ def noisy(image: Tensor, severity: int, generator: Generator) -> Tensor:
 
 def blurred(image: Tensor, severity: int, generator: Generator) -> Tensor:
     """Blur by a Gaussian."""
+    # Here and below: torchvision is slow to import, and most data sets do without it.
+    from torchvision.transforms.v2 import functional as transforms
+
     return transforms.gaussian_blur(image, kernel_size=[7, 7], sigma=[BLUR[severity - 1]])
 
 
 def flat(image: Tensor, severity: int, generator: Generator) -> Tensor:
     """Draw all pixels towards the mean grey."""
+    from torchvision.transforms.v2 import functional as transforms
+
     return transforms.adjust_contrast(image, 1.0 - CONTRAST * severity)
 
 
 def compressed(image: Tensor, severity: int, generator: Generator) -> Tensor:
     """Encode as JPEG and decode."""
+    from torchvision.transforms.v2 import functional as transforms
+
     return transforms.jpeg(image, QUALITY[severity - 1])
 
 
