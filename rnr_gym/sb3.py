@@ -128,7 +128,11 @@ class RoutingVecEnv(VecEnv):
         return frames
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        values = self.env.get_attr(attr_name)
+        # Never called, even if it is a method: `has_attr("reset")` must reset nothing.
+        value = getattr(self.env, attr_name)
+        values = (value,) * self.num_envs
+        if attr_name == "np_random":
+            values = value
         return [values[position] for position in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

@@ -239,6 +239,29 @@ def test_attributes_are_read_for_each(digits_env):
         env.get_attr("nothing")
 
 
+def test_methods_are_attributes_too(digits_env):
+    """They are given, not called: asking for `reset` must restart no episode."""
+    env = digits_env()
+    assert env.has_attr("reset")
+    assert env.has_attr("action_masks")
+    (method,) = env.get_attr("action_masks", indices=0)
+    assert callable(method)
+
+    env.reset()
+    env.step(np.full(NUM_ENVS, 3))
+    before = env.env_method("action_masks")
+    assert env.has_attr("reset")
+    assert env.has_attr("step")
+    assert_array_equal(env.env_method("action_masks"), before)
+
+
+def test_generators_are_attributes_of_each(digits_env):
+    env = digits_env()
+    env.reset()
+    generators = env.get_attr("np_random")
+    assert len({id(generator) for generator in generators}) == NUM_ENVS
+
+
 def test_attributes_are_set_for_all(digits_env):
     env = digits_env(tradeoff=0.5)
     env.reset()
@@ -253,7 +276,7 @@ def test_attributes_are_set_for_all(digits_env):
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_other_autoreset_modes_are_an_error(mode):
     env = RoutingVectorEnv(
-        2,
+        num_envs=2,
         autoreset_mode=mode,
         dataset=small.images(),
         backbone=small.backbone("multipath"),
@@ -386,3 +409,31 @@ def test_maskable_ppo_takes_only_valid_actions():
     assert all(were_valid[contrib.MaskablePPO])
     # Without masks, some actions are replaced.
     assert not all(were_valid[PPO])
+
+
+def test_maskable_ppo_is_evaluated_on_a_new_environment():
+    """What sb3-contrib's callback does: it asks for masks before anything else."""
+    contrib = pytest.importorskip("sb3_contrib")
+    evaluation = pytest.importorskip("sb3_contrib.common.maskable.evaluation")
+    callbacks = pytest.importorskip("sb3_contrib.common.maskable.callbacks")
+    env_kwargs = {
+        "dataset": small.images(),
+        "backbone": small.backbone("multipath", "glance and exits"),
+        "backend": "table",
+    }
+    env = vec_env("RNR-v0", NUM_ENVS, 0, **env_kwargs)
+    model = contrib.MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=32, seed=0, device="cpu")
+    returns, lengths = evaluation.evaluate_policy(
+        model,
+        vec_env("RNR-v0", NUM_ENVS, 1, **env_kwargs),
+        n_eval_episodes=24,
+        return_episode_rewards=True,
+    )
+    assert len(returns) == 24
+    assert max(lengths) <= 3
+
+    callback = callbacks.MaskableEvalCallback(
+        vec_env("RNR-v0", NUM_ENVS, 1, **env_kwargs), eval_freq=32, n_eval_episodes=8, verbose=0
+    )
+    model.learn(128, callback)
+    assert callback.last_mean_reward > -np.inf
