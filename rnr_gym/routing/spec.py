@@ -146,8 +146,9 @@ class RoutingSpec:
 
     @cached_property
     def masks(self) -> NDArray[np.int8]:
-        """int8 `(T + 1, K)`: the valid actions at each layer; none once answered."""
-        answered = np.zeros(self.num_paths, np.bool_)
+        """int8 `(T + 1, K)`: the valid actions at each layer; all of them once answered."""
+        # No action is taken after an answer, but distributions and targets over none are undefined.
+        answered = np.ones(self.num_paths, np.bool_)
         return np.vstack([self.valid, answered]).astype(np.int8)
 
     def static_macs(self, path: NDArray[np.integer]) -> int:

@@ -96,13 +96,13 @@ def test_executable_accepts_answered_images():
     assert executed.tolist() == [2, 1]
 
 
-def test_masks_offer_nothing_once_answered():
+def test_masks_offer_everything_once_answered():
     spec = spec_of([[0, 1, 1], [1, 1, 1]])
     assert spec.masks.dtype == np.int8
     assert spec.masks.tolist() == [
         [0, 1, 1],
         [1, 1, 1],
-        [0, 0, 0],
+        [1, 1, 1],
     ]
 
 
