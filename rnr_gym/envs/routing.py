@@ -22,6 +22,8 @@ from rnr_gym.routing.rewards import check_one_tradeoff, check_tradeoff
 from rnr_gym.routing.sources import SourceKwargs, open_images, open_source
 from rnr_gym.routing.spec import RoutingSpec
 
+REWARD_DIM = 2
+"""Numbers in a vector reward."""
 FIRST = np.zeros(1, np.int64)
 """The position of the only episode."""
 
@@ -54,8 +56,9 @@ def check_kwargs(kwargs: Mapping[str, Any]) -> None:
     unknown = sorted(kwargs.keys() - source_kwargs.keys())
     if unknown:
         known = ["tradeoff", "reward", "vector_reward", "render_mode", *source_kwargs]
+        # Python's own words, by which TorchRL tells that there is no `frameskip`.
         raise TypeError(
-            f"`{unknown[0]}` is not an argument of this environment, which takes "
+            f"the environment got an unexpected keyword argument '{unknown[0]}'; it takes "
             + ", ".join(known)
         )
 
@@ -125,7 +128,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     a glance, at reset). The last step adds 1 if the top class is right (`reward="accuracy"`), or
     `-α * cross-entropy` (`"cross_entropy"`; α = 1 / the full path's mean loss on `route`). So the
     return is exactly `task - λ * compute`. With `vector_reward=True` a step gives the float64 pair
-    (task term, -Δcompute), whose sum weighted by (1, λ) is the scalar reward.
+    (task term, -Δcompute), whose sum weighted by (1, λ) is the scalar reward; `reward_space` and
+    `reward_dim` describe it.
 
     ## Starting State
 
@@ -183,6 +187,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def __init__(
         self,
+        *,
         tradeoff: float | tuple[float, float] = 0.3,
         reward: str = "accuracy",
         vector_reward: bool = False,
@@ -209,6 +214,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.action_space: spaces.Discrete = spaces.Discrete(spec.num_paths)
         if vector_reward:
             self.reward_space = reward_space(spec, reward)
+            self.reward_dim = REWARD_DIM
 
     @property
     def tradeoff(self) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from rnr_gym import checks
 from rnr_gym.envs.episodes import Episodes, StartOptions, Transition, terminal_info
 from rnr_gym.envs.rendering import frame
 from rnr_gym.envs.routing import (
+    REWARD_DIM,
     RoutingEnv,
     check_index,
     check_kwargs,
@@ -30,6 +31,7 @@ from rnr_gym.routing.sources import SourceKwargs, open_images, open_source
 Infos = dict[str, Any]
 Observations = NDArray[np.float32]
 BatchedStep = tuple[Observations, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]
+RENDER_MODES = ("rgb_array",)
 PER_ENV = ("action_masks", "np_random", "render")
 """What holds one entry for each sub-environment; all else that `call` finds is shared by them."""
 
@@ -47,7 +49,9 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
 
     Args:
         num_envs: N.
-        autoreset_mode: any of Gymnasium's three; next-step, Gymnasium's own default, if left out.
+        autoreset_mode: any of Gymnasium's three, also by its name, such as `"SAME_STEP"`; if left
+            out next-step, Gymnasium's own default. There a third of all steps would only reset,
+            since episodes have few steps: prefer same-step.
         tradeoff: as for `RoutingEnv`.
         reward: as for `RoutingEnv`.
         vector_reward: as for `RoutingEnv`.
@@ -57,6 +61,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
 
     def __init__(
         self,
+        *,
         num_envs: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         tradeoff: float | tuple[float, float] = 0.3,
@@ -67,7 +72,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
     ) -> None:
         num_envs = checks.integer("num_envs", num_envs, 1)
         if render_mode is not None:
-            checks.choice("render_mode", render_mode, ("rgb_array",))
+            checks.choice("render_mode", render_mode, RENDER_MODES)
         # Before the source is opened, which may download images.
         tradeoff_range = check_tradeoff(tradeoff)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -81,7 +86,11 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         self.num_envs = num_envs
         self.vector_reward = checks.flag("vector_reward", vector_reward)
         self.render_mode = render_mode
-        self.metadata = {**RoutingEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {
+            **RoutingEnv.metadata,
+            "render_modes": list(RENDER_MODES),
+            "autoreset_mode": self.autoreset_mode,
+        }
         self._load_images = partial(open_images, **source_kwargs)
         self._all_idx = np.arange(num_envs)
 
@@ -91,7 +100,9 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         if vector_reward:
-            self.reward_space = batch_space(reward_space(spec, reward), num_envs)
+            # One sub-environment's, as MO-Gymnasium's vector environments have it.
+            self.reward_space = reward_space(spec, reward)
+            self.reward_dim = REWARD_DIM
 
     @property
     def tradeoff(self) -> tuple[float, float]:
@@ -356,9 +367,11 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
 
 
 def _autoreset_mode(mode: Any) -> AutoresetMode:
-    """The mode, also by its value, such as `"SameStep"`."""
+    """The mode, also by its name or value: `"SAME_STEP"` or `"SameStep"`."""
     if isinstance(mode, AutoresetMode):
         return mode
+    if isinstance(mode, str) and mode in AutoresetMode.__members__:
+        return AutoresetMode[mode]
     return AutoresetMode(
         checks.choice("autoreset_mode", mode, [known.value for known in AutoresetMode])
     )

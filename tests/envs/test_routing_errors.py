@@ -107,7 +107,7 @@ def test_env_rejects_unknown_modes(name, value):
 
 
 def test_env_rejects_unknown_keywords():
-    with pytest.raises(TypeError, match="`tradeof` is not an argument of this environment"):
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'tradeof'"):
         make_env(tradeof=0.1)
 
 

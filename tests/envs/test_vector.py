@@ -43,7 +43,7 @@ BAD_OPTIONS = [
 def make_envs(num_envs=3, **env_kwargs):
     """A vector environment over a small backbone and 24 random images."""
     return RoutingVectorEnv(
-        num_envs,
+        num_envs=num_envs,
         dataset=small.images(),
         backbone=small.backbone("multipath"),
         **env_kwargs,
@@ -85,7 +85,10 @@ def test_spaces_are_batches_of_the_scalar_ones():
     assert envs.single_action_space == env.action_space
     assert envs.observation_space.shape == (3, *env.observation_space.shape)
     assert envs.action_space.shape == (3,)
-    assert make_envs(vector_reward=True).reward_space.shape == (3, 2)
+    # But for that of rewards, which MO-Gymnasium reads as one sub-environment's.
+    pairs = make_envs(vector_reward=True)
+    assert pairs.reward_space.shape == (2,)
+    assert pairs.reward_dim == 2
 
 
 @MODES
@@ -120,7 +123,7 @@ def test_vector_rewards_weighted_are_the_scalar(mode):
         assert rewards.shape == (3,)
         assert pairs.dtype == np.float64
         assert pairs.shape == (3, 2)
-        assert pair_envs.reward_space.contains(pairs)
+        assert all(pair_envs.reward_space.contains(pair) for pair in pairs)
         assert_array_equal(pairs[:, 0] + tradeoff * pairs[:, 1], rewards)
 
         if mode is AutoresetMode.DISABLED and terminated.any():
@@ -330,6 +333,16 @@ def test_envs_reject_bad_counts(num_envs):
         make_envs(num_envs)
 
 
+@MODES
+def test_autoreset_mode_is_known_by_name_and_value(mode):
+    for spelling in (mode, mode.name, mode.value):
+        assert make_envs(autoreset_mode=spelling).metadata["autoreset_mode"] is mode
+
+
+def test_metadata_has_the_render_modes_there_are():
+    assert make_envs().metadata["render_modes"] == ["rgb_array"]
+
+
 @pytest.mark.parametrize("mode", ["human", "ansi", "depth"])
 def test_envs_reject_unknown_render_modes(mode):
     with pytest.raises(ValueError, match="`render_mode` must be one of rgb_array"):
@@ -337,7 +350,7 @@ def test_envs_reject_unknown_render_modes(mode):
 
 
 def test_envs_reject_unknown_keywords():
-    with pytest.raises(TypeError, match="`tradeof` is not an argument of this environment"):
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'tradeof'"):
         gym.make_vec("RNR-Digits-v0", 2, tradeof=0.1)
 
 
