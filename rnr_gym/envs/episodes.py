@@ -18,6 +18,9 @@ from rnr_gym.routing.protocols import Indices, Router, RoutingSource, RoutingSta
 from rnr_gym.routing.rewards import check_reward, check_tradeoff, task_term
 from rnr_gym.routing.traversal import Traversal
 
+UNKNOWN = -1
+"""What an info says of an outcome that is not there yet."""
+
 
 class StartOptions(NamedTuple):
     """How an episode is asked to start; what is None is drawn.
@@ -77,26 +80,6 @@ class ImageSampler:
         return float(np.exp(exponent))
 
 
-class Answers(NamedTuple):
-    """How the n episodes ended that terminated in a step.
-
-    Attributes:
-        batch_idx: int64 `(n,)`, their positions among the N episodes.
-        label: int64 `(n,)`, the true class.
-        prediction: int64 `(n,)`, the top class.
-        correct: bool `(n,)`, whether they are the same.
-        loss: float64 `(n,)`, cross-entropy in nats.
-        path: int8 `(n, T)`, executed sub-paths, -1 after an exit.
-    """
-
-    batch_idx: Indices
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    loss: NDArray[np.float64]
-    path: NDArray[np.int8]
-
-
 class Transition(NamedTuple):
     """One step of N episodes; zero for those that had terminated before.
 
@@ -106,32 +89,17 @@ class Transition(NamedTuple):
             pays for what ran on arrival.
         reward: float64 `(N,)`, task - λ * compute.
         terminated: bool `(N,)`, answered in this very step.
-        executed: int64 `(N,)`, the sub-path taken.
-        answers: of the terminated episodes; None if there are none.
     """
 
     task: NDArray[np.float64]
     compute: NDArray[np.float64]
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
-    executed: Indices
-    answers: Answers | None
 
     @property
     def vector_reward(self) -> NDArray[np.float64]:
         """float64 `(N, 2)`: the pair whose sum weighted by (1, λ) is the reward."""
         return np.stack([self.task, -self.compute], 1)
-
-
-def terminal_info(answers: Answers) -> dict[str, NDArray]:
-    """The entries that only the last info of an episode has, arrays `(n, ...)`."""
-    return {
-        "is_success": answers.correct,
-        "label": answers.label,
-        "prediction": answers.prediction,
-        "loss": answers.loss,
-        "path": answers.path,
-    }
 
 
 class Episodes:
@@ -152,6 +120,12 @@ class Episodes:
         image_idx: int64 `(N,)`, the image of each episode, as a position in the source.
         tradeoff: float64 `(N,)`, λ of each episode.
         charged: int64 `(N,)`, MACs that rewards have accounted for.
+        executed: int64 `(N,)`, the sub-path taken last.
+        label: int64 `(N,)`, the true class.
+        prediction: int64 `(N,)`, the top class.
+        loss: float64 `(N,)`, cross-entropy in nats.
+
+    The last four are `UNKNOWN` until there is a sub-path, or an answer.
     """
 
     def __init__(
@@ -172,6 +146,10 @@ class Episodes:
         self.image_idx = np.zeros(num_envs, np.int64)
         self.tradeoff = np.zeros(num_envs)
         self.charged = np.zeros(num_envs, np.int64)
+        self.executed = np.full(num_envs, UNKNOWN)
+        self.label = np.full(num_envs, UNKNOWN)
+        self.prediction = np.full(num_envs, UNKNOWN)
+        self.loss = np.full(num_envs, float(UNKNOWN))
         self._state: RoutingState | None = None
 
     @property
@@ -213,6 +191,8 @@ class Episodes:
 
         # What runs on arrival is charged with the first step.
         self.charged[batch_idx] = 0
+        for array in (self.executed, self.label, self.prediction, self.loss):
+            array[batch_idx] = UNKNOWN
         started = self.source.start(self.image_idx[batch_idx])
         # Positions that are not named keep their episodes.
         if self._state is None:
@@ -225,48 +205,37 @@ class Episodes:
         active = ~self.state.done
         executed = self.spec.executable(self.state.layer, actions)
         # There is no action to execute after an answer; states ignore these entries.
-        executed = np.where(active, executed, 0)
-        state = self.state.step(executed)
+        state = self.state.step(np.where(active, executed, 0))
         self._state = state
+        self.executed = np.where(active, executed, self.executed)
 
         # A copy, since `begin` writes into it and states are immutable.
         compute = self.spec.compute(state.macs - self.charged)
         self.charged = state.macs.copy()
 
         terminated = active & state.done
-        answers = None
         task = np.zeros(self.num_envs)
         # Most steps answer no image, and asking a live network for outcomes takes time.
         if terminated.any():
-            answers = self._answers(np.flatnonzero(terminated))
-            task[answers.batch_idx] = task_term(
-                self.reward_kind,
-                answers.correct,
-                answers.loss,
-                self.spec.loss_scale,
-            )
+            batch_idx = np.flatnonzero(terminated)
+            task[batch_idx] = self._answer(batch_idx)
 
         return Transition(
             task=task,
             compute=compute,
             reward=task - self.tradeoff * compute,
             terminated=terminated,
-            executed=executed,
-            answers=answers,
         )
 
-    def _answers(self, batch_idx: Indices) -> Answers:
+    def _answer(self, batch_idx: Indices) -> NDArray[np.float64]:
+        """Note how the n episodes at `batch_idx` were answered; their task terms `(n,)`."""
         image_idx = self.image_idx[batch_idx]
         label = self.source.labels[image_idx]
         prediction, loss = self.source.outcome(self.state, image_idx, batch_idx)
-        return Answers(
-            batch_idx=batch_idx,
-            label=label,
-            prediction=prediction,
-            correct=prediction == label,
-            loss=loss,
-            path=self.state.path[batch_idx],
-        )
+        self.label[batch_idx] = label
+        self.prediction[batch_idx] = prediction
+        self.loss[batch_idx] = loss
+        return task_term(self.reward_kind, prediction == label, loss, self.spec.loss_scale)
 
     def observation(self) -> NDArray[np.float32]:
         """float32 `(N, D)`, a fresh array."""
@@ -287,9 +256,12 @@ class Episodes:
         )
 
     def info(self, batch_idx: Indices) -> dict[str, NDArray]:
-        """The entries that every info has, fresh arrays `(n, ...)`."""
-        layer = self.state.layer[batch_idx]
-        macs = self.state.macs[batch_idx]
+        """The entries of an info, fresh arrays `(n, ...)`; the same at any time."""
+        state = self.state
+        layer = state.layer[batch_idx]
+        macs = state.macs[batch_idx]
+        label = self.label[batch_idx]
+        prediction = self.prediction[batch_idx]
         return {
             "action_mask": self.spec.masks[layer],
             "layer": layer,
@@ -297,6 +269,13 @@ class Episodes:
             "macs": macs,
             "index": self.image_idx[batch_idx],
             "tradeoff": self.tradeoff[batch_idx],
+            "executed": self.executed[batch_idx],
+            "path": state.path[batch_idx],
+            # Before the answer both are unknown, which is no success.
+            "is_success": state.done[batch_idx] & (prediction == label),
+            "label": label,
+            "prediction": prediction,
+            "loss": self.loss[batch_idx],
         }
 
     def action_masks(self) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rnr_gym import checks
-from rnr_gym.envs.episodes import Episodes, StartOptions, terminal_info
+from rnr_gym.envs.episodes import Episodes, StartOptions
 from rnr_gym.envs.rendering import RENDER_MODES, frame
 from rnr_gym.envs.scene import Scene, text
 from rnr_gym.envs.window import Window
@@ -143,9 +143,14 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     ## Information
 
-    `action_mask` (int8 `(K,)`, 1 = offered here), `layer`, `compute`, `macs`, `index`, `tradeoff`;
-    after a step also `executed`; at the end also `is_success`, `label`, `prediction`, `loss`
-    (cross-entropy in nats) and `path` (int8 `(T,)`, -1 after an exit).
+    The same keys at every step, arrays and NumPy scalars:
+
+    * `action_mask` (int8 `(K,)`, 1 = offered here; all 1 at the end), `layer`, `compute`, `macs`,
+      `index` and `tradeoff`;
+    * `executed`, the sub-path taken in this step, -1 at reset; `path` (int8 `(T,)`), those taken so
+      far, -1 elsewhere;
+    * the outcome, known at the end: `is_success` (False before), `label`, `prediction` and `loss`
+      (cross-entropy in nats), -1 before.
 
     ## Arguments
 
@@ -273,17 +278,13 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
         # An action that is not offered at this layer is no error; see Action Space.
         transition = self.episodes.step(np.array([action], np.int64))
-        info = self._info()
-        info["executed"] = int(transition.executed[0])
-        if transition.answers is not None:
-            info |= _first(terminal_info(transition.answers))
         self._show()
 
         reward: Any = float(transition.reward[0])
         if self.vector_reward:
             reward = transition.vector_reward[0]
         observation = self.episodes.observation()[0]
-        return observation, reward, bool(transition.terminated[0]), False, info
+        return observation, reward, bool(transition.terminated[0]), False, self._info()
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool `(K,)`: the valid actions, in the form that sb3-contrib's MaskablePPO asks for."""
@@ -338,14 +339,4 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.window.show(self.scene())
 
     def _info(self) -> dict[str, Any]:
-        return _first(self.episodes.info(FIRST))
-
-
-def _first(arrays: Mapping[str, NDArray]) -> dict[str, Any]:
-    """The first row of each array; numbers as Python's own."""
-    info: dict[str, Any] = {}
-    for name, array in arrays.items():
-        row = array[0]
-        # Plain numbers can be written as JSON.
-        info[name] = row.item() if row.ndim == 0 else row
-    return info
+        return {name: array[0] for name, array in self.episodes.info(FIRST).items()}

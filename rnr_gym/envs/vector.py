@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rnr_gym import checks
-from rnr_gym.envs.episodes import Episodes, StartOptions, Transition, terminal_info
+from rnr_gym.envs.episodes import Episodes, StartOptions, Transition
 from rnr_gym.envs.rendering import frame
 from rnr_gym.envs.routing import (
     REWARD_DIM,
@@ -163,8 +163,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         if len(finished_idx):
             self.episodes.begin(finished_idx)
 
-        infos = self._infos(transition, np.flatnonzero(active))
-        return transition, infos | self._terminal_infos(transition)
+        return transition, self._infos()
 
     def _same_step(self, actions: Indices) -> tuple[Transition, Infos]:
         """All episodes move; those that terminate begin again at once.
@@ -172,15 +171,13 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         Their last observations and infos are kept as `final_obs` and `final_info`.
         """
         transition = self.episodes.step(actions)
-        if transition.answers is None:
-            return transition, self._infos(transition, self._all_idx)
+        if not transition.terminated.any():
+            return transition, self._infos()
 
         # Before the next episodes take their places.
-        final_infos = self._final_infos(transition)
-        self.episodes.begin(transition.answers.batch_idx)
-
-        continuing_idx = np.flatnonzero(~transition.terminated)
-        return transition, final_infos | self._infos(transition, continuing_idx)
+        final_infos = self._final_infos(transition.terminated)
+        self.episodes.begin(np.flatnonzero(transition.terminated))
+        return transition, final_infos | self._infos()
 
     def _without_autoreset(
         self,
@@ -194,9 +191,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
                 f"the episodes of sub-environments {finished} have terminated; call `reset` with "
                 '`options["reset_mask"]` before `step`'
             )
-        transition = self.episodes.step(actions)
-        infos = self._infos(transition, self._all_idx)
-        return transition, infos | self._terminal_infos(transition)
+        return self.episodes.step(actions), self._infos()
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool `(N, K)`: the valid actions of each sub-environment."""
@@ -314,47 +309,31 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
             )
         return np.broadcast_to(value, self.num_envs)
 
-    def _infos(self, transition: Transition, stepped_idx: Indices) -> Infos:
-        """What every episode's info has, and `executed` where a step was taken."""
-        infos = self._batched(self.episodes.info(self._all_idx), self._all_idx)
-        executed = {"executed": transition.executed[stepped_idx]}
-        return infos | self._batched(executed, stepped_idx)
+    def _infos(self) -> Infos:
+        return self._batched(self.episodes.info(self._all_idx), self._all_idx)
 
-    def _terminal_infos(self, transition: Transition) -> Infos:
-        """What the infos of episodes that terminated in this step have in addition."""
-        if transition.answers is None:
-            return {}
-        return self._batched(terminal_info(transition.answers), transition.answers.batch_idx)
-
-    def _final_infos(self, transition: Transition) -> Infos:
+    def _final_infos(self, terminated: NDArray[np.bool_]) -> Infos:
         """The last observations and infos of episodes that same-step autoreset replaces."""
-        assert transition.answers is not None
-        env_idx = transition.answers.batch_idx
+        env_idx = np.flatnonzero(terminated)
         # An array of objects, as Gymnasium has it: None for those that continue.
         final_obs = np.full(self.num_envs, None, dtype=object)
         for position, obs in zip(env_idx, self.episodes.last_observation(env_idx), strict=True):
             final_obs[position] = obs
 
-        final_info = self.episodes.info(env_idx)
-        final_info["executed"] = transition.executed[env_idx]
-        final_info |= terminal_info(transition.answers)
         return {
             "final_obs": final_obs,
-            "_final_obs": transition.terminated.copy(),
-            "final_info": self._batched(final_info, env_idx),
-            "_final_info": transition.terminated.copy(),
+            "_final_obs": terminated.copy(),
+            "final_info": self._batched(self.episodes.info(env_idx), env_idx),
+            "_final_info": terminated.copy(),
         }
 
     def _batched(self, arrays: Mapping[str, NDArray], env_idx: Indices) -> Infos:
         """Infos as Gymnasium batches them.
 
         Each array `(n, ...)` of the sub-environments `env_idx` becomes `(N, ...)`, zero for the
-        others, with a mask under its name after an underscore. No entries if `env_idx` is empty.
+        others, with a mask under its name after an underscore.
         """
         infos: Infos = {}
-        if len(env_idx) == 0:
-            return infos
-
         mask = np.zeros(self.num_envs, np.bool_)
         mask[env_idx] = True
         for name, array in arrays.items():

@@ -21,9 +21,20 @@ EVERY_ID = pytest.mark.parametrize("env_id", IDS)
 BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
 
-ACTIVE_KEYS = {"action_mask", "layer", "compute", "macs", "index", "tradeoff"}
-LAST_KEYS = {"is_success", "label", "prediction", "loss", "path"}
-STEP_KEYS = ACTIVE_KEYS | {"executed"} | LAST_KEYS
+KEYS = {
+    "action_mask",
+    "layer",
+    "compute",
+    "macs",
+    "index",
+    "tradeoff",
+    "executed",
+    "path",
+    "is_success",
+    "label",
+    "prediction",
+    "loss",
+}
 RANGE = (0.1, 2.0)
 
 
@@ -93,6 +104,9 @@ class EnvPair:
 
     def assert_same(self, name, actual, expected):
         assert type(actual) is type(expected), name
+        if actual.dtype == np.bool_ and expected.dtype == object:
+            # Gymnasium's own has no arrays of NumPy's bools: it keeps them as objects.
+            expected = expected.astype(np.bool_)
         assert actual.dtype == expected.dtype, name
         assert actual.shape == expected.shape, name
         if actual.dtype == object:
@@ -117,14 +131,11 @@ def test_native_matches_sync(env_id, backend, mode, seed, some_digits):
     pair.random_steps(24, seed)
 
     # All kinds of entries have been compared.
-    assert {f"_{key}" for key in ACTIVE_KEYS} <= pair.info_keys
+    assert KEYS | {f"_{key}" for key in KEYS} <= pair.info_keys
     if mode is AutoresetMode.SAME_STEP:
-        final_keys = {f"final_info.{key}" for key in STEP_KEYS}
-        assert ACTIVE_KEYS | final_keys <= pair.info_keys
+        assert {f"final_info.{key}" for key in KEYS} <= pair.info_keys
         assert {"final_obs", "_final_obs"} <= pair.info_keys
         assert {"final_info", "_final_info"} <= pair.info_keys
-    else:
-        assert pair.info_keys >= STEP_KEYS
 
 
 @EVERY_ID
@@ -283,7 +294,7 @@ def test_native_matches_scalar_environments(env_id, backend, some_digits):
                 obs, info = env.reset()
 
             assert_allclose(observations[idx], obs, rtol=0, atol=tolerance)
-            for key in ACTIVE_KEYS:
+            for key in KEYS:
                 assert_array_equal(infos[key][idx], info[key], key)
 
 

@@ -15,19 +15,19 @@ KINDS = pytest.mark.parametrize("kind", small.KINDS)
 BACKENDS = pytest.mark.parametrize("backend", ["live", "table"])
 REWARDS = pytest.mark.parametrize("reward", ["accuracy", "cross_entropy"])
 
-ACTIVE_KEYS = {"action_mask", "layer", "compute", "macs", "index", "tradeoff"}
-LAST_KEYS = {"is_success", "label", "prediction", "loss", "path"}
 TYPES = {
-    "layer": int,
-    "compute": float,
-    "macs": int,
-    "index": int,
-    "tradeoff": float,
-    "executed": int,
-    "is_success": bool,
-    "label": int,
-    "prediction": int,
-    "loss": float,
+    "action_mask": np.ndarray,
+    "layer": np.int64,
+    "compute": np.float64,
+    "macs": np.int64,
+    "index": np.int64,
+    "tradeoff": np.float64,
+    "executed": np.int64,
+    "path": np.ndarray,
+    "is_success": np.bool_,
+    "label": np.int64,
+    "prediction": np.int64,
+    "loss": np.float64,
 }
 
 
@@ -182,14 +182,21 @@ def test_info_of_each_step(played):
 @BACKENDS
 def test_info_keys_and_types(played):
     _, _, episode = played
-    assert episode.infos[0].keys() == ACTIVE_KEYS
-    for info in episode.infos[1:-1]:
-        assert info.keys() == ACTIVE_KEYS | {"executed"}
-    assert episode.last_info.keys() == ACTIVE_KEYS | {"executed"} | LAST_KEYS
-
     for info in episode.infos:
-        for name in info.keys() & TYPES.keys():
-            assert type(info[name]) is TYPES[name], name
+        assert {name: type(value) for name, value in info.items()} == TYPES
+
+
+@KINDS
+@EVERY
+@BACKENDS
+def test_info_says_nothing_of_the_outcome_before_the_end(played):
+    _, path, episode = played
+    for layer, info in enumerate(episode.infos[:-1]):
+        assert not info["is_success"]
+        assert info["label"] == info["prediction"] == info["loss"] == -1
+        expected = [*path[:layer], *[-1] * (len(path) - layer)]
+        assert_array_equal(info["path"], expected)
+    assert episode.infos[0]["executed"] == -1
 
 
 @KINDS
