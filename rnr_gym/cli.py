@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.box import SIMPLE
@@ -358,6 +358,49 @@ def demo(
     if port is not None:
         checks.integer("port", port, 1, 65535)
     server.serve(host, port, open_browser, data_root)
+
+
+@app.command
+def export(
+    env: EnvId,
+    to: Literal["minari"] = "minari",
+    behaviours: tuple[str, ...] = ("random", "confidence", "ppo", "oracle", "mixed"),
+    seed: int = 0,
+    steps: int | None = None,
+    weights: str | None = "pretrained",
+    data_root: str | None = None,
+) -> None:
+    """Write episodes on `route` as offline data sets, to learn from without the environment.
+
+    Minari keeps them where MINARI_DATASETS_PATH says, else in the user's folder. The environment
+    needs a route table, from which the best reference score, the oracle's, is known exactly.
+
+    Args:
+        env: the environment's id.
+        to: the form of the data sets; minari needs the extra `minari`.
+        behaviours: one data set for each: agents that `rnr-gym train --help` names, oracle, or
+            mixed for an even mixture of random, confidence, ppo and oracle.
+        seed: of trade-offs, random sub-paths and what is fitted.
+        steps: environment steps that a learner learns from; if left out, the number in its recipe.
+        weights: of the backbone: pretrained, finetuned, or a file.
+        data_root: folder of the images.
+    """
+    from rnr_gym.experiments import offline
+
+    fit_config = _fit_config(
+        env=env, exits=True, weights=weights, data_root=data_root, seed=seed, steps=steps
+    )
+    scores = offline.export(fit_config, behaviours)
+    table = Table(
+        Column("data set", no_wrap=True),
+        Column("score", justify="right"),
+        title=f"{env}, `route`",
+        caption="mean return: random sub-paths 0, the oracle 1",
+        box=SIMPLE,
+    )
+    for dataset_id, score in scores.items():
+        table.add_row(dataset_id, f"{score:.3f}")
+    console.print(table)
 
 
 def _at_least(option: str, value: int | None, low: int) -> None:

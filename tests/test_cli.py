@@ -29,6 +29,7 @@ COMMANDS = (
     "validate",
     "render",
     "demo",
+    "export",
 )
 COLUMNS = 80
 FRAME = "│╭╮╰╯─"
