@@ -47,6 +47,7 @@ LIBRARIES = {
     "docs/guides/rllib.md": "ray",
     "docs/guides/torchrl.md": "torchrl",
     "docs/guides/mo_gymnasium.md": "mo_gymnasium",
+    "docs/guides/offline.md": "minari",
 }
 """Pages about a library that this package does not need; they are run where it is installed."""
 
@@ -54,7 +55,7 @@ INSTALLS = "installs packages"
 TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less"
 DOWNLOADS = "downloads images"
 NEEDS_REPORT = "needs what a command has written that is not run here"
-QUICK = {"envs", "evaluate", "render", "train"}
+QUICK = {"envs", "evaluate", "export", "render", "train"}
 """Subcommands that are run."""
 NOT_RUN = {
     "make quickstart": INSTALLS,
@@ -67,8 +68,10 @@ NOT_RUN = {
     "source .venv/bin/activate": INSTALLS,
     "pip install -e .": INSTALLS,
     "pip install -e '.[notebooks]'": INSTALLS,
+    "pip install 'rnr-gym[minari]'": INSTALLS,
     "python benchmarks/throughput.py --out benchmarks/throughput.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
+    "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
     "rnr-gym demo": "serves a page until it is stopped",
     "rnr-gym compare RNR-Digits-v0 --agents static confidence thresholds fqi ppo "
     "--out reports/digits": TAKES_MINUTES,
@@ -165,6 +168,7 @@ def test_code_blocks_run(document, tmp_path, monkeypatch):
     # In order, as a reader would: commands write folders that code reads.
     digits.use_few_digits(monkeypatch)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     namespace = {"__name__": "__main__"}
     for block in blocks(document):
         if block.language == "python":
