@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check bench faults docs clean
+.PHONY: quickstart test check bench docs notebooks faults clean
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
@@ -16,12 +16,16 @@ test: $(VENV)/.installed-dev
 	@echo "All tests passed. Next: make quickstart, or $(BIN)/rnr-gym --help"
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check rnr_gym tests benchmarks docs
-	$(BIN)/ruff check rnr_gym tests benchmarks docs
+	$(BIN)/ruff format --check rnr_gym tests benchmarks docs notebooks/run.py
+	$(BIN)/ruff check rnr_gym tests benchmarks docs notebooks/run.py
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/throughput.py
+
+# Runs all notebooks and stores their outputs in them. A few minutes on two cores.
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/run.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

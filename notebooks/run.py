@@ -1,0 +1,56 @@
+"""Run notebooks in new kernels and store the outputs in them.
+
+`python notebooks/run.py` runs all notebooks of this folder; names of files may be given instead.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+TIMEOUT = 300
+"""Seconds that one cell may take."""
+
+
+def kernel_env() -> dict[str, str]:
+    """The environment of the kernel: with pictures, and with the command `rnr-gym`."""
+    # A backend that was chosen for other programs would show no pictures.
+    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    # The command is next to Python, also where the virtual environment is not activated.
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
+    return env
+
+
+def run(path: Path) -> None:
+    """Run one notebook; raises `CellExecutionError` if a cell does, and stores nothing then."""
+    notebook = nbformat.read(path, as_version=4)
+    # What a notebook writes is not left in this folder.
+    with tempfile.TemporaryDirectory() as working_dir:
+        client = NotebookClient(
+            notebook,
+            timeout=TIMEOUT,
+            kernel_name="python3",
+            resources={"metadata": {"path": working_dir}},
+            # Times would differ at every run, and so might where one line of text is cut off.
+            record_timing=False,
+            coalesce_streams=True,
+        )
+        client.execute(env=kernel_env())
+
+    # The kernel adds its version, which is that of one machine.
+    notebook.metadata.language_info = {"name": "python"}
+    nbformat.write(notebook, path)
+
+
+def main() -> None:
+    paths = [Path(name) for name in sys.argv[1:]] or sorted(Path(__file__).parent.glob("*.ipynb"))
+    for number, path in enumerate(paths, 1):
+        print(f"{number} of {len(paths)}: {path.name}", flush=True)
+        run(path)
+
+
+if __name__ == "__main__":
+    main()
