@@ -3,6 +3,8 @@
 `python notebooks/run.py` runs all notebooks of this folder; names of files may be given instead.
 """
 
+import base64
+import io
 import os
 import sys
 import tempfile
@@ -10,9 +12,12 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 TIMEOUT = 300
 """Seconds that one cell may take."""
+COLOURS = 128
+"""Colours of a stored picture; diagrams need few, and files are a third as large."""
 
 
 def kernel_env() -> dict[str, str]:
@@ -22,6 +27,25 @@ def kernel_env() -> dict[str, str]:
     # The command is next to Python, also where the virtual environment is not activated.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     return env
+
+
+def smaller(png: str) -> str:
+    """A picture in base64, with few colours."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Store every picture once, with few colours."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                # Pillow's images come in both formats.
+                data.pop("image/jpeg", None)
+                data["image/png"] = smaller(data["image/png"])
 
 
 def run(path: Path) -> None:
@@ -40,6 +64,7 @@ def run(path: Path) -> None:
         )
         client.execute(env=kernel_env())
 
+    shrink_pictures(notebook)
     # The kernel adds its version, which is that of one machine.
     notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, path)
