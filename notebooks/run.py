@@ -12,12 +12,14 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 TIMEOUT = 300
 """Seconds that one cell may take."""
 COLOURS = 128
-"""Colours of a stored picture; diagrams need few, and files are a third as large."""
+"""Colours of a stored diagram: so few make its file a third as large."""
+VISIBLE = 0.3
+"""Mean change of pixels, of 0..255, from which on a picture keeps its colours."""
 
 
 def kernel_env() -> dict[str, str]:
@@ -30,15 +32,20 @@ def kernel_env() -> dict[str, str]:
 
 
 def smaller(png: str) -> str:
-    """A picture in base64, with few colours."""
+    """A picture in base64: diagrams with few colours, photographs as they were."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    reduced = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    change = ImageStat.Stat(ImageChops.difference(picture, reduced.convert("RGB"))).mean
+    if max(change) > VISIBLE:
+        return png
+
     buffer = io.BytesIO()
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    reduced.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Store every picture once, with few colours."""
+    """Store every picture once, and diagrams with few colours."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
