@@ -40,10 +40,14 @@ FAINT = "#8b96a1"
 def frame(scene: Scene) -> NDArray[np.uint8]:
     """The `rgb_array` rendering, uint8 `(540, 960, 3)`."""
     # Slow to import, and needed only here.
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure(scene))
-    canvas.draw()
+    # Whoever renders may have settings of their own, for other pictures.
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        canvas = FigureCanvasAgg(figure(scene))
+        canvas.draw()
     pixels = np.array(canvas.buffer_rgba(), np.uint8)  # (H, W, 4)
     return pixels[..., :3].copy()
 
@@ -58,7 +62,7 @@ def figure(scene: Scene) -> Figure:
     # Left, bottom, width and height, as shares of the picture.
     _draw_image(picture.add_axes((0.02, 0.36, 0.28, 0.50)), scene)
     _draw_compute(picture.add_axes((0.025, 0.11, 0.27, 0.09)), scene)
-    _draw_network(picture.add_axes((0.365, 0.11, 0.355, 0.75)), scene)
+    _draw_network(picture.add_axes((0.388, 0.11, 0.335, 0.75)), scene)
     _draw_belief(picture.add_axes((0.86, 0.22, 0.125, 0.64)), scene)
     _draw_status(picture, scene)
     return picture
@@ -132,7 +136,7 @@ def _draw_network(axes: Axes, scene: Scene) -> None:
     axes.set_xlabel("layer", fontsize=FONT, color=INK)
     if scene.preferences is not None:
         axes.set_title(_explained(scene.preferences.kind), fontsize=FONT - 1, color=INK)
-    axes.tick_params(length=0, labelsize=FONT, labelcolor=INK)
+    axes.tick_params(length=0, labelsize=FONT - 1, labelcolor=INK)
     axes.spines[:].set_visible(False)
 
 

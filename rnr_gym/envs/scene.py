@@ -77,7 +77,7 @@ def sub_path_names(spec: RoutingSpec) -> tuple[str, ...]:
     for sub_path in range(spec.num_paths):
         offered = spec.valid[:, sub_path]
         if offered.any() and not costs[offered, sub_path].any():
-            names[sub_path] = "skip"
+            names[sub_path] = "identity"
     names[-1] = "full"
     if spec.has_exits:
         names[0] = "exit"

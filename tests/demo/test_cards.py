@@ -58,7 +58,7 @@ def test_card_tells_path(contest, subject, name):
 
 def test_path_in_words_names_sub_paths(contest, subject):
     answer = subject.answers["ppo"][0]._replace(path=np.array([3, 2, 1, 0, -1], np.int8))
-    assert cards.path_in_words(contest, answer) == ["full", "2", "skip", "exit"]
+    assert cards.path_in_words(contest, answer) == ["full", "2", "identity", "exit"]
 
 
 def test_card_tells_verdict(contest, subject):

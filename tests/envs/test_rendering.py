@@ -1,5 +1,6 @@
 """Pictures of an episode."""
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -98,6 +99,19 @@ def test_frame_tells_right_from_wrong_in_words():
     right = WRONG._replace(label=0)
     titles = [figure(scene).texts[0].get_text() for scene in (right, WRONG)]
     assert titles == ["✓ answer: cat (right)", "✗ answer: cat (wrong, it is dog)"]
+
+
+def test_frame_ignores_settings_of_the_user():
+    expected = frame(WRONG)
+    mine = {
+        "figure.constrained_layout.use": True,
+        "font.size": 30.0,
+        "axes.facecolor": "black",
+        "axes.grid": True,
+    }
+    with mpl.rc_context(mine):
+        assert_array_equal(frame(WRONG), expected)
+        assert mpl.rcParams["font.size"] == 30.0
 
 
 def test_frame_has_room_for_many_classes():

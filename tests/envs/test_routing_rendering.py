@@ -21,7 +21,7 @@ def test_text_follows_the_episode(backend):
 
     _, _, _, _, info = env.step(np.int64(2))
     assert env.render().startswith(f"layer 1   λ = 0.3   compute {info['compute']:.3f}")
-    assert "   2  @  o  o" in env.render().splitlines()
+    assert "       2  @  o  o" in env.render().splitlines()
 
     _, _, _, _, info = env.step(np.int64(0))
     name = "abc"[info["prediction"]]

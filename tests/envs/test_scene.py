@@ -11,20 +11,20 @@ from tests.fixtures.scenes import ACTIVE, WRONG
 def test_text_of_an_active_episode():
     assert text(ACTIVE).splitlines() == [
         "layer 1   λ = 0.3   compute 0.250",
-        "full  o  o  o",
-        "   2  @  o  o",
-        "skip  o  o  o",
-        "exit  .  o  o",
+        "    full  o  o  o",
+        "       2  @  o  o",
+        "identity  o  o  o",
+        "    exit  .  o  o",
     ]
 
 
 def test_text_of_a_wrong_answer_names_the_class():
     assert text(WRONG).splitlines() == [
         "answer: cat (wrong, it is dog)   λ = 0.3   compute 0.625",
-        "full  o  @  o",
-        "   2  @  o  o",
-        "skip  o  o  o",
-        "exit  .  o  @",
+        "    full  o  @  o",
+        "       2  @  o  o",
+        "identity  o  o  o",
+        "    exit  .  o  @",
     ]
 
 
@@ -48,8 +48,8 @@ def test_text_of_an_unknown_image():
 @pytest.mark.parametrize(
     ("kind", "exits", "names"),
     [
-        ("multipath", True, ("exit", "skip", "2", "full")),
-        ("multipath", False, ("exit", "skip", "2", "full")),
+        ("multipath", True, ("exit", "identity", "2", "full")),
+        ("multipath", False, ("exit", "identity", "2", "full")),
         ("residual", True, ("exit", "1", "full")),
         ("vgg", True, ("exit", "1", "2", "full")),
     ],
