@@ -26,7 +26,7 @@ import rnr_gym  # noqa: F401
 from rnr_gym import data
 from rnr_gym.backbones import zoo
 from rnr_gym.registration import registered_kwargs
-from rnr_gym.sb3 import vec_env
+from rnr_gym.sb3 import make_vec_env
 
 MAX_SCALAR_ENVS = 64
 """Most sub-environments of the contestants that step them one by one."""
@@ -95,7 +95,7 @@ def contestants(args: Args) -> dict[str, Callable[[], int]]:
         return gym.make_vec(args.env, few, vectorization_mode="sync")
 
     def adapter(**more: Any) -> Any:
-        return vec_env(args.env, few, **more)
+        return make_vec_env(args.env, few, env_kwargs=more)
 
     def dummy(**more: Any) -> DummyVecEnv:
         return DummyVecEnv([lambda: gym.make(args.env, **more)] * few)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rnr_gym.routing.route_table import RouteTable as RouteTable
     from rnr_gym.routing.spec import RoutingSpec as RoutingSpec
     from rnr_gym.routing.traversal import Traversal as Traversal
-    from rnr_gym.sb3 import vec_env as vec_env
+    from rnr_gym.sb3 import make_vec_env as make_vec_env
 
     fit_run = runs.fit
     load_images = data.load
@@ -57,7 +57,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "fit_run": ("experiments.runs", "fit"),
     "load_images": ("data", "load"),
     "load_run": ("experiments.runs", "load"),
-    "vec_env": "sb3",
+    "make_vec_env": "sb3",
 }
 """The module of each public name; with the attribute's name there, if it is another."""
 

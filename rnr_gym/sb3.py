@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,40 +16,61 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from rnr_gym import checks
 from rnr_gym.envs.vector import RoutingVectorEnv
-from rnr_gym.registration import registered_kwargs
+from rnr_gym.registration import IDS
+
+PREFIX = "rnr_gym:"
+"""Before an id it makes Gymnasium import this package first."""
 
 
-def vec_env(
-    env: str,
-    num_envs: int = 64,
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 64,
     seed: int | None = None,
-    **env_kwargs: Any,
+    monitor_dir: str | PathLike[str] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> VecMonitor:
     """N episodes of a registered id for a Stable-Baselines3 learner, monitored.
 
+    It takes the place of Stable-Baselines3's function of the same name, which would run N single
+    environments instead of one batch.
+
     Args:
-        env: the id.
-        num_envs: N.
+        env_id: the id, with or without `rnr_gym:` before it.
+        n_envs: N.
         seed: of the first reset; sub-environment i gets seed + i. None for a random one.
+        monitor_dir: where `monitor.csv` is written, with the return and the length of every
+            episode, which Stable-Baselines3's `load_results` reads; None for nowhere.
         env_kwargs: as for `gym.make`.
 
+    Raises `ValueError` for an id of another package.
+
     Example:
-        >>> envs = vec_env("RNR-Digits-v0", 64, backend="table")
+        >>> envs = make_vec_env("RNR-Digits-v0", env_kwargs={"backend": "table"})
         >>> model = PPO("MlpPolicy", envs, gamma=1.0)
     """
-    registered_kwargs(env)
+    if isinstance(env_id, str):
+        env_id = env_id.removeprefix(PREFIX)
+    checks.choice("env_id", env_id, IDS)
     if seed is not None:
         seed = checks.seed(seed)
+    if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
+        raise ValueError(f"`env_kwargs` must be a dict or None, got {env_kwargs!r}")
+    if monitor_dir is not None:
+        checks.path("monitor_dir", monitor_dir)
+
     native = gym.make_vec(
-        env,
-        num_envs=num_envs,
+        env_id,
+        num_envs=checks.integer("n_envs", n_envs, 1),
         autoreset_mode=AutoresetMode.SAME_STEP,
-        **env_kwargs,
+        **(env_kwargs or {}),
     )
     assert isinstance(native, RoutingVectorEnv)
     adapted = RoutingVecEnv(native)
     adapted.seed(seed)
-    return VecMonitor(adapted)
+    if monitor_dir is None:
+        return VecMonitor(adapted)
+    # Stable-Baselines3 makes the folder, and adds the suffix.
+    return VecMonitor(adapted, str(Path(monitor_dir, "monitor")))
 
 
 class RoutingVecEnv(VecEnv):

@@ -7,11 +7,11 @@ from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_allclose, assert_array_equal
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_wrapped
 
 from rnr_gym.envs import RoutingVectorEnv
-from rnr_gym.sb3 import RoutingVecEnv, vec_env
+from rnr_gym.sb3 import RoutingVecEnv, make_vec_env
 from tests.fixtures import small
 
 IDS = ["RNR-Digits-v0", "RNR-Digits-Channels-v0"]
@@ -40,7 +40,7 @@ class EnvPair:
     def __init__(self, env_id, backend, seed=3, **env_kwargs):
         env_kwargs |= {"weights": None, "backend": backend}
         makers = [lambda: gym.make(env_id, **env_kwargs)] * NUM_ENVS
-        self.native = vec_env(env_id, NUM_ENVS, seed, **env_kwargs)
+        self.native = make_vec_env(env_id, NUM_ENVS, seed, env_kwargs=env_kwargs)
         self.dummy = VecMonitor(DummyVecEnv(makers))
         self.dummy.seed(seed)
         self.num_ends = 0
@@ -109,7 +109,7 @@ def digits_env(some_digits):
 
     def make(num_envs=NUM_ENVS, seed=0, backend="table", **env_kwargs):
         env_kwargs |= {"weights": None, "backend": backend, "dataset": some_digits}
-        return vec_env(IDS[0], num_envs, seed, **env_kwargs)
+        return make_vec_env(IDS[0], num_envs, seed, env_kwargs=env_kwargs)
 
     return make
 
@@ -117,7 +117,7 @@ def digits_env(some_digits):
 @pytest.mark.parametrize("env_id", IDS)
 @pytest.mark.parametrize("backend", ["live", "table"])
 @pytest.mark.parametrize("seed", [0, 12345])
-def test_vec_env_matches_dummy_vec_env(env_id, backend, seed, some_digits):
+def test_make_vec_env_matches_dummy_vec_env(env_id, backend, seed, some_digits):
     pair = EnvPair(env_id, backend, seed, dataset=some_digits, tradeoff=RANGE)
     assert pair.native.observation_space == pair.dummy.observation_space
     assert pair.native.action_space == pair.dummy.action_space
@@ -126,7 +126,7 @@ def test_vec_env_matches_dummy_vec_env(env_id, backend, seed, some_digits):
     assert pair.num_ends > NUM_ENVS
 
 
-def test_vec_env_matches_without_exits(some_digits):
+def test_make_vec_env_matches_without_exits(some_digits):
     env_kwargs = {"exits": False, "reward": "cross_entropy"}
     pair = EnvPair(IDS[0], "table", dataset=some_digits, **env_kwargs)
     pair.reset()
@@ -155,7 +155,7 @@ def test_vec_env_matches_after_seeds_and_resets(some_digits):
     ],
     ids=["one for all", "one for each", "some"],
 )
-def test_vec_env_options_hold_for_one_reset(some_digits, options):
+def test_make_vec_env_options_hold_for_one_reset(some_digits, options):
     pair = EnvPair(IDS[0], "table", dataset=some_digits, tradeoff=RANGE)
     pair.reset()
     pair.set_options(options)
@@ -204,7 +204,9 @@ def test_learner_may_write_into_what_step_returns(digits_env):
 def test_action_masks_are_those_of_each_layer():
     backbone = small.backbone("multipath", "exits")
     valid = backbone.valid
-    env = vec_env("RNR-v0", NUM_ENVS, 0, dataset=small.images(), backbone=backbone)
+    env = make_vec_env(
+        "RNR-v0", NUM_ENVS, 0, env_kwargs={"dataset": small.images(), "backbone": backbone}
+    )
     env.reset()
     layers = np.zeros(NUM_ENVS, np.int64)
     differed = False
@@ -223,12 +225,31 @@ def test_action_masks_are_those_of_each_layer():
     assert differed
 
 
-def test_vec_env_has_no_scalar_wrappers(digits_env):
+def test_make_vec_env_has_no_scalar_wrappers(digits_env):
     env = digits_env(backend="live")
     assert env.env_is_wrapped(Monitor) == [False] * NUM_ENVS
     assert env.env_is_wrapped(Monitor, indices=[1, 3]) == [False, False]
     assert env.env_is_wrapped(Monitor, indices=0) == [False]
     assert is_vecenv_wrapped(env, VecMonitor)
+
+
+def test_id_may_name_its_module(some_digits):
+    env_kwargs = {"dataset": some_digits, "weights": None}
+    for env_id in (IDS[0], f"rnr_gym:{IDS[0]}"):
+        env = make_vec_env(env_id, np.int64(2), seed=0, env_kwargs=env_kwargs)
+        assert env.num_envs == 2
+
+
+def test_monitor_writes_every_episode(some_digits, tmp_path):
+    env_kwargs = {"dataset": some_digits, "weights": None}
+    env = make_vec_env(IDS[0], 4, seed=0, monitor_dir=tmp_path / "logs", env_kwargs=env_kwargs)
+    env.reset()
+    # Everyone answers at the glance, twice.
+    for _ in range(2):
+        env.step(np.zeros(4, np.int64))
+    env.close()
+    results = load_results(str(tmp_path / "logs"))
+    assert results["l"].tolist() == [1] * 8
 
 
 def test_attributes_are_read_for_each(digits_env):
@@ -392,7 +413,7 @@ def test_maskable_ppo_takes_only_valid_actions():
     }
     were_valid = {}
     for learner in (contrib.MaskablePPO, PPO):
-        env = vec_env("RNR-v0", NUM_ENVS, 0, **env_kwargs)
+        env = make_vec_env("RNR-v0", NUM_ENVS, 0, env_kwargs=env_kwargs)
         model = learner(
             "MlpPolicy",
             env,
@@ -421,11 +442,11 @@ def test_maskable_ppo_is_evaluated_on_a_new_environment():
         "backbone": small.backbone("multipath", "glance and exits"),
         "backend": "table",
     }
-    env = vec_env("RNR-v0", NUM_ENVS, 0, **env_kwargs)
+    env = make_vec_env("RNR-v0", NUM_ENVS, 0, env_kwargs=env_kwargs)
     model = contrib.MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=32, seed=0, device="cpu")
     returns, lengths = evaluation.evaluate_policy(
         model,
-        vec_env("RNR-v0", NUM_ENVS, 1, **env_kwargs),
+        make_vec_env("RNR-v0", NUM_ENVS, 1, env_kwargs=env_kwargs),
         n_eval_episodes=24,
         return_episode_rewards=True,
     )
@@ -433,7 +454,10 @@ def test_maskable_ppo_is_evaluated_on_a_new_environment():
     assert max(lengths) <= 3
 
     callback = callbacks.MaskableEvalCallback(
-        vec_env("RNR-v0", NUM_ENVS, 1, **env_kwargs), eval_freq=32, n_eval_episodes=8, verbose=0
+        make_vec_env("RNR-v0", NUM_ENVS, 1, env_kwargs=env_kwargs),
+        eval_freq=32,
+        n_eval_episodes=8,
+        verbose=0,
     )
     model.learn(128, callback)
     assert callback.last_mean_reward > -np.inf

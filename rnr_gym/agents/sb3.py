@@ -30,7 +30,7 @@ from rnr_gym.agents.recipes import Recipe, for_dataset
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.routing.observations import ObservationLayout, layers_of
 from rnr_gym.routing.spec import RoutingSpec
-from rnr_gym.sb3 import vec_env
+from rnr_gym.sb3 import make_vec_env
 
 RECIPES: dict[str, Recipe] = {
     "ppo": ppo.PPO,
@@ -170,7 +170,9 @@ def fit(
     steps = fit_config.steps or recipe.steps
 
     env_kwargs = {**kwargs, "tradeoff": fit_config.tradeoffs}
-    env: VecEnv = vec_env(fit_config.env, recipe.num_envs, fit_config.seed, **env_kwargs)
+    env: VecEnv = make_vec_env(
+        fit_config.env, recipe.num_envs, fit_config.seed, env_kwargs=env_kwargs
+    )
     if wrapper is not None:
         env = wrapper(env, spec.layout)
     model = learner(recipe, env, spec.layout, fit_config.seed)

@@ -8,7 +8,7 @@ import pytest
 from rnr_gym.agents import RECIPES
 from rnr_gym.agents.blind import BlindRouter, BlindVecEnv, blinded
 from rnr_gym.experiments.evaluation import evaluate
-from rnr_gym.sb3 import vec_env
+from rnr_gym.sb3 import make_vec_env
 from tests.fixtures.observations import random_observations
 from tests.fixtures.paper_problem import BEST, BEST_STATIC, opinionated, paper, spec
 from tests.fixtures.returns import routing_return
@@ -93,13 +93,12 @@ def test_state_dict_is_that_of_inner_router():
 
 def test_blind_env_hides_only_the_summary():
     kwargs = {
-        "num_envs": 4,
+        "n_envs": 4,
         "seed": 7,
-        "backend": paper(),
-        "tradeoff": (0.1, 2.0),
+        "env_kwargs": {"backend": paper(), "tradeoff": (0.1, 2.0)},
     }
-    seeing = vec_env("RNR-v0", **kwargs)
-    hiding = BlindVecEnv(vec_env("RNR-v0", **kwargs), LAYOUT)
+    seeing = make_vec_env("RNR-v0", **kwargs)
+    hiding = BlindVecEnv(make_vec_env("RNR-v0", **kwargs), LAYOUT)
     assert (hiding.reset() == blinded(LAYOUT, seeing.reset())).all()
 
     rng = np.random.default_rng(0)

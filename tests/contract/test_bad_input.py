@@ -179,18 +179,22 @@ def test_fit_config_rejects(argument, kwargs):
 @pytest.mark.parametrize(
     ("argument", "kwargs"),
     [
-        ("env", {"env": "CartPole-v1"}),
-        ("env", {"env": 3}),
-        ("num_envs", {"num_envs": -1}),
-        ("num_envs", {"num_envs": "4"}),
+        ("env_id", {"env_id": "CartPole-v1"}),
+        ("env_id", {"env_id": "rnr_gym:CartPole-v1"}),
+        ("env_id", {"env_id": 3}),
+        ("n_envs", {"n_envs": -1}),
+        ("n_envs", {"n_envs": "4"}),
         ("seed", {"seed": -1}),
         ("seed", {"seed": "0"}),
-        ("tradeoff", {"tradeoff": 5}),
+        ("monitor_dir", {"monitor_dir": 3}),
+        ("env_kwargs", {"env_kwargs": 5}),
+        ("env_kwargs", {"env_kwargs": ["tradeoff"]}),
+        ("tradeoff", {"env_kwargs": {"tradeoff": 5}}),
     ],
     ids=shown,
 )
-def test_vec_env_rejects(argument, kwargs):
-    rejects(argument, lambda: rnr.vec_env(**{"env": ENV, "num_envs": 1, **kwargs}))
+def test_make_vec_env_rejects(argument, kwargs):
+    rejects(argument, lambda: rnr.make_vec_env(**{"env_id": ENV, "n_envs": 1, **kwargs}))
 
 
 @pytest.mark.parametrize(
