@@ -19,6 +19,7 @@ from rnr_gym.envs.window import Window
 from rnr_gym.routing.observations import CLIP, bounds
 from rnr_gym.routing.protocols import Router
 from rnr_gym.routing.rewards import check_one_tradeoff, check_tradeoff
+from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.sources import SourceKwargs, open_images, open_source
 from rnr_gym.routing.spec import RoutingSpec
 
@@ -320,6 +321,26 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         if self.render_mode == "rgb_array":
             return frame(scene)
         return None
+
+    def pareto_front(self, gamma: float = 1.0) -> list[NDArray[np.float64]]:
+        """The best mean vector returns of any choice of one path per image, `(2,)` each.
+
+        They bound those of every policy, since such a choice may know the labels. (The name and the
+        form are MO-Gymnasium's.)
+
+        Args:
+            gamma: the discount.
+
+        Raises:
+            ValueError: the environment has no route table, or rewards are not accuracies.
+        """
+        if not isinstance(self.source, RouteTable):
+            raise ValueError('`backend` must be "table" for the exact front, got "live"')
+        reward = self.episodes.reward_kind
+        if reward != "accuracy":
+            raise ValueError(f'`reward` must be "accuracy" for the exact front, got {reward!r}')
+        compute, accuracy = self.source.front(gamma)
+        return list(np.stack([accuracy, -compute], 1))
 
     def scene(self) -> Scene:
         """Everything that is drawn of the episode."""

@@ -17,6 +17,7 @@ from rnr_gym import checks, storage
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.data import ImageSet
+from rnr_gym.routing import fronts
 from rnr_gym.routing.observations import quantisation_steps
 from rnr_gym.routing.path_tree import PathTree, num_prefixes
 from rnr_gym.routing.protocols import Indices, Outcome
@@ -144,22 +145,33 @@ class RouteTable:
             )
         return node - self.num_prefixes
 
-    def front(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def front(self, gamma: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The exact accuracy-compute front of all choices of one path per image.
+
+        With a discount below 1, what step t (from 0) charges, or earns by its answer, counts
+        `gamma ** t`.
 
         Returns:
             Mean compute and the highest accuracy at it, float64 `(n,)` each, ascending.
         """
-        # It starts with the cheapest path for all images. Then, lowest extra cost first, images
-        # whose cheapest right answer costs more switch to it.
-        cheapest = self.compute.min()
-        cost_if_right = np.where(self.correct, self.compute[:, None], np.inf).min(0)
-        extra = np.sort(cost_if_right[np.isfinite(cost_if_right)] - cheapest)
+        gamma = checks.number("gamma", gamma, 0.0)
+        last_step = (self.paths >= 0).sum(1) - 1  # (E,)
+        task = gamma ** last_step[:, None] * self.correct  # (E, N)
+        return fronts.front(task, self._discounted_compute(gamma))
 
-        num_images = len(self.labels)
-        compute = cheapest + np.concatenate([[0.0], np.cumsum(extra)]) / num_images
-        accuracy = np.arange(len(extra) + 1) / num_images
-        return compute, accuracy
+    def _discounted_compute(self, gamma: float) -> NDArray[np.float64]:
+        """float64 `(E,)`: the compute of each whole path, step t weighted by `gamma ** t`."""
+        tree = self.tree
+        discounted = np.zeros(len(tree.layer))
+        # Parents come before their children.
+        for parent, children in enumerate(tree.child):
+            layer = tree.layer[parent]
+            # What ran on arrival is charged with the first step.
+            before = tree.macs[parent] if layer > 0 else 0
+            nodes = children[children >= 0]
+            charged = gamma**layer * (tree.macs[nodes] - before)
+            discounted[nodes] = discounted[parent] + charged
+        return discounted[self.num_prefixes :] / self.spec.plain_macs
 
     def take(self, idx: NDArray[np.integer] | NDArray[np.bool_]) -> RouteTable:
         """The table of the chosen images, in the order given."""

@@ -408,3 +408,20 @@ def test_labels_do_not_reach_observations():
         other = play(other_env, path, options={"index": index})
         assert_array_equal(episode.observations, other.observations)
         assert episode.last_info["label"] != other.last_info["label"]
+
+
+def test_pareto_front_is_that_of_the_table():
+    env = make_env(backend="table", vector_reward=True)
+    front = env.pareto_front()
+    compute, accuracy = env.source.front()
+    assert_array_equal(np.array(front), np.stack([accuracy, -compute], 1))
+    assert len(env.pareto_front(gamma=0.9)) > 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "env_kwargs"),
+    [("backend", {}), ("reward", {"backend": "table", "reward": "cross_entropy"})],
+)
+def test_pareto_front_needs_table_and_accuracy(argument, env_kwargs):
+    with pytest.raises(ValueError, match=f"`{argument}` must be"):
+        make_env(vector_reward=True, **env_kwargs).pareto_front()

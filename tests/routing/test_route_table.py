@@ -256,6 +256,25 @@ def test_regret_is_loss_against_the_oracle(tradeoff, reward):
 
 
 @pytest.mark.parametrize("seed", range(6))
+def test_discounted_front_is_best_of_all_choices(seed):
+    table = hand_made(seed)
+    gamma = 0.7
+    worth = []
+    charge = []
+    for path in table.paths.tolist():
+        steps = [sub_path for sub_path in path if sub_path >= 0]
+        after = [compute_of(steps[: number + 1]) for number in range(len(steps))]
+        spent = np.diff([0.0, *after])
+        charge.append(sum(gamma**step * part for step, part in enumerate(spent)))
+        worth.append(gamma ** (len(steps) - 1))
+    task = np.array(worth)[:, None] * (table.prediction == table.labels)
+    compute, accuracy = table.front(gamma)
+    for price in np.geomspace(0.01, 10.0, 30):
+        best = (task - price * np.array(charge)[:, None]).max(0).mean()
+        assert (accuracy - price * compute).max() == pytest.approx(best, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_front_is_best_of_all_choices(seed):
     table = hand_made(seed)
     # Mean compute and accuracy of each way to choose one path per image.
