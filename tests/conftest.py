@@ -22,6 +22,14 @@ REAL_DATA = os.environ.get("RNR_GYM_DATA")
 """The images of whoever runs the tests."""
 
 
+LONGEST = ("test_notebooks.py", "test_cli_compare.py", "test_crashes.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory):
     """One torch thread here and in child processes; a cache for tables that all workers share.

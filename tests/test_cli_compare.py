@@ -11,6 +11,7 @@ from rnr_gym.agents import DEFAULT_AGENTS
 from rnr_gym.experiments import comparison, runs
 from rnr_gym.experiments.validation import validate
 from rnr_gym.routing import route_table
+from rnr_gym.training import calibration
 from tests.fixtures.commands import fails, run, succeeds
 from tests.fixtures.comparisons import (
     InlineExecutor,
@@ -154,6 +155,9 @@ def test_default_agents_without_table_omit_those_that_need_it(tmp_path, monkeypa
 @pytest.mark.parametrize("env", ["RNR-CIFAR100-v0", "RNR-CIFAR100-Channels-v0"])
 def test_cifar100_pretrain_and_compare(small_cifar, tmp_path, monkeypatch, env):
     monkeypatch.setattr(data, "load", load_all)
+    # There are few pictures; those of a hundred classes take long enough as it is.
+    monkeypatch.setattr(calibration, "MEASURED", 1_000)
+    monkeypatch.setattr(calibration, "MEASURED_ON_EACH", 500)
     weights_file = tmp_path / "weights.safetensors"
     report_dir = tmp_path / "report"
     pretrain = ["pretrain", env, "--out", weights_file]

@@ -20,7 +20,7 @@ from rnr_gym.routing.rewards import check_tradeoff
 
 FRAME_MS = 900
 """How long a frame is shown, in milliseconds."""
-ANSWER_FRAMES = 2
+ANSWER_TIMES = 2
 """How many times as long the answer is shown."""
 SUFFIXES = (".gif", ".mp4")
 
@@ -73,15 +73,18 @@ def record(
         env.unwrapped.watch(router)  # type: ignore[attr-defined]
 
     frames = []
+    times: list[int] = []
     for episode in range(episodes):
         # Seeded once: the images of later episodes follow from the first seed.
         obs, _ = env.reset(seed=seed if episode == 0 else None)
-        frames += _play(env, router, obs)
+        played = _play(env, router, obs)
+        frames += played
+        times += [1] * (len(played) - 1) + [ANSWER_TIMES]
     with storage.replacing(out) as partial:
         if out.suffix.lower() == ".gif":
-            _write_gif(frames, partial)
+            _write_gif(frames, times, partial)
         else:
-            _write_mp4(frames, partial)
+            _write_mp4(frames, times, partial)
     return len(frames)
 
 
@@ -117,26 +120,29 @@ def _play(env: gym.Env, router: Router, obs: NDArray[np.float32]) -> list[NDArra
         obs, _, terminated, _, _ = env.step(action[0])
         episode_start = np.zeros(1, np.bool_)
         frames.append(env.render())
-    return frames + frames[-1:] * (ANSWER_FRAMES - 1)  # type: ignore[return-value]
+    return frames  # type: ignore[return-value]
 
 
-def _write_gif(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
+def _write_gif(frames: Sequence[NDArray[np.uint8]], times: Sequence[int], path: Path) -> None:
+    """Each frame is shown for its number of times `FRAME_MS`."""
     images = [Image.fromarray(frame) for frame in frames]
     images[0].save(
         path,
         format="GIF",
         save_all=True,
         append_images=images[1:],
-        duration=FRAME_MS,
+        duration=[FRAME_MS * number for number in times],
         loop=0,
     )
 
 
-def _write_mp4(frames: Sequence[NDArray[np.uint8]], path: Path) -> None:
+def _write_mp4(frames: Sequence[NDArray[np.uint8]], times: Sequence[int], path: Path) -> None:
+    """Each frame is shown for its number of times `FRAME_MS`."""
     # Slow to import, and an extra.
     from moviepy import ImageSequenceClip
 
-    clip = ImageSequenceClip(list(frames), fps=1000 / FRAME_MS)
+    shown = [frame for frame, number in zip(frames, times, strict=True) for _ in range(number)]
+    clip = ImageSequenceClip(shown, fps=1000 / FRAME_MS)
     clip.write_videofile(
         str(path),
         codec="libx264",

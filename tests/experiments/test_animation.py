@@ -51,11 +51,22 @@ def test_record_has_frame_per_state(tmp_path, cheapest_dir):
     path = runs.load(cheapest_dir).router.path(0.1)
     # One frame before the first decision, and one after each.
     assert len(frames) == 2 * (1 + (path >= 0).sum())
-    # The answer is shown twice as long, which a GIF holds as one frame of twice the time.
-    assert count == len(frames) + 2
+    assert count == len(frames)
     assert frames[0].shape == (540, 960, 3)
     for frame, following in pairwise(frames):
         assert (frame != following).any()
+
+
+def test_answer_is_shown_longer(tmp_path, cheapest_dir):
+    out = tmp_path / "episodes.gif"
+    record(out, cheapest_dir)
+    durations = []
+    with Image.open(out) as gif:
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            durations.append(gif.info["duration"])
+    assert durations[-1] == animation.ANSWER_TIMES * animation.FRAME_MS
+    assert set(durations[:-1]) == {animation.FRAME_MS}
 
 
 def test_record_without_run_follows_seed(tmp_path):
@@ -66,8 +77,7 @@ def test_record_without_run_follows_seed(tmp_path):
     first = (tmp_path / "first.gif").read_bytes()
     assert (tmp_path / "again.gif").read_bytes() == first
     assert (tmp_path / "other.gif").read_bytes() != first
-    # Two frames show each answer, which the GIF holds as one.
-    assert count == len(frames_of(tmp_path / "first.gif")) + 2
+    assert count == len(frames_of(tmp_path / "first.gif"))
 
 
 @pytest.fixture
@@ -108,8 +118,8 @@ def test_record_plays_test_at_tradeoff(tmp_path, resets, cheapest_dir):
 def test_record_uses_arguments_of_run(tmp_path, resets):
     run_dir = tmp_path / "run"
     runs.fit("full", FitConfig(ENV, {"exits": False}), run_dir)
-    # Four decisions, since there are no exits, and the answer once more.
-    assert record(tmp_path / "episodes.gif", run_dir) == 6
+    # Four decisions, since there are no exits.
+    assert record(tmp_path / "episodes.gif", run_dir) == 5
     assert resets
     assert all(kwargs["exits"] is False for _, kwargs, _ in resets)
 
@@ -135,7 +145,9 @@ def test_record_writes_mp4(tmp_path, cheapest_dir):
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
     with moviepy.VideoFileClip(str(out)) as clip:
         assert clip.size == [960, 540]
-        assert clip.duration == pytest.approx(count * animation.FRAME_MS / 1000, abs=0.1)
+        # Both answers are shown twice as long.
+        seconds = (count + 2) * animation.FRAME_MS / 1000
+        assert clip.duration == pytest.approx(seconds, abs=0.1)
 
 
 def test_record_names_the_extra_for_mp4(tmp_path, monkeypatch):
