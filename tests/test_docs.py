@@ -63,6 +63,7 @@ NOT_RUN = {
     "make check": INSTALLS,
     "make bench": INSTALLS,
     "make docs": INSTALLS,
+    "make notebooks": INSTALLS,
     "make faults": INSTALLS,
     "python3 -m venv .venv": INSTALLS,
     "source .venv/bin/activate": INSTALLS,
