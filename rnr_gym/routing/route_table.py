@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -33,6 +34,31 @@ BATCH_SIZE = 512
 """Images that go down all paths together while a table is built."""
 
 
+class StoredFile(NamedTuple):
+    """A file as it was when it was read.
+
+    Attributes:
+        path: absolute.
+        size: in bytes.
+        modified: in nanoseconds.
+    """
+
+    path: str
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> StoredFile:
+        """The file as it is now."""
+        status = path.stat()
+        return cls(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+    def is_unchanged(self) -> bool:
+        """Whether it is still there as it was."""
+        path = Path(self.path)
+        return path.is_file() and self.of(path) == self
+
+
 @dataclass(frozen=True, eq=False)
 class RouteTable:
     """A `RoutingSource` that knows what every path of a backbone does with each of N images.
@@ -47,6 +73,10 @@ class RouteTable:
         loss: float32 `(E, N)`, the cross-entropy of every answer in nats.
         origin: digest of the weights and images that it was computed from; empty for other tables.
         tree: the tree of paths, which follows from `spec`.
+        file: where it was loaded from; None for other tables.
+
+    A table is never changed, so copies are the table itself. One that was loaded from a file is
+    pickled as the name of that file, since it may have hundreds of megabytes.
     """
 
     spec: RoutingSpec
@@ -56,9 +86,21 @@ class RouteTable:
     loss: NDArray[np.float32]
     origin: str = ""
     tree: PathTree = field(init=False)
+    file: StoredFile | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tree", PathTree.of(self.spec))
+
+    def __copy__(self) -> RouteTable:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RouteTable:
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self.file is None or not self.file.is_unchanged():
+            return super().__reduce_ex__(protocol)
+        return _reopened, (self.file,)
 
     @property
     def num_prefixes(self) -> int:
@@ -222,7 +264,7 @@ class RouteTable:
         tensors, metadata = storage.load_tensors(path)
         try:
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            return cls._from_arrays(arrays, metadata)
+            table = cls._from_arrays(arrays, metadata)
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(
                 f"`path` must be a route table as this version writes it, got {str(path)!r}"
@@ -231,6 +273,8 @@ class RouteTable:
             raise ValueError(
                 f"`path` must be a whole route table, got {str(path)!r} ({error})"
             ) from error
+        object.__setattr__(table, "file", StoredFile.of(path))
+        return table
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, NDArray], metadata: dict[str, Any]) -> RouteTable:
@@ -247,6 +291,16 @@ class RouteTable:
             loss=arrays["loss"],
             origin=metadata["origin"],
         )
+
+
+@lru_cache(maxsize=8)
+def _reopened(file: StoredFile) -> RouteTable:
+    """The table of a file, once per process; raises `ValueError` if it was changed."""
+    if not file.is_unchanged():
+        raise ValueError(
+            f"a route table was sent as the file {file.path!r}, which is not here, or was changed"
+        )
+    return RouteTable.load(file.path)
 
 
 def check_arrays(arrays: dict[str, NDArray], metadata: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The table of all paths: it says what the live network does, and its optimum is the optimum."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -501,3 +503,50 @@ def test_load_rejects_files_that_hold_no_table(saved):
 def test_load_reports_a_missing_file(saved):
     with pytest.raises(FileNotFoundError, match="`path`"):
         RouteTable.load(saved)
+
+
+def test_loaded_table_is_pickled_as_its_file(tmp_path):
+    path = tmp_path / "table.safetensors"
+    table = hand_made(0)
+    table.save(path)
+    loaded = RouteTable.load(path)
+    sent = pickle.dumps(loaded)
+    assert str(path).encode() in sent
+    assert loaded.summary.tobytes() not in sent
+
+    received = pickle.loads(sent)
+    assert_array_equal(received.prediction, table.prediction)
+    assert_array_equal(received.loss, table.loss)
+    # All that arrives in one process is the same table.
+    assert pickle.loads(sent) is received
+
+
+@pytest.mark.parametrize("kind", ["made", "part", "changed file"])
+def test_other_tables_are_pickled_whole(tmp_path, kind):
+    path = tmp_path / "table.safetensors"
+    table = hand_made(0)
+    table.save(path)
+    if kind == "part":
+        table = RouteTable.load(path).take(np.array([0, 2]))
+    elif kind == "changed file":
+        table = RouteTable.load(path)
+        hand_made(1).save(path)
+    received = pickle.loads(pickle.dumps(table))
+    assert received.file is None or kind == "changed file"
+    assert_array_equal(received.prediction, table.prediction)
+    assert_array_equal(received.tree.path, table.tree.path)
+
+
+def test_sent_table_is_refused_if_its_file_is_changed(tmp_path):
+    path = tmp_path / "table.safetensors"
+    hand_made(0).save(path)
+    sent = pickle.dumps(RouteTable.load(path))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"sent as the file .*table.safetensors', which is not"):
+        pickle.loads(sent)
+
+
+def test_copies_of_a_table_are_the_table():
+    table = hand_made(0)
+    assert copy.copy(table) is table
+    assert copy.deepcopy({"backend": table})["backend"] is table
