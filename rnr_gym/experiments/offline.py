@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 import rnr_gym
 from rnr_gym import agents
 from rnr_gym.agents import AGENTS, FitConfig
+from rnr_gym.envs.episodes import Episodes, StartOptions
 from rnr_gym.experiments.results import ORACLE
 from rnr_gym.routing import rollout
-from rnr_gym.routing.rewards import task_term
 from rnr_gym.routing.route_table import RouteTable
 
 if TYPE_CHECKING:
@@ -136,23 +136,14 @@ def _behaviour(
     table: RouteTable,
     tradeoffs: NDArray[np.float64],
 ) -> Behaviour:
-    returns = _returns(table, tradeoffs)  # (E, N)
     if name == ORACLE:
-        # In order of compute, so that the cheapest of equally good paths is taken.
-        order = np.argsort(table.compute, kind="stable")
-        best = order[returns[order].argmax(0)]
-        paths = table.paths[best]
+        paths = table.oracle(tradeoffs)
     else:
         router = agents.agent(name).fit(fit_config)
         state = table.start(np.arange(len(table.labels)))
         paths = rollout.route(state, table.spec, router, tradeoffs).path
-    taken = returns[table.path_index(paths), np.arange(len(paths))]
-    return Behaviour(paths, taken)
-
-
-def _returns(table: RouteTable, tradeoffs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 `(E, N)`: the return of every path for every image, each at its own trade-off."""
-    return table.correct - tradeoffs * table.compute[:, None]
+    returns = table.returns(tradeoffs)  # (E, N)
+    return Behaviour(paths, returns[table.path_index(paths), np.arange(len(paths))])
 
 
 def _mixed(parts: Sequence[Behaviour], rng: np.random.Generator) -> Behaviour:
@@ -171,47 +162,44 @@ def _episodes(
     tradeoffs: NDArray[np.float64],
     seed: int,
 ) -> list[EpisodeBuffer]:
-    """The episodes of all images along their paths, with what the environment returns."""
+    """The episodes of all images along their paths, by the rules of the environment."""
     from minari.data_collector import EpisodeBuffer
 
-    spec = table.spec
     num_images = len(paths)
-    image_idx = np.arange(num_images)
-    state = table.start(image_idx)
-    observations = [rollout.observation(state, spec, tradeoffs)]
-    computes = [np.zeros(num_images)]
-    for layer in range(spec.num_layers):
-        # Entries of answered images, -1, are ignored.
-        state = state.step(paths[:, layer].astype(np.int64))
-        observations.append(rollout.observation(state, spec, tradeoffs))
-        computes.append(spec.compute(state.macs))
+    options = [StartOptions(index, tradeoffs[index]) for index in range(num_images)]
+    episodes = Episodes(table, num_images, (tradeoffs.min(), tradeoffs.max()), "accuracy")
+    # Image and trade-off are given, so nothing is drawn.
+    rng = np.random.default_rng(seed)
+    for position in range(num_images):
+        episodes.seed(position, rng)
+    episodes.begin(np.arange(num_images), options)
 
-    outcome = table.outcome(state, image_idx, image_idx)
-    correct = outcome.prediction == table.labels
-    task = task_term("accuracy", correct, outcome.loss, spec.loss_scale)
-    rewards = -tradeoffs * np.diff(np.array(computes), axis=0)  # (T, N)
+    observations = [episodes.observation()]
+    rewards = []
+    for sub_paths in paths.T:
+        # Entries of answered images, -1, are not executed.
+        transition = episodes.step(np.maximum(sub_paths, 0).astype(np.int64))
+        observations.append(episodes.observation())
+        rewards.append(transition.reward)
+
+    obs = np.stack(observations, 1)  # (N, T + 1, D)
+    reward = np.stack(rewards, 1)  # (N, T)
     lengths = (paths >= 0).sum(1)
-    rewards[lengths - 1, image_idx] += task
-
-    by_image = np.stack(observations, 1)  # (N, T + 1, D)
-    episodes = []
-    for image, length in enumerate(lengths.tolist()):
-        terminations = np.zeros(length, np.bool_)
-        terminations[-1] = True
-        episodes.append(
-            EpisodeBuffer(
-                id=image,
-                seed=seed,
-                options={"index": image, "tradeoff": float(tradeoffs[image])},
-                observations=list(by_image[image, : length + 1]),
-                actions=list(paths[image, :length].astype(np.int64)),
-                rewards=list(rewards[:length, image]),
-                terminations=list(terminations),
-                truncations=[False] * length,
-                infos={},
-            )
+    buffers = []
+    for index, length in enumerate(lengths.tolist()):
+        buffer = EpisodeBuffer(
+            id=index,
+            seed=seed,
+            options={"index": index, "tradeoff": float(tradeoffs[index])},
+            observations=list(obs[index, : length + 1]),
+            actions=list(paths[index, :length].astype(np.int64)),
+            rewards=list(reward[index, :length]),
+            terminations=[False] * (length - 1) + [True],
+            truncations=[False] * length,
+            infos={},
         )
-    return episodes
+        buffers.append(buffer)
+    return buffers
 
 
 def _write(

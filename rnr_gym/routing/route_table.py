@@ -135,18 +135,32 @@ class RouteTable:
         """bool `(E, N)`: whether a path's top class is right."""
         return self.prediction == self.labels
 
-    def returns(self, tradeoff: float, reward: str = "accuracy") -> NDArray[np.float64]:
-        """float64 `(E, N)`: an episode's return for every whole path and image."""
+    def returns(
+        self,
+        tradeoff: float | NDArray[np.float64],
+        reward: str = "accuracy",
+    ) -> NDArray[np.float64]:
+        """float64 `(E, N)`: an episode's return for every whole path and image.
+
+        The trade-off is one number, or an array `(N,)` with one for each image.
+        """
         # Static networks are compared at any trade-off, also above those of environments.
-        tradeoff = checks.number("tradeoff", tradeoff, 0.0)
+        if isinstance(tradeoff, np.ndarray):
+            tradeoff = checks.numbers("tradeoff", tradeoff, self.labels.shape, 0.0)
+        else:
+            tradeoff = checks.number("tradeoff", tradeoff, 0.0)
         loss = self.loss.astype(np.float64)
         task = task_term(reward, self.correct, loss, self.spec.loss_scale)
         return task - tradeoff * self.compute[:, None]
 
-    def oracle(self, tradeoff: float, reward: str = "accuracy") -> NDArray[np.int8]:
+    def oracle(
+        self,
+        tradeoff: float | NDArray[np.float64],
+        reward: str = "accuracy",
+    ) -> NDArray[np.int8]:
         """int8 `(N, T)`: the best path of each image, given its label.
 
-        Of two paths with equal returns it takes the cheaper one.
+        Of two paths with equal returns it takes the cheaper one. Trade-offs are as for `returns`.
         """
         # In order of compute, so that argmax takes the cheapest of equal returns.
         order = np.argsort(self.compute, kind="stable")

@@ -550,3 +550,15 @@ def test_copies_of_a_table_are_the_table():
     table = hand_made(0)
     assert copy.copy(table) is table
     assert copy.deepcopy({"backend": table})["backend"] is table
+
+
+def test_each_image_may_have_its_own_tradeoff():
+    table = hand_made(0)
+    tradeoffs = np.array([0.0, 0.1, 0.5, 2.0])
+    returns = table.returns(tradeoffs)
+    paths = table.oracle(tradeoffs)
+    for image, tradeoff in enumerate(tradeoffs.tolist()):
+        assert_array_equal(returns[:, image], table.returns(tradeoff)[:, image])
+        assert_array_equal(paths[image], table.oracle(tradeoff)[image])
+    with pytest.raises(ValueError, match="`tradeoff` must have shape"):
+        table.returns(tradeoffs[:2])
