@@ -29,6 +29,7 @@ from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.recipes import Recipe, for_dataset
 from rnr_gym.envs.routing import observation_space
 from rnr_gym.routing.observations import ObservationLayout, layers_of
+from rnr_gym.routing.preferences import Preferences, of_policy
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.sb3 import make_vec_env
 
@@ -111,6 +112,20 @@ class Sb3Router(RouterBase):
             **kwargs,
         )
         return np.asarray(actions, np.int64), state
+
+    def preferences(
+        self,
+        observation: NDArray[np.float32],
+        state: Any = None,
+        episode_start: Any = None,
+    ) -> Preferences | None:
+        """What the policy says of each sub-path; of masked ones, probability 0."""
+        told = of_policy(self.policy, observation)
+        if told is None or not self.masked:
+            return told
+        valid = self.spec.valid[layers_of(self.spec.layout, observation)]  # (N, K)
+        offered = np.where(valid, told.values, 0.0)
+        return told._replace(values=offered / offered.sum(1, keepdims=True))
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The policy's tensors; the learner's name, and what in its recipe shapes the network."""

@@ -43,12 +43,13 @@ def preferences_of(
         told: Preferences | None = router.preferences(observation, state, episode_start)
         return told
     if hasattr(router, "policy"):
-        return _of_policy(router.policy, observation)
+        return of_policy(router.policy, observation)
     return None
 
 
 @torch.no_grad()
-def _of_policy(policy: Any, observation: NDArray[np.float32]) -> Preferences | None:
+def of_policy(policy: Any, observation: NDArray[np.float32]) -> Preferences | None:
+    """What a policy of Stable-Baselines3 thinks, without masks; None if it is of another sort."""
     # By what a policy has rather than by its class: the package for routing imports no learner.
     obs, _ = policy.obs_to_tensor(observation)
     if hasattr(policy, "get_distribution"):

@@ -97,3 +97,14 @@ def test_models_of_sb3_are_read(table):
     told = preferences_of(model, obs)
     assert told.kind == "probability"
     assert_array_equal(told.values.argmax(1), model.predict(obs, deterministic=True)[0])
+
+
+def test_masked_sub_paths_have_no_probability(table):
+    routers.require_contrib("maskable-ppo")
+    router = routers.fit_agent("maskable-ppo", table, steps=256)
+    valid = table.spec.valid.copy()
+    valid[0, 1] = False
+    router.spec = replace(table.spec, valid=valid)
+    told = preferences_of(router, observed(table))
+    assert (told.values[:, 1] == 0.0).all()
+    assert_near(told.values.sum(1), np.ones(len(told.values)), atol=1e-6)
