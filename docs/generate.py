@@ -158,7 +158,7 @@ def id_page(env_id: str) -> str:
     architecture = zoo.ARCHITECTURES[name]
     spec = RoutingSpec.of(zoo.named(name, weights=None))
     shape = " × ".join(map(str, architecture.config["image_shape"]))
-    facts = [
+    properties = [
         ["images", f"`{kwargs['dataset']}`, {shape}, {spec.num_classes} classes"],
         ["backbone", f"`{name}`, {kind_of(architecture.config)}"],
         ["layers T", str(spec.num_layers)],
@@ -174,7 +174,7 @@ def id_page(env_id: str) -> str:
         [
             f"# {env_id}\n",
             f"{ABOUT[env_id]}\n",
-            table(["", ""], facts),
+            table(["", ""], properties),
             "## What the sub-paths cost\n",
             "Compute of one sub-path at one layer, as a share of the plain network, after a layer "
             "that took the full sub-path. A dash: not offered there.\n",
