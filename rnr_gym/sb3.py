@@ -154,7 +154,7 @@ class RoutingVecEnv(VecEnv):
         # Never called, even if it is a method: `has_attr("reset")` must reset nothing.
         value = getattr(self.env, attr_name)
         values = (value,) * self.num_envs
-        if attr_name == "np_random":
+        if attr_name in ("np_random", "np_random_seed"):
             values = value
         return [values[position] for position in self._get_indices(indices)]
 

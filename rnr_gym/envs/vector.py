@@ -32,7 +32,7 @@ Infos = dict[str, Any]
 Observations = NDArray[np.float32]
 BatchedStep = tuple[Observations, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Infos]
 RENDER_MODES = ("rgb_array",)
-PER_ENV = ("action_masks", "np_random", "render")
+PER_ENV = ("action_masks", "np_random", "np_random_seed", "render")
 """What holds one entry for each sub-environment; all else that `call` finds is shared by them."""
 
 
@@ -93,6 +93,7 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         }
         self._load_images = partial(open_images, **source_kwargs)
         self._all_idx = np.arange(num_envs)
+        self._np_random_seeds: dict[int, int] = {}
 
         spec = self.routing_spec
         self.single_observation_space = observation_space(spec)
@@ -117,6 +118,11 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of each sub-environment; empty before the first reset."""
         return tuple(sampler.np_random for sampler in self.episodes.samplers.values())
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each generator, also of those that were seeded at random."""
+        return tuple(self._np_random_seeds[position] for position in self.episodes.samplers)
 
     def reset(
         self,
@@ -277,8 +283,9 @@ class RoutingVectorEnv(gym.vector.VectorEnv[Observations, Indices, NDArray[Any]]
         for position in env_idx.tolist():
             # Without a seed the first generator is a random one.
             if seeds[position] is not None or position not in self.episodes.samplers:
-                np_random, _ = gym.utils.seeding.np_random(seeds[position])
+                np_random, seed = gym.utils.seeding.np_random(seeds[position])
                 self.episodes.seed(position, np_random)
+                self._np_random_seeds[position] = seed
 
     def _start_options(
         self,

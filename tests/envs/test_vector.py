@@ -171,6 +171,21 @@ def test_each_sub_environment_has_its_generator():
     assert drawn_indices(pair, 5) == drawn_indices(alone, 5)
 
 
+def test_each_generator_has_its_seed():
+    envs = make_envs()
+    assert envs.np_random_seed == ()
+    envs.reset(seed=7)
+    assert envs.np_random_seed == (7, 8, 9)
+    assert envs.call("np_random_seed") == (7, 8, 9)
+
+    # One that was drawn leads to the same episodes, as Gymnasium's seeds do.
+    envs = make_envs()
+    envs.reset()
+    again = make_envs()
+    again.reset(seed=envs.np_random_seed)
+    assert drawn_indices(again, 5) == drawn_indices(envs, 5)
+
+
 def test_get_attr_gives_one_value_for_each():
     envs = make_envs(tradeoff=0.5)
     envs.reset()
