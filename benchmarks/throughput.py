@@ -20,11 +20,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tqdm import tqdm
 
 import rnr_gym  # noqa: F401
 from rnr_gym import data
 from rnr_gym.backbones import zoo
+from rnr_gym.progress import progress_bar
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.sb3 import make_vec_env
 
@@ -127,7 +127,7 @@ def main(args: Args) -> None:
     runners = contestants(args)
     rates: dict[str, list[float]] = {name: [] for name in runners}
     # In turn, so that a load that comes and goes meets all of them.
-    for repeat in tqdm(range(args.repeats + 1), desc="repeats"):
+    for repeat in progress_bar(range(args.repeats + 1), desc="repeats"):
         for name, work in runners.items():
             measured = rate(work, args.seconds)
             if repeat > 0:

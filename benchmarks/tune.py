@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from rnr_gym.agents import AGENTS, RECIPES, FitConfig, sb3
 from rnr_gym.agents.folds import originals
 from rnr_gym.agents.recipes import Recipe
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate
+from rnr_gym.progress import progress_bar
 
 NETS = ((16,), (32,), (64,), (32, 32), (64, 64))
 LEARNING_RATES = (5e-4, 5e-3)
@@ -123,7 +123,7 @@ def main(args: Args) -> None:
     rows = []
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(score, args.env, trial, args.steps) for trial in trials]
-        for trial, future in tqdm(list(zip(trials, futures, strict=True))):
+        for trial, future in progress_bar(list(zip(trials, futures, strict=True))):
             row = {
                 "agent": trial.agent,
                 "return": future.result(),

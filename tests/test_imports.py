@@ -12,7 +12,7 @@ import rnr_gym
 
 PACKAGE_DIR = Path(rnr_gym.__file__).parent
 ORDER = (
-    {"checks"},
+    {"checks", "progress"},
     {"claims", "storage", "registration"},
     {"data"},
     {"backbones"},

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rnr_gym import checks
 from rnr_gym.agents import recipes
 from rnr_gym.agents.base import FitConfig, RouterBase, check_widths
 from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.reinforce import drawn_batch, entropy, episode_returns
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import Indices, RoutingSource
 from rnr_gym.routing.rollout import follow, observation
@@ -159,7 +159,7 @@ def fit(fit_config: FitConfig) -> BlockDropRouter:
 
     learner = Learner(source, config, fit_config.seed, fit_config.tradeoffs)
     title = f"blockdrop seed {fit_config.seed}"
-    for _ in tqdm(range(config.updates), title, disable=not fit_config.progress):
+    for _ in progress_bar(range(config.updates), desc=title, disable=not fit_config.progress):
         learner.update()
     return BlockDropRouter(source.spec, learner.network, config)
 

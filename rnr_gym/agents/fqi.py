@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from rnr_gym import checks
 from rnr_gym.agents import thresholds
@@ -32,6 +31,7 @@ from rnr_gym.agents.folds import originals
 from rnr_gym.agents.fqi_induction import Config, Induction, Ints, depart
 from rnr_gym.agents.fqi_networks import Floats, Networks, inputs
 from rnr_gym.agents.thresholds import ThresholdsRouter
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.preferences import Preferences
 from rnr_gym.routing.route_table import RouteTable
@@ -188,7 +188,9 @@ def fit_table(
     # Targets of a layer are the returns of the policies fitted for all later ones.
     last_to_first = range(table.spec.num_layers)[::-1]
     by_layer = []
-    for layer in tqdm(last_to_first, f"fqi seed {seed}", unit="layer", disable=not progress):
+    for layer in progress_bar(
+        last_to_first, desc=f"fqi seed {seed}", unit="layer", disable=not progress
+    ):
         networks = induction.fit_layer(layer)
         # The last member was fitted to all images; those of the folds have done their work.
         by_layer.append(networks.one(config.folds))

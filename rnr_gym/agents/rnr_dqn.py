@@ -19,7 +19,6 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from rnr_gym import checks, storage
 from rnr_gym.agents import recipes
@@ -27,6 +26,7 @@ from rnr_gym.agents.base import CHECKPOINT, FitConfig, check_widths
 from rnr_gym.agents.recurrent import RecurrentRouter, cleared
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
 from rnr_gym.agents.rnr_dqn_replay import Episodes, Replay
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import Indices
 from rnr_gym.routing.spec import RoutingSpec
@@ -228,13 +228,12 @@ class Learner:
         obs, _ = envs.reset(seed=seed)
         memory = np.zeros((config.num_envs, config.hidden), np.float32)
 
-        bar = tqdm(
+        bar = progress_bar(
             total=config.steps,
             initial=self.steps,
             desc=f"rnr-dqn seed {self.seed}",
             unit="step",
             disable=not progress,
-            mininterval=0.5,
         )
         while self.steps < config.steps:
             obs, memory = self._collect(envs, obs, memory, rng)

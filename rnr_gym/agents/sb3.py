@@ -20,7 +20,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from tqdm import tqdm
 
 from rnr_gym import checks, storage
 from rnr_gym.agents import dqn, ppo
@@ -28,6 +27,7 @@ from rnr_gym.agents.base import CHECKPOINT, FitConfig, RouterBase, check_widths
 from rnr_gym.agents.features import policy_inputs
 from rnr_gym.agents.recipes import Recipe, for_dataset
 from rnr_gym.envs.routing import observation_space
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing.observations import ObservationLayout, layers_of
 from rnr_gym.routing.preferences import Preferences, of_policy
 from rnr_gym.routing.spec import RoutingSpec
@@ -278,13 +278,12 @@ class ProgressBar(BaseCallback):
         self.shown = shown
 
     def _on_training_start(self) -> None:
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=self.total,
             initial=self.num_timesteps,
             desc=self.title,
             unit="step",
             disable=not self.shown,
-            mininterval=0.5,
         )
 
     def _on_step(self) -> bool:

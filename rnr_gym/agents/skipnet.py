@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
-from tqdm import tqdm
 
 from rnr_gym import checks
 from rnr_gym.agents import recipes
@@ -25,6 +24,7 @@ from rnr_gym.agents.base import FitConfig, check_widths, needs_table
 from rnr_gym.agents.recurrent import RecurrentRouter
 from rnr_gym.agents.reinforce import Batch, drawn_batch, entropy, episode_returns
 from rnr_gym.agents.rnr_dqn_network import QNetwork, masked
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing.observations import layers_of, observe
 from rnr_gym.routing.preferences import Preferences
 from rnr_gym.routing.protocols import Indices
@@ -136,7 +136,7 @@ def fit(fit_config: FitConfig) -> SkipNetRouter:
     learner = Learner(table, config, fit_config.seed, fit_config.tradeoffs)
     title = f"skipnet seed {fit_config.seed}"
     total = config.soft_updates + config.hard_updates
-    with tqdm(total=total, desc=title, disable=not fit_config.progress) as bar:
+    with progress_bar(total=total, desc=title, disable=not fit_config.progress) as bar:
         for number in range(config.soft_updates):
             learner.update_soft(number / config.soft_updates)
             bar.update()

@@ -1,6 +1,7 @@
 """Labelled images by data set and split, loaded once per process and shared read-only.
 
-May import `storage`, `claims` and `checks` only: data sets know neither networks nor environments.
+May import `storage`, `claims`, `checks` and `progress` only: data sets know neither networks nor
+environments.
 """
 
 from __future__ import annotations

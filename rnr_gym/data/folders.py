@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from rnr_gym import claims, storage
+from rnr_gym.progress import progress_bar
 
 NAMES = {"train": ("train",), "test": ("test", "val")}
 """What the folder of a part may be called."""
@@ -132,7 +132,7 @@ def _decode_into(
 def _decode(files: list[LabelledFile], side: tuple[int, int], title: str) -> Decoded:
     images = np.empty((len(files), 3, *side), np.uint8)
     labels = np.empty(len(files), np.int64)
-    for idx, (label, file) in enumerate(tqdm(files, desc=title, unit="image", leave=False)):
+    for idx, (label, file) in enumerate(progress_bar(files, desc=title, unit="image", leave=False)):
         images[idx] = _pixels(file, side)
         labels[idx] = label
     return images, labels

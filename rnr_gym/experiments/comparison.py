@@ -13,8 +13,6 @@ from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from tqdm import tqdm
-
 from rnr_gym import agents, checks, claims
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
@@ -28,6 +26,7 @@ from rnr_gym.experiments.evaluation import (
 )
 from rnr_gym.experiments.report import router_dir
 from rnr_gym.experiments.results import ORACLE, Record, Results, Testbed, is_of_kind
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing.protocols import Router, RoutingSource
 from rnr_gym.routing.rollout import decision_macs
 from rnr_gym.routing.route_table import RouteTable
@@ -106,7 +105,7 @@ def fit_routers(
     others = set(multiprocessing.active_children())
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (started,)) as pool,
-        tqdm(total=len(tasks), desc="fit", unit="router") as bar,
+        progress_bar(total=len(tasks), desc="fit", unit="router") as bar,
     ):
         futures = {}
         try:
@@ -191,7 +190,7 @@ def evaluate_routers(
     for name in names:
         tasks += [(name, seed) for seed in range(seeds) if is_fitted_with(name, seed)]
 
-    for name, seed in tqdm(tasks, desc="evaluate", unit="router"):
+    for name, seed in progress_bar(tasks, desc="evaluate", unit="router"):
         # Loaded from its file, so what is evaluated is what `validate` finds.
         run = runs.load(router_dir(report_dir, name, seed))
         yield from evaluate_router(name, seed, run.router, testbed.fastest)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from rnr_gym import agents, storage
 from rnr_gym.agents import AGENTS, FitConfig
@@ -38,6 +37,7 @@ from rnr_gym.experiments.report import (
     stored_page,
 )
 from rnr_gym.experiments.results import Examples, Record, Results, Testbed
+from rnr_gym.progress import progress_bar
 
 CHOICES = 0.002
 """Share of the images for which a stored router may choose another path when it chooses again.
@@ -91,7 +91,7 @@ def validate(report_dir: Path) -> int:
         _check_identity(report_dir, name, replace(fit_config, seed=seed))
     chosen = list(evaluate_routers(config["agents"], config["seeds"], report_dir, testbed))
     records = _as_stored(report_dir, stored["rows"], chosen, testbed)
-    for name, seed in tqdm(fitted, desc="fit again", unit="router"):
+    for name, seed in progress_bar(fitted, desc="fit again", unit="router"):
         if AGENTS[name].kind != "learner":
             _check_fit(name, replace(fit_config, seed=seed, progress=False), records, testbed)
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from rnr_gym import checks, storage
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.data import ImageSet
+from rnr_gym.progress import progress_bar
 from rnr_gym.routing import fronts
 from rnr_gym.routing.observations import quantisation_steps
 from rnr_gym.routing.path_tree import PathTree, num_prefixes
@@ -484,7 +484,9 @@ def build(
     builder = _Builder(spec, num_images)
     batches = range(0, num_images, BATCH_SIZE)
     with torch.inference_mode():
-        bar = tqdm(batches, desc="route table", unit="batch", disable=not progress, leave=False)
+        bar = progress_bar(
+            batches, desc="route table", unit="batch", disable=not progress, leave=False
+        )
         for low in bar:
             batch = slice(low, min(low + BATCH_SIZE, num_images))
             pixels = torch.from_numpy(np.array(images.images[batch])).to(backbone.device)

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.weights import round_weights
 from rnr_gym.data import Dataset, ImageSet
+from rnr_gym.progress import progress_bar
 from rnr_gym.training.calibration import (
     calibrate,
     measure_glance,
@@ -464,7 +464,7 @@ def run(pretraining: Pretraining, checkpoint: Path, title: str, save_every: floa
     saved = time.monotonic()
     steps = pretraining.steps_per_epoch
     total = pretraining.epochs * steps
-    with tqdm(total=total, initial=pretraining.epoch * steps, unit="step") as bar:
+    with progress_bar(total=total, initial=pretraining.epoch * steps, unit="step") as bar:
         while pretraining.epoch < pretraining.epochs:
             part = "glance" if pretraining.in_glance_part else "paths"
             bar.set_description(f"{title} {part}")
