@@ -5,7 +5,6 @@ Modules are imported by the subcommands that need them, so that help and errors 
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -252,6 +251,7 @@ def compare(
     seeds: int = 3,
     steps: int | None = None,
     jobs: int | None = None,
+    engine: Literal["local", "ray"] = "local",
     exits: bool = True,
     weights: str | None = "pretrained",
     data_root: str | None = None,
@@ -270,6 +270,8 @@ def compare(
         seeds: how many seeds for routers that have one.
         steps: environment steps that a learner learns from; if left out, the number in its recipe.
         jobs: how many routers are fitted in parallel; if left out, the number of cores.
+        engine: where routers are fitted: local, by processes of this machine; ray, on the Ray
+            cluster that runs here or that RAY_ADDRESS names, which needs the extra `ray`.
         exits: whether routers may answer at exits, and see the glance.
         weights: of the backbone: pretrained, finetuned, or a file.
         data_root: folder of the images.
@@ -285,13 +287,12 @@ def compare(
     if not names:
         has_table = fit_config.has_table("route")
         names = [name for name in DEFAULT_AGENTS if has_table or not agent(name).needs_table]
-    if jobs is None:
-        jobs = os.cpu_count() or 1
-    results = comparison.compare(fit_config, names, seeds, jobs, out)
+    results = comparison.compare(fit_config, names, seeds, jobs, out, engine)
     terminal.print_results(console, results)
     console.print(
         f"report: {out / report.PAGE_FILE}    picture: {out / report.PICTURE_FILE}    "
-        f"check it: rnr-gym validate {out}",
+        f"check it: rnr-gym validate {out}    digest of all paths: "
+        f"{report.paths_digest(out)}",
         soft_wrap=True,
     )
 

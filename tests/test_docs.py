@@ -54,6 +54,7 @@ LIBRARIES = {
 INSTALLS = "installs packages"
 TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less"
 DOWNLOADS = "downloads images"
+STARTS_CLUSTER = "starts a cluster that would stay"
 NEEDS_REPORT = "needs what a command has written that is not run here"
 QUICK = {"envs", "evaluate", "export", "render", "train"}
 """Subcommands that are run."""
@@ -70,6 +71,11 @@ NOT_RUN = {
     "pip install -e .": INSTALLS,
     "pip install -e '.[notebooks]'": INSTALLS,
     "pip install 'rnr-gym[minari]'": INSTALLS,
+    "pip install 'rnr-gym[ray]'": INSTALLS,
+    "ray start --head": STARTS_CLUSTER,
+    "ray start --address=HOST:6379": STARTS_CLUSTER,
+    "rnr-gym compare RNR-Digits-v0 --agents static confidence ppo --engine ray "
+    "--out reports/cluster": "needs a cluster; `tests/experiments/test_cluster.py` starts one",
     "python benchmarks/throughput.py --out benchmarks/throughput.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from rnr_gym import agents, checks, claims
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
-from rnr_gym.experiments import report, runs
+from rnr_gym.experiments import cluster, report, runs, workers
 from rnr_gym.experiments.evaluation import (
     EVAL_TRADEOFFS,
     Evaluation,
@@ -31,13 +25,17 @@ from rnr_gym.routing.protocols import Router, RoutingSource
 from rnr_gym.routing.rollout import decision_macs
 from rnr_gym.routing.route_table import RouteTable
 
+ENGINES = {"local": workers, "ray": cluster}
+"""Where routers are fitted. Each has `connected`, a context, and `fit_all`."""
+
 
 def compare(
     fit_config: FitConfig,
     names: Sequence[str],
     seeds: int,
-    jobs: int,
+    jobs: int | None,
     report_dir: Path,
+    engine: str = "local",
 ) -> Results:
     """Fit routers on `route`, evaluate them on `test`, and write a report.
 
@@ -47,8 +45,10 @@ def compare(
         fit_config: what the routers are fitted to.
         names: the routers' agents.
         seeds: the number of seeds of each router that has any.
-        jobs: how many routers are fitted in parallel.
+        jobs: how many routers are fitted in parallel; None for as many as there are cores.
         report_dir: where the routers and the report are written.
+        engine: where routers are fitted: `"local"`, by processes of this machine, or `"ray"`, on
+            the Ray cluster that runs here or that `RAY_ADDRESS` names.
 
     Raises:
         ValueError: an agent is unknown or cannot be fitted here, or `report_dir` has a comparison
@@ -56,6 +56,7 @@ def compare(
         FileExistsError: `report_dir` has a finished comparison, or something else, or another
             process is writing it.
         ChildProcessError: a worker was killed, or could not start.
+        ConnectionError: there is no cluster.
     """
     # Before anything is written, and before hours of work.
     if isinstance(names, str) or not names:
@@ -65,16 +66,18 @@ def compare(
     if len(set(names)) < len(names):
         raise ValueError(f"`agents` must name each router once, got {', '.join(names)}")
     seeds = checks.integer("seeds", seeds, 1)
-    jobs = checks.integer("jobs", jobs, 1)
+    if jobs is not None:
+        jobs = checks.integer("jobs", jobs, 1)
+    checks.choice("engine", engine, ENGINES)
     for name in names:
         agents.check(name, fit_config)
     config = runs.identity("compare", fit_config)
     config |= {"agents": list(names), "seeds": seeds}
-    with claims.claimed(report_dir):
+    with ENGINES[engine].connected(), claims.claimed(report_dir):
         runs.start_or_resume(report_dir, config, report.RESULTS_FILE)
         # Opened before the long work, so that missing images are found at once.
         testbed = Testbed.open(fit_config)
-        fit_routers(names, fit_config, seeds, report_dir, jobs)
+        fit_routers(names, fit_config, seeds, report_dir, jobs, engine)
         records = list(evaluate_routers(names, seeds, report_dir, testbed))
         return report.write(report_dir, fit_config, seeds, records, testbed)
 
@@ -84,7 +87,8 @@ def fit_routers(
     fit_config: FitConfig,
     seeds: int,
     report_dir: Path,
-    jobs: int,
+    jobs: int | None,
+    engine: str = "local",
 ) -> None:
     """Fit every router that is not there yet, `jobs` at a time."""
     tasks = []
@@ -93,39 +97,16 @@ def fit_routers(
             runs.remove_spent_checkpoint(router_dir(report_dir, name, seed))
             fitted = runs.is_finished(router_dir(report_dir, name, seed))
             if is_fitted_with(name, seed) and not fitted:
-                tasks.append((name, seed))
+                tasks.append((name, replace(fit_config, seed=seed, progress=False)))
     # The long ones first, so that no worker is left alone with one at the end.
     tasks.sort(key=lambda task: _is_quick(task[0]))
     # Opened here, so that a route table is built once and not by every worker.
     fit_config.source("route")
 
-    # Spawned, because forked workers would inherit torch's threads in an undefined state.
-    context = multiprocessing.get_context("spawn")
-    started = context.Event()
-    others = set(multiprocessing.active_children())
-    with (
-        ProcessPoolExecutor(jobs, context, _start_worker, (started,)) as pool,
-        progress_bar(total=len(tasks), desc="fit", unit="router") as bar,
-    ):
-        futures = {}
-        try:
-            for name, seed in tasks:
-                of_seed = replace(fit_config, seed=seed, progress=False)
-                futures[pool.submit(_fit, name, of_seed, report_dir)] = f"{name} seed {seed}"
-            for future in as_completed(futures):
-                future.result()
-                bar.set_postfix_str(futures[future])
-                bar.update()
-        except BrokenProcessPool:
-            raise ChildProcessError(_what_broke(tasks, report_dir, started.is_set())) from None
-        except BaseException:
-            # Leave at once, also on Ctrl-C: what is running resumes from its checkpoint. Not before
-            # the workers have ended, which would write to folders that nobody claims.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
-                worker.join()
-            raise
+    with progress_bar(total=len(tasks), desc="fit", unit="router") as bar:
+        for title in ENGINES[engine].fit_all(tasks, report_dir, jobs):
+            bar.set_postfix_str(title, refresh=False)
+            bar.update()
 
 
 def is_fitted_with(name: str, seed: int) -> bool:
@@ -136,47 +117,6 @@ def is_fitted_with(name: str, seed: int) -> bool:
 def _is_quick(name: str) -> bool:
     """Whether a router is fitted in seconds."""
     return is_of_kind(name, "fixed") or not agents.agent(name).seeded
-
-
-def _what_broke(tasks: list[tuple[str, int]], report_dir: Path, started: bool) -> str:
-    """The error message for workers that have ended without a result."""
-    if not started:
-        return (
-            "workers could not start; a script that compares routers must do so below "
-            '`if __name__ == "__main__":`, since every worker imports it'
-        )
-    # The claims of workers that were killed are still there.
-    interrupted = []
-    for name, seed in tasks:
-        if claims.lock_file(router_dir(report_dir, name, seed)).exists():
-            interrupted.append(f"{name} seed {seed}")
-    when = f"while it fitted {' or '.join(interrupted)}" if interrupted else "before it began"
-    return (
-        f"a worker was killed {when}, perhaps for want of memory; run the same command to resume, "
-        "with fewer `jobs` if it happens again"
-    )
-
-
-def _start_worker(started: Event) -> None:
-    """Let a worker end when its parent does, even if that was killed.
-
-    No file is left half-written: routers and checkpoints are written atomically.
-    """
-    started.set()
-
-    # A parent that is killed cannot tell its workers, so they wait for its end.
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _fit(name: str, fit_config: FitConfig, report_dir: Path) -> None:
-    """What a worker does."""
-    runs.fit(name, fit_config, router_dir(report_dir, name, fit_config.seed))
 
 
 def evaluate_routers(

@@ -467,9 +467,9 @@ def run(pretraining: Pretraining, checkpoint: Path, title: str, save_every: floa
     with progress_bar(total=total, initial=pretraining.epoch * steps, unit="step") as bar:
         while pretraining.epoch < pretraining.epochs:
             part = "glance" if pretraining.in_glance_part else "paths"
-            bar.set_description(f"{title} {part}")
+            bar.set_description(f"{title} {part}", refresh=False)
             loss = pretraining.run_epoch(bar.update)
-            bar.set_postfix(epoch=pretraining.epoch, loss=f"{loss:.3f}")
+            bar.set_postfix(epoch=pretraining.epoch, loss=f"{loss:.3f}", refresh=False)
 
             if time.monotonic() - saved >= save_every:
                 pretraining.save(checkpoint)
