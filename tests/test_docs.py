@@ -136,6 +136,8 @@ def check_command(words):
             assert extra in project["optional-dependencies"]
     elif program == "python":
         assert (ROOT / args[0]).is_file(), words
+    elif program == "ray":
+        assert args[0] == "start"
     else:
         assert words in (["python3", "-m", "venv", ".venv"], ["source", ".venv/bin/activate"])
 
