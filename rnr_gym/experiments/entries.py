@@ -23,10 +23,10 @@ from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, eval_tradeoffs, evalu
 from rnr_gym.experiments.results import Testbed
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing.observations import MAX_TRADEOFF
-from rnr_gym.routing.protocols import Router
+from rnr_gym.routing.protocols import Router, RoutingSource
 from rnr_gym.routing.rollout import decision_macs as count_decision_macs
 from rnr_gym.routing.route_table import MOST_MACS
-from rnr_gym.routing.sources import digest_of
+from rnr_gym.routing.sources import digest_of, open_source
 
 KIND = "leaderboard entry"
 SPLIT = "test"
@@ -287,14 +287,13 @@ def enter_router(
         FileExistsError: there is something at `out`.
     """
     check_new(out)
-    testbed = open_testbed(env, weights, data_root)
-    source = testbed.fastest
+    source = open_testbed(env, weights, data_root).fastest
     tradeoffs = eval_tradeoffs(router)
     paths = [evaluate(source, router, tradeoff).path for tradeoff in tradeoffs]
     static = isinstance(router, StaticRouter)
     return _write_checked(
         out,
-        testbed,
+        source,
         Entry(
             router=name,
             author=author,
@@ -305,7 +304,7 @@ def enter_router(
             decision_macs=0 if static else count_decision_macs(router, source.spec),
             tradeoffs=np.array(tradeoffs),
             paths=np.stack(paths),
-            **origin(env, weights, testbed),
+            **origin(env, weights, source),
         ),
     )
 
@@ -346,10 +345,10 @@ def enter_paths(
         FileExistsError: there is something at `out`.
     """
     check_new(out)
-    testbed = open_testbed(env, weights, data_root)
+    source = open_test(env, weights, data_root)
     return _write_checked(
         out,
-        testbed,
+        source,
         Entry(
             router=name,
             author=author,
@@ -360,13 +359,13 @@ def enter_paths(
             decision_macs=decision_macs,
             tradeoffs=np.asarray(tradeoffs),
             paths=np.asarray(paths),
-            **origin(env, weights, testbed),
+            **origin(env, weights, source),
         ),
     )
 
 
-def _write_checked(out: str | Path, testbed: Testbed, entry: Entry) -> Entry:
-    check_paths(entry, testbed)
+def _write_checked(out: str | Path, source: RoutingSource, entry: Entry) -> Entry:
+    check_paths(entry, source)
     write_entry(out, entry)
     return entry
 
@@ -374,30 +373,41 @@ def _write_checked(out: str | Path, testbed: Testbed, entry: Entry) -> Entry:
 # What an entry is about
 
 
+def open_test(env: str, weights: str, data_root: str | None = None) -> RoutingSource:
+    """The images of `test` of an id, with these weights of its backbone.
+
+    No route table is built for it.
+    """
+    kwargs = _source_kwargs(env, weights, data_root)
+    return open_source(**{**registered_kwargs(env), **kwargs, "split": SPLIT})
+
+
 def open_testbed(env: str, weights: str, data_root: str | None = None) -> Testbed:
-    """The images of `test` of an id, with these weights of its backbone."""
+    """The same with the route table, which may have to be built first."""
+    return Testbed.open(FitConfig(env, kwargs=_source_kwargs(env, weights, data_root)))
+
+
+def _source_kwargs(env: str, weights: str, data_root: str | None) -> dict[str, Any]:
     registered_kwargs(env)
     checks.choice("weights", weights, BUNDLED)
-    kwargs: dict[str, Any] = {}
-    if weights != BUNDLED[0]:
-        kwargs["weights"] = weights
+    kwargs: dict[str, Any] = {"weights": weights}
     if data_root is not None:
         kwargs["data_root"] = data_root
-    return Testbed.open(FitConfig(env, kwargs=kwargs))
+    return kwargs
 
 
-def origin(env: str, weights: str, testbed: Testbed) -> dict[str, str]:
+def origin(env: str, weights: str, source: RoutingSource) -> dict[str, str]:
     """The two digests of an entry."""
     backbone = zoo.named(registered_kwargs(env)["backbone"], weights)
     return {
         "weights_digest": storage.digest(backbone.state_dict()),
-        "source_digest": digest_of(testbed.source),
+        "source_digest": digest_of(source),
     }
 
 
-def check_origin(entry: Entry, testbed: Testbed) -> None:
+def check_origin(entry: Entry, source: RoutingSource) -> None:
     """Raise `ValueError` if an entry is about other weights or images than those that are here."""
-    expected = origin(entry.env, entry.weights, testbed)
+    expected = origin(entry.env, entry.weights, source)
     if entry.weights_digest != expected["weights_digest"]:
         raise ValueError(
             f"`weights_digest` must be {expected['weights_digest']}, that of the {entry.weights} "
@@ -412,14 +422,14 @@ def check_origin(entry: Entry, testbed: Testbed) -> None:
         )
 
 
-def check_paths(entry: Entry, testbed: Testbed) -> None:
+def check_paths(entry: Entry, source: RoutingSource) -> None:
     """Raise `ValueError` unless the paths are whole paths of the environment, one for each image.
 
     A table or a network would take some of what is refused here: a sub-path after an exit is never
     executed, and so could be anything.
     """
-    spec = testbed.source.spec
-    num_images = len(testbed.source.labels)
+    spec = source.spec
+    num_images = len(source.labels)
     if entry.paths.shape[1] != num_images:
         raise ValueError(
             f"`paths` must have one path for each of the {num_images:,} images of `test` of "

@@ -61,14 +61,16 @@ def validate(entry: Entry, data_root: str | None = None) -> Standing:
         ValueError: the entry is about other weights or images, or its paths do not fit them.
         FileNotFoundError: there are no images.
     """
-    testbed = entries.open_testbed(entry.env, entry.weights, data_root)
-    entries.check_origin(entry, testbed)
-    return standing(entry, testbed)
+    # Before a route table is built, which takes minutes for a large network.
+    source = entries.open_test(entry.env, entry.weights, data_root)
+    entries.check_origin(entry, source)
+    entries.check_paths(entry, source)
+    return standing(entry, entries.open_testbed(entry.env, entry.weights, data_root))
 
 
 def standing(entry: Entry, testbed: Testbed) -> Standing:
     """The figures of an entry, from its paths; raises `ValueError` if they do not fit."""
-    entries.check_paths(entry, testbed)
+    entries.check_paths(entry, testbed.source)
     spec = testbed.source.spec
     rows = []
     evaluations = []

@@ -254,72 +254,71 @@ MISFITS = {
 @pytest.mark.parametrize(("path", "message"), MISFITS.values(), ids=MISFITS)
 def test_path_that_does_not_fit_is_refused(path, message):
     with pytest.raises(ValueError, match=f"`paths` must .*{message}"):
-        check_paths(paper_entry(paths=paths_with(path)), paper_testbed())
+        check_paths(paper_entry(paths=paths_with(path)), paper_testbed().source)
 
 
 def test_masked_sub_path_is_refused():
-    testbed = paper_testbed()
-    valid = testbed.source.spec.valid.copy()
+    table = paper_testbed().table
+    valid = table.spec.valid.copy()
     valid[1, 2] = False
-    spec = dataclasses.replace(testbed.source.spec, valid=valid)
-    masked = testbed._replace(source=dataclasses.replace(testbed.source, spec=spec))
+    masked = dataclasses.replace(table, spec=dataclasses.replace(table.spec, valid=valid))
     with pytest.raises(ValueError, match="one of the sub-paths 0, 1 at layer 1, got 2 for image 0"):
         check_paths(paper_entry(), masked)
 
 
 def test_wrong_number_of_images_is_refused():
     with pytest.raises(ValueError, match=r"one path for each of the 8 images .* got 7"):
-        check_paths(paper_entry(paths=paper_entry().paths[:, :7]), paper_testbed())
+        check_paths(paper_entry(paths=paper_entry().paths[:, :7]), paper_testbed().source)
 
 
 def test_wrong_length_of_paths_is_refused():
     longer = np.concatenate([paper_entry().paths] * 2, axis=2)
     with pytest.raises(ValueError, match="`paths` must have 2 layers, as RNR-Digits-v0, got 4"):
-        check_paths(paper_entry(paths=longer), paper_testbed())
+        check_paths(paper_entry(paths=longer), paper_testbed().source)
 
 
 def test_static_entry_with_two_paths_is_refused():
     entry = paper_entry(static=True, decision_macs=0, paths=paths_with([2, 1]))
     message = r"`static` must be False .* got True, with 2 paths at trade-off 0\.003"
     with pytest.raises(ValueError, match=message):
-        check_paths(entry, paper_testbed())
+        check_paths(entry, paper_testbed().source)
 
 
 @pytest.fixture(scope="module")
-def testbed():
+def source():
     """The few digits."""
     with pytest.MonkeyPatch.context() as patch:
         use_few_digits(patch)
-        return entries.open_testbed(ENV, "pretrained")
+        return entries.open_test(ENV, "pretrained")
 
 
-def digits_entry(testbed, **fields):
+def digits_entry(source, **fields):
     """An entry of the full path on the few digits."""
-    spec = testbed.source.spec
-    shape = (16, len(testbed.source.labels), spec.num_layers)
+    spec = source.spec
+    shape = (16, len(source.labels), spec.num_layers)
     values = {
         "paths": np.full(shape, spec.full_path, np.int8),
-        **entries.origin(ENV, "pretrained", testbed),
+        **entries.origin(ENV, "pretrained", source),
     }
     return paper_entry(**{**values, **fields})
 
 
-def test_entry_of_these_weights_and_images_is_accepted(testbed):
-    check_origin(digits_entry(testbed), testbed)
+def test_entry_of_these_weights_and_images_is_accepted(source):
+    check_origin(digits_entry(source), source)
 
 
-def test_other_weights_are_refused(testbed):
-    finetuned = entries.origin(ENV, "finetuned", testbed)["weights_digest"]
-    entry = digits_entry(testbed, weights_digest=finetuned)
+def test_other_weights_are_refused(source):
+    finetuned = entries.origin(ENV, "finetuned", source)["weights_digest"]
+    entry = digits_entry(source, weights_digest=finetuned)
     message = f"`weights_digest` must be .* pretrained weights of {ENV}, got '{finetuned}'"
     with pytest.raises(ValueError, match=message):
-        check_origin(entry, testbed)
+        check_origin(entry, source)
 
 
-def test_other_images_are_refused(testbed, monkeypatch):
+def test_other_images_are_refused(source, monkeypatch):
     monkeypatch.setattr(data, "load", load_other)
-    elsewhere = entries.open_testbed(ENV, "pretrained")
-    entry = digits_entry(testbed)
+    elsewhere = entries.open_test(ENV, "pretrained")
+    entry = digits_entry(source)
     message = f"`source_digest` must be .*, got '{entry.source_digest}': .* of other images"
     with pytest.raises(ValueError, match=message):
         check_origin(entry, elsewhere)
@@ -328,17 +327,17 @@ def test_other_images_are_refused(testbed, monkeypatch):
 # Making entries
 
 
-def test_router_is_entered_with_its_paths(testbed, tmp_path):
+def test_router_is_entered_with_its_paths(source, tmp_path):
     out = tmp_path / "entry.safetensors"
-    router = confidence_router(testbed.source.spec)
+    router = confidence_router(source.spec)
     rnr.enter_router(out, ENV, router, name="mine", author="A. Name")
     entry = read_entry(out)
     assert (entry.router, entry.author, entry.code) == ("mine", "A. Name", "-")
     assert not entry.static
     assert tuple(entry.tradeoffs) == EVAL_TRADEOFFS
     for tradeoff, paths in zip(EVAL_TRADEOFFS, entry.paths, strict=True):
-        np.testing.assert_array_equal(paths, evaluate(testbed.source, router, tradeoff).path)
-    check_origin(entry, testbed)
+        np.testing.assert_array_equal(paths, evaluate(source, router, tradeoff).path)
+    check_origin(entry, source)
 
 
 def run_of(agent, folder, **fit_kwargs):
@@ -348,10 +347,10 @@ def run_of(agent, folder, **fit_kwargs):
     return folder
 
 
-def test_run_is_entered_with_counted_decisions(testbed, tmp_path):
+def test_run_is_entered_with_counted_decisions(source, tmp_path):
     run_dir = run_of("ppo", tmp_path / "run")
     entry = entries.enter_run(run_dir, tmp_path / "entry.safetensors", "A. Name")
-    expected = decision_macs(runs.load(run_dir).router, testbed.source.spec)
+    expected = decision_macs(runs.load(run_dir).router, source.spec)
     assert entry.decision_macs == expected > 0
     assert (entry.router, entry.env, entry.weights) == ("ppo", ENV, "pretrained")
     assert same(entry, read_entry(tmp_path / "entry.safetensors"))
@@ -370,7 +369,7 @@ def test_run_on_finetuned_weights_says_so(tmp_path):
     run_dir = run_of("full", tmp_path / "run", kwargs={"weights": "finetuned"})
     entry = entries.enter_run(run_dir, tmp_path / "entry.safetensors", "A. Name")
     assert entry.weights == "finetuned"
-    elsewhere = entries.open_testbed(ENV, "finetuned")
+    elsewhere = entries.open_test(ENV, "finetuned")
     check_origin(entry, elsewhere)
 
 

@@ -12,6 +12,7 @@ from rnr_gym.experiments.leaderboard import mean_over_images, standing
 from rnr_gym.experiments.report import router_dir
 from rnr_gym.experiments.statistics import BUDGETS
 from tests.fixtures.comparisons import COMPARED, compare_quickly, read_results
+from tests.fixtures.digits import ENV
 from tests.fixtures.documents import ROOT
 from tests.fixtures.entries import CHANGE_AT, paper_entry, rewritten
 from tests.fixtures.records import MIDDLE, paper_testbed
@@ -168,6 +169,14 @@ def test_changed_paths_change_the_figures(report_dir, tmp_path):
     changed = leaderboard.validate(read_entry(out))
     assert changed.rows[8].compute > honest.rows[8].compute
     assert changed.regret != honest.regret
+
+
+@pytest.mark.usefixtures("_quick")
+def test_other_images_are_refused_before_a_table_is_built(monkeypatch):
+    monkeypatch.setattr(entries, "open_testbed", lambda *_: pytest.fail("a table was opened"))
+    digest = entries.origin(ENV, "pretrained", entries.open_test(ENV, "pretrained"))
+    with pytest.raises(ValueError, match="the paths are those of other images"):
+        leaderboard.validate(paper_entry(weights_digest=digest["weights_digest"]))
 
 
 # The committed leaderboard
