@@ -1,6 +1,7 @@
 """The figures of leaderboard entries, and the committed leaderboard."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -222,6 +223,31 @@ def test_first_row_is_not_above_itself(computed):
         for row in others:
             above = float(row["regret"]) - float(first["regret"])
             assert float(row["above_first"]) == pytest.approx(above, abs=1.1e-5)
+
+
+REPORTS = {
+    "RNR-CIFAR10-Table-v0": "cifar10-table",
+    "RNR-CIFAR10-v0": "cifar10",
+    "RNR-Digits-v0": "digits",
+}
+"""By id, the committed report with the same routers."""
+
+
+@pytest.mark.parametrize(("env", "report"), REPORTS.items())
+def test_regret_of_our_routers_is_that_of_the_report(board, env, report):
+    content = json.loads((BENCHMARKS / "results" / f"{report}.json").read_text())
+    for row in board.stored():
+        if (row["id"], row["author"]) != (env, "rnr-gym"):
+            continue
+        assert row["source_digest"] == content["provenance"]["weights and images"]
+        regrets = []
+        for reported in content["rows"]:
+            # Static routers have trade-offs of their own besides.
+            everywhere = np.isclose(reported["tradeoff"], EVAL_TRADEOFFS).any()
+            if (reported["router"], reported["seed"]) == (row["router"], 0) and everywhere:
+                regrets.append(reported["regret"])
+        assert len(regrets) == len(EVAL_TRADEOFFS)
+        assert float(row["regret"]) == pytest.approx(np.mean(regrets), abs=1e-5)
 
 
 COLUMNS = [f"accuracy_at_{BUDGETS[-1]:g}", "regret", "regret_low", "above_first_high", "router"]
