@@ -7,6 +7,7 @@ They go into one folder, which git ignores: `environment.md` (the docstring of `
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import os
@@ -24,7 +25,7 @@ from rnr_gym import RoutingEnv
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.classifier import bundled_classifiers
-from rnr_gym.experiments.formatting import number, percent
+from rnr_gym.experiments.formatting import MISSING, number, percent
 from rnr_gym.experiments.results import Results
 from rnr_gym.registration import IDS
 from rnr_gym.routing.spec import RoutingSpec
@@ -35,9 +36,12 @@ NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = ROOT / "benchmarks" / "throughput.json"
 CITATION = ROOT / "CITATION.cff"
+LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
 
 BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
 """Mean computes of the tables; those of `benchmarks/publish.py`."""
+AT_BUDGETS = tuple(f"accuracy_at_{budget:g}" for budget in BUDGETS)
+"""The columns of the leaderboard that are shown."""
 REFERENCES = ("random", "static", "confidence", "ppo", "dqn", "fqi", "oracle")
 """Routers of the reference scores, in the order of the tables."""
 ABOUT = {
@@ -81,6 +85,7 @@ def write_pages(folder: Path) -> None:
         "parts/ids.md": ids_table(),
         "parts/agents.md": agents_table(),
         "parts/throughput.md": throughput_table(),
+        "parts/leaderboard.md": leaderboard_tables(),
     }
     for env_id in IDS:
         pages[f"environments/{env_id.lower()}.md"] = id_page(env_id)
@@ -351,6 +356,40 @@ def throughput_table() -> str:
         rows.append([name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}"])
     conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
     return table(["contestant", "median", "range"], rows) + f"\nMeasured on: {conditions}.\n"
+
+
+def leaderboard_tables() -> str:
+    """The rows of `benchmarks/leaderboard.csv`, a table for each id and kind of weights."""
+    with LEADERBOARD.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    groups: dict[tuple[str, str, str], list[list[str]]] = {}
+    for row in rows:
+        author = row["author"]
+        if row["code"] != "-":
+            author = f"[{author}]({row['code']})"
+        accuracies = [percent(float(row[name]) if row[name] else None, None) for name in AT_BUDGETS]
+        share = f"{float(row['router_share']):.2%}"
+        cells = [row["router"], author, *accuracies]
+        cells += [with_interval(row, "regret", 4), with_interval(row, "above_first", 5), share]
+        group = (row["id"], row["weights"], row["weights_digest"])
+        groups.setdefault(group, []).append(cells)
+
+    budgets = [f"at {name.removeprefix('accuracy_at_')}" for name in AT_BUDGETS]
+    columns = ["router", "author", *budgets, "regret", "above the first", "router share (declared)"]
+    parts = []
+    for (env_id, kind, digest), cells_of_rows in groups.items():
+        parts.append(f"## {env_id}, {kind} weights `{digest}`\n")
+        parts.append(table(columns, cells_of_rows))
+    return "\n".join(parts)
+
+
+def with_interval(row: dict[str, str], name: str, decimals: int) -> str:
+    """`0.1225 [0.1176, 0.1276]`, or a dash."""
+    if not row[name]:
+        return MISSING
+    names = (name, f"{name}_low", f"{name}_high")
+    value, low, high = (f"{float(row[each]):.{decimals}f}" for each in names)
+    return f"{value} [{low}, {high}]"
 
 
 def cite_page() -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rnr_gym.envs import RoutingEnv as RoutingEnv
     from rnr_gym.envs import RoutingVectorEnv as RoutingVectorEnv
     from rnr_gym.experiments import runs
+    from rnr_gym.experiments.entries import enter_paths as enter_paths
+    from rnr_gym.experiments.entries import enter_router as enter_router
     from rnr_gym.experiments.evaluation import evaluate as evaluate
     from rnr_gym.experiments.evaluation import evaluate_paths as evaluate_paths
     from rnr_gym.routing.protocols import Router as Router
@@ -52,6 +54,8 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "RoutingVectorEnv": "envs",
     "TRADEOFF_RANGE": "routing.rewards",
     "Traversal": "routing.traversal",
+    "enter_paths": "experiments.entries",
+    "enter_router": "experiments.entries",
     "evaluate": "experiments.evaluation",
     "evaluate_paths": "experiments.evaluation",
     "fit_run": ("experiments.runs", "fit"),

@@ -298,18 +298,55 @@ def compare(
 
 
 @app.command
-def validate(report: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Compute a report again, and fail if a figure does not hold.
+def validate(
+    report: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[REPORT]")] = None,
+    entry: Path | None = None,
+) -> None:
+    """Compute a report again, and fail if a figure does not hold; or the figures of an entry.
 
-    Every stored router chooses again, and what its paths answer is looked up again; routers that
-    are no learners are fitted again, too.
+    Of a report, every stored router chooses again, and what its paths answer is looked up again;
+    routers that are no learners are fitted again, too. An entry of the leaderboard has no figures:
+    all are computed from its paths.
 
     Args:
         report: the folder that `rnr-gym compare` wrote.
+        entry: the file that `rnr-gym enter` wrote; instead of a report.
     """
-    from rnr_gym.experiments import validation
+    if report is not None and entry is None:
+        from rnr_gym.experiments import validation
 
-    console.print(f"verified {validation.validate(report)} rows")
+        console.print(f"verified {validation.validate(report)} rows")
+    elif entry is not None and report is None:
+        from rnr_gym.experiments import entries, leaderboard, scorecard
+
+        loaded = entries.read_entry(entry)
+        scorecard.print_standing(console, loaded, leaderboard.validate(loaded))
+    else:
+        given = "neither" if entry is None else f"{str(report)!r} and {str(entry)!r}"
+        raise ValueError(
+            f"`report` must be the folder of a comparison, or `--entry` a file, got {given}"
+        )
+
+
+@app.command
+def enter(
+    run: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    author: str,
+    code: str = "-",
+) -> None:
+    """Write an entry for the leaderboard: the path of every test image at every trade-off.
+
+    Args:
+        run: folder of a fitted router.
+        out: the file to write.
+        author: whose router it is.
+        code: address of its code; - if it is not public.
+    """
+    from rnr_gym.experiments import entries
+
+    entries.enter_run(run, out, author, code)
+    console.print(f"wrote {out}; now `rnr-gym validate --entry {out}`", soft_wrap=True)
 
 
 @app.command

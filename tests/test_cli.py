@@ -27,6 +27,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "validate",
+    "enter",
     "render",
     "demo",
     "export",
@@ -318,6 +319,16 @@ INVALID = {
     ),
     "render run": ([*RENDER, "--run", "OUT"], NO_RUN),
     "evaluate run": (["evaluate", "OUT"], NO_RUN),
+    "enter run": (["enter", "OUT", "--out", "OUT", "--author", "A. Name"], NO_RUN),
+    "validate nothing": (
+        ["validate"],
+        "`report` must be the folder of a comparison, or `--entry` a file, got neither",
+    ),
+    "validate both": (
+        ["validate", "OUT", "--entry", "OUT"],
+        "`report` must be the folder of a comparison, or `--entry` a file, got '",
+    ),
+    "validate entry": (["validate", "--entry", "OUT"], "`entry` must be a file, got '"),
     "validate report": (
         ["validate", "OUT"],
         "`report` must be the folder of a finished comparison",

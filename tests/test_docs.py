@@ -1,5 +1,6 @@
 """The site builds, every code block of the documents runs, and all that is public has a place."""
 
+import csv
 import functools
 import importlib.util
 import re
@@ -56,7 +57,7 @@ TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less
 DOWNLOADS = "downloads images"
 STARTS_CLUSTER = "starts a cluster that would stay"
 NEEDS_REPORT = "needs what a command has written that is not run here"
-QUICK = {"envs", "evaluate", "export", "render", "train"}
+QUICK = {"enter", "envs", "evaluate", "export", "render", "train", "validate"}
 """Subcommands that are run."""
 NOT_RUN = {
     "make quickstart": INSTALLS,
@@ -299,6 +300,15 @@ def test_reference_scores_are_those_of_the_report(generate):
     accuracy, _ = static.accuracy_at[report.comparison.budgets.index(0.3)]
     (row,) = re.findall(r"### Pretrained weights\n.*?\n(\| `static` [^\n]+)", page, re.DOTALL)
     assert row.split(" | ")[3] == f"{100 * accuracy:.1f}"
+
+
+def test_leaderboard_has_every_row(generate):
+    with generate.LEADERBOARD.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shown = re.findall(
+        r"^\| (\S.*?) \| .*\| (\d\.\d{4}) \[", generate.leaderboard_tables(), re.MULTILINE
+    )
+    assert shown == [(row["router"], f"{float(row['regret']):.4f}") for row in rows]
 
 
 def test_id_without_results_says_so(generate):
