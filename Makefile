@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check bench docs notebooks faults clean
+.PHONY: quickstart test check bench docs notebooks faults wheels clean
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
@@ -43,6 +43,10 @@ docs: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.drills.faults
+
+# The wheel in an empty environment of each Python of 3.11 to 3.13 that is there.
+wheels: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.drills.wheels
 
 clean:
 	rm -rf $(VENV) build dist docs/_build docs/generated .mypy_cache .ruff_cache .pytest_cache

@@ -18,8 +18,8 @@ import tyro
 from rnr_gym import storage
 from rnr_gym.experiments import leaderboard
 from rnr_gym.experiments.entries import Entry, read_entry
-from rnr_gym.experiments.leaderboard import Mean, Standing
-from rnr_gym.experiments.statistics import BUDGETS
+from rnr_gym.experiments.leaderboard import Standing
+from rnr_gym.experiments.statistics import BUDGETS, Mean, mean_over_images
 
 ENTRIES = Path(__file__).parent / "entries"
 BOARD = Path(__file__).parent / "leaderboard.csv"
@@ -115,7 +115,7 @@ def above(standing: Standing, first: Standing) -> Mean | None:
     """The regret above that of the first, paired by images; None where there is no regret."""
     if standing is first or standing.regrets is None or first.regrets is None:
         return None
-    return leaderboard.mean_over_images(standing.regrets - first.regrets, standing.original_id)
+    return mean_over_images(standing.regrets - first.regrets, standing.original_id)
 
 
 def number(value: float | None, decimals: int = 4) -> str:

@@ -66,6 +66,7 @@ NOT_RUN = {
     "make bench": INSTALLS,
     "make docs": INSTALLS,
     "make notebooks": INSTALLS,
+    "make wheels": INSTALLS,
     "make faults": INSTALLS,
     "python3 -m venv .venv": INSTALLS,
     "source .venv/bin/activate": INSTALLS,

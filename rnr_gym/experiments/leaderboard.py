@@ -6,28 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from rnr_gym.experiments import entries, figures, statistics
 from rnr_gym.experiments.entries import Entry
-from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, Evaluation, evaluate_paths
+from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, evaluate_paths
 from rnr_gym.experiments.results import Record, RouterFigures, Row, Testbed
 from rnr_gym.experiments.statistics import RouterOutcomes
 from rnr_gym.routing.protocols import Indices
-from rnr_gym.routing.route_table import RouteTable
 
 SEED = 0
-"""Of the bootstrap, and what stands for a router's seed, which an entry does not have."""
-BATCH = 100
-"""Resamples that are computed together; all of them at once would need 300 MB."""
-
-
-class Mean(NamedTuple):
-    """A mean over the images with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+"""Stands for a router's seed, which an entry does not have."""
 
 
 class Standing(NamedTuple):
@@ -50,7 +38,7 @@ class Standing(NamedTuple):
     plain_macs: int
     router_share: float
     regrets: NDArray[np.float64] | None
-    regret: Mean | None
+    regret: statistics.Mean | None
     original_id: Indices
 
 
@@ -93,8 +81,11 @@ def standing(entry: Entry, testbed: Testbed) -> Standing:
     regrets = None
     regret = None
     if testbed.table is not None:
-        regrets = _regrets(testbed.table, [evaluations[idx] for idx in everywhere])
-        regret = mean_over_images(regrets, testbed.original_id)
+        each = [
+            testbed.table.regrets(evaluations[idx].path, rows[idx].tradeoff) for idx in everywhere
+        ]
+        regrets = np.mean(each, axis=0)
+        regret = statistics.mean_over_images(regrets, testbed.original_id)
     outcomes = RouterOutcomes.of([evaluations], spec.plain_macs)
     return Standing(
         figures=figures.router_figures(entry.router, outcomes, rows),
@@ -105,41 +96,3 @@ def standing(entry: Entry, testbed: Testbed) -> Standing:
         regret=regret,
         original_id=testbed.original_id,
     )
-
-
-def _regrets(table: RouteTable, evaluations: list[Evaluation]) -> NDArray[np.float64]:
-    """Each image's mean regret, from evaluations at `EVAL_TRADEOFFS`; `(N,)`."""
-    total = np.zeros(len(table.labels))
-    image_idx = np.arange(len(table.labels))
-    for tradeoff, evaluation in zip(EVAL_TRADEOFFS, evaluations, strict=True):
-        # As in `RouteTable.regret`, before the mean over the images.
-        returns = table.returns(tradeoff)  # (E, N)
-        taken = returns[table.path_index(evaluation.path), image_idx]
-        total += returns.max(0) - taken
-    return total / len(evaluations)
-
-
-def mean_over_images(values: NDArray[np.float64], original_id: Indices) -> Mean:
-    """The mean of `values` `(N,)` and its 95 % percentile interval; originals are resampled."""
-    _, original = np.unique(original_id, return_inverse=True)
-    sums = np.bincount(original, weights=values)  # (G,)
-    num_versions = np.bincount(original)
-
-    def mean(originals: Indices, axis: int = -1) -> NDArray[np.float64]:
-        # An original that is drawn brings all its versions.
-        means: NDArray[np.float64] = sums[originals].sum(axis) / num_versions[originals].sum(axis)
-        return means
-
-    # Images that are all alike have an interval of no width, and no standard error.
-    with np.errstate(invalid="ignore"):
-        bootstrap = stats.bootstrap(
-            (np.arange(len(sums)),),
-            mean,
-            vectorized=True,
-            batch=BATCH,
-            n_resamples=statistics.RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(SEED),
-        )
-    low, high = bootstrap.confidence_interval
-    return Mean(value=float(values.mean()), low=float(low), high=float(high))

@@ -21,6 +21,16 @@ BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
 """Mean computes at which routers are compared."""
 RESAMPLES = 2000
 """Bootstrap resamples behind every interval."""
+BATCH = 100
+"""Resamples that are computed together; all of them at once would need 300 MB."""
+
+
+class Mean(NamedTuple):
+    """A mean over the images with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 class RouterOutcomes(NamedTuple):
@@ -321,6 +331,32 @@ def _curves(sums: _Sums, weights: Indices, seeds: Indices) -> list[AccuracyCurve
     for seed in seeds % len(sums.correct):
         curves.append(AccuracyCurve(accuracy[seed, order[seed]], compute[seed, order[seed]]))
     return curves
+
+
+def mean_over_images(values: NDArray[np.float64], original_id: Indices, seed: int = 0) -> Mean:
+    """The mean of `values` `(N,)` and its 95 % percentile interval; originals are resampled."""
+    _, original = np.unique(original_id, return_inverse=True)
+    sums = np.bincount(original, weights=values)  # (G,)
+    num_versions = np.bincount(original)
+
+    def mean(originals: Indices, axis: int = -1) -> NDArray[np.float64]:
+        # An original that is drawn brings all its versions.
+        means: NDArray[np.float64] = sums[originals].sum(axis) / num_versions[originals].sum(axis)
+        return means
+
+    # Images that are all alike have an interval of no width, and no standard error.
+    with np.errstate(invalid="ignore"):
+        bootstrap = stats.bootstrap(
+            (np.arange(len(sums)),),
+            mean,
+            vectorized=True,
+            batch=BATCH,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = bootstrap.confidence_interval
+    return Mean(value=float(values.mean()), low=float(low), high=float(high))
 
 
 def mean_difference_interval(

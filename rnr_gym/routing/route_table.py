@@ -175,9 +175,19 @@ class RouteTable:
         reward: str = "accuracy",
     ) -> float:
         """Mean return that the paths `(N, T)` lose against the oracle's; 0 or above."""
-        returns = self.returns(tradeoff, reward)
+        return float(self.regrets(paths, tradeoff, reward).mean())
+
+    def regrets(
+        self,
+        paths: NDArray[np.int8],
+        tradeoff: float,
+        reward: str = "accuracy",
+    ) -> NDArray[np.float64]:
+        """float64 `(N,)`: the return that each image's path `(N, T)` loses against the oracle's."""
+        returns = self.returns(tradeoff, reward)  # (E, N)
         taken = returns[self.path_index(paths), np.arange(len(self.labels))]
-        return float((returns.max(0) - taken).mean())
+        regrets: NDArray[np.float64] = returns.max(0) - taken
+        return regrets
 
     def path_index(self, paths: NDArray[np.integer]) -> NDArray[np.int64]:
         """int64 `(N,)`: the index of each whole path `(N, T)` in `self.paths`.

@@ -233,21 +233,16 @@ class Traversal:
                 continue
 
             # Features may be narrower than the widest layer's; the rest stays zero.
-            pooled = backbone.pool(group.features)  # (n, C) with C <= pooled_width
-            width = pooled.shape[1]
-            mean = backbone.summary_mean[group.layer, :width]
-            std = backbone.summary_std[group.layer, :width]
+            pooled = pooled_z_scores(backbone, group.features, group.layer)
             batch_idx = torch.from_numpy(group.batch_idx)
-            z_scores[batch_idx, :width] = ((pooled - mean) / std).clamp(-CLIP, CLIP)
+            z_scores[batch_idx, : pooled.shape[1]] = pooled
         return z_scores
 
     def _glance_z_scores(self) -> Tensor:
         """The glance's pooled features `(N, G)`, z-scored; zeros where it did not run."""
-        backbone = self.backbone
-        pooled = self.glance_pooled.float()
         if 0 not in self.exit_layers:
-            return pooled
-        return ((pooled - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
+            return self.glance_pooled.float()
+        return glance_z_scores(self.backbone, self.glance_pooled)
 
     def _grad_mode(self) -> AbstractContextManager[Any]:
         if self.grad:
@@ -341,6 +336,20 @@ class Traversal:
         pooled = self.glance_pooled.detach().index_select(0, idx)
         logits = self.glance_logits.detach().index_select(0, idx)
         return torch.cat([pooled, logits.softmax(1)], 1)
+
+
+def pooled_z_scores(backbone: Backbone, features: Tensor, layer: int) -> Tensor:
+    """Pooled features `(N, C)` that arrive at a layer, z-scored and clipped to +-`CLIP`."""
+    pooled = backbone.pool(features)  # (N, C) with C <= pooled_width
+    width = pooled.shape[1]
+    mean = backbone.summary_mean[layer, :width]
+    std = backbone.summary_std[layer, :width]
+    return ((pooled - mean) / std).clamp(-CLIP, CLIP)
+
+
+def glance_z_scores(backbone: Backbone, pooled: Tensor) -> Tensor:
+    """The glance's pooled features `(N, G)`, z-scored and clipped to +-`CLIP`."""
+    return ((pooled.float() - backbone.glance_mean) / backbone.glance_std).clamp(-CLIP, CLIP)
 
 
 def _checked_exits(backbone: Backbone, exits: Collection[int]) -> frozenset[int]:

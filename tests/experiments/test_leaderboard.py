@@ -9,9 +9,9 @@ import pytest
 from rnr_gym.experiments import entries, leaderboard
 from rnr_gym.experiments.entries import read_entry
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
-from rnr_gym.experiments.leaderboard import mean_over_images, standing
+from rnr_gym.experiments.leaderboard import standing
 from rnr_gym.experiments.report import router_dir
-from rnr_gym.experiments.statistics import BUDGETS
+from rnr_gym.experiments.statistics import BUDGETS, mean_over_images
 from tests.fixtures.comparisons import COMPARED, compare_quickly, read_results
 from tests.fixtures.digits import ENV
 from tests.fixtures.documents import ROOT
