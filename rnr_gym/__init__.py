@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rnr_gym.experiments.entries import enter_router as enter_router
     from rnr_gym.experiments.evaluation import evaluate as evaluate
     from rnr_gym.experiments.evaluation import evaluate_paths as evaluate_paths
+    from rnr_gym.onnx import export_onnx as export_onnx
     from rnr_gym.routing.protocols import Router as Router
     from rnr_gym.routing.rewards import TRADEOFF_RANGE as TRADEOFF_RANGE
     from rnr_gym.routing.route_table import RouteTable as RouteTable
@@ -58,6 +59,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "enter_router": "experiments.entries",
     "evaluate": "experiments.evaluation",
     "evaluate_paths": "experiments.evaluation",
+    "export_onnx": "onnx",
     "fit_run": ("experiments.runs", "fit"),
     "load_images": ("data", "load"),
     "load_run": ("experiments.runs", "load"),

@@ -74,6 +74,7 @@ NOT_RUN = {
     "pip install -e '.[notebooks]'": INSTALLS,
     "pip install 'rnr-gym[minari]'": INSTALLS,
     "pip install 'rnr-gym[ray]'": INSTALLS,
+    "pip install 'rnr-gym[onnx]' onnxruntime": INSTALLS,
     "ray start --head": STARTS_CLUSTER,
     "ray start --address=HOST:6379": STARTS_CLUSTER,
     "rnr-gym compare RNR-Digits-v0 --agents static confidence ppo --engine ray "

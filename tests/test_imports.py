@@ -21,6 +21,7 @@ ORDER = (
     {"sb3"},
     {"agents"},
     {"classifier"},
+    {"onnx"},
     {"experiments"},
     {"demo"},
     {"cli"},
