@@ -34,6 +34,7 @@ DOCS = ROOT / "docs"
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = ROOT / "benchmarks" / "throughput.json"
+LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 
 BUDGETS = (0.1, 0.2, 0.3, 0.45, 0.6)
@@ -81,6 +82,8 @@ def write_pages(folder: Path) -> None:
         "parts/ids.md": ids_table(),
         "parts/agents.md": agents_table(),
         "parts/throughput.md": throughput_table(),
+        "parts/libraries.md": libraries_table(),
+        "parts/conflicts.md": conflicts_list(),
     }
     for env_id in IDS:
         pages[f"environments/{env_id.lower()}.md"] = id_page(env_id)
@@ -351,6 +354,50 @@ def throughput_table() -> str:
         rows.append([name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}"])
     conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
     return table(["contestant", "median", "range"], rows) + f"\nMeasured on: {conditions}.\n"
+
+
+def libraries() -> list[dict[str, Any]]:
+    """What `benchmarks/libraries.py` has found, one entry per library."""
+    return json.loads(LIBRARIES.read_text())["libraries"]
+
+
+def libraries_table() -> str:
+    """Other people's libraries: what was run, with which line, and with which versions."""
+    rows = []
+    for entry in libraries():
+        name = entry["name"]
+        if entry["guides"]:
+            guide = Path(entry["guides"][0]).relative_to("docs")
+            name = f"[{name}]({guide.as_posix()})"
+        runs = entry["runs"]
+        if entry["note"]:
+            runs += f" ({entry['note']})"
+        tests = "test" if entry["num_tests"] == 1 else "tests"
+        verdict = "passed" if entry["passed"] else "failed"
+        beside = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
+        rows.append(
+            [
+                name,
+                entry["version"],
+                runs,
+                f"`{entry['line']}`",
+                f"{entry['num_tests']} {tests} {verdict}, {entry['steps']:,} steps",
+                beside,
+            ]
+        )
+    return table(["library", "version", "what runs", "line", "result", "with"], rows)
+
+
+def conflicts_list() -> str:
+    """What `pip check` says of each library, as it was installed."""
+    lines = []
+    for entry in libraries():
+        if entry["unpinned"]:
+            lines.append(f"* {entry['name']}, installed without what it requires:")
+        elif entry["conflicts"]:
+            lines.append(f"* {entry['name']}:")
+        lines += [f"  * {conflict}" for conflict in entry["conflicts"]]
+    return "\n".join(lines) + "\n"
 
 
 def cite_page() -> str:
