@@ -95,7 +95,7 @@ LIBRARIES = (
         line="python -m cleanrl.dqn --env-id rnr_gym:RNR-Digits-v0",
         unpinned=("cleanrl==1.2.0",),
         guides=("docs/guides/single_file.md",),
-        note="its `ppo.py` needs the older Gym; the package asks for Python before 3.11",
+        note="Its `ppo.py` needs the older Gym, and the package asks for Python before 3.11",
     ),
     Library(
         name="RLlib",

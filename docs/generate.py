@@ -363,29 +363,34 @@ def libraries() -> list[dict[str, Any]]:
 
 def libraries_table() -> str:
     """Other people's libraries: what was run, with which line, and with which versions."""
+    entries = libraries()
     rows = []
-    for entry in libraries():
+    for entry in entries:
         name = entry["name"]
         if entry["guides"]:
             guide = Path(entry["guides"][0]).relative_to("docs")
             name = f"[{name}]({guide.as_posix()})"
         runs = entry["runs"]
         if entry["note"]:
-            runs += f" ({entry['note']})"
-        tests = "test" if entry["num_tests"] == 1 else "tests"
+            runs += f". {entry['note']}"
         verdict = "passed" if entry["passed"] else "failed"
-        beside = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
         rows.append(
             [
-                name,
-                entry["version"],
+                f"{name} {entry['version']}",
                 runs,
                 f"`{entry['line']}`",
-                f"{entry['num_tests']} {tests} {verdict}, {entry['steps']:,} steps",
-                beside,
+                f"{verdict}, {entry['steps']:,} steps",
             ]
         )
-    return table(["library", "version", "what runs", "line", "result", "with"], rows)
+
+    # Which libraries were run with the same versions of other packages.
+    together: dict[str, list[str]] = {}
+    for entry in entries:
+        beside = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
+        together.setdefault(beside, []).append(entry["name"])
+    parts = [table(["library", "what runs", "line", "result"], rows)]
+    parts += [f"* with {beside}: {', '.join(names)}" for beside, names in together.items()]
+    return "\n".join(parts) + "\n"
 
 
 def conflicts_list() -> str:
