@@ -77,6 +77,10 @@ NOT_RUN = {
     "pip install -e .": INSTALLS,
     "pip install -e '.[notebooks]'": INSTALLS,
     "pip install 'rnr-gym[minari]'": INSTALLS,
+    "pip install 'rnr-gym[minari]' gym==0.26.2 structlog colorama dataclasses-json": INSTALLS,
+    "pip install mo-gymnasium pymoo wandb": INSTALLS,
+    "pip install --no-deps d3rlpy==2.8.1": INSTALLS,
+    "pip install --no-deps morl-baselines==1.3.0": INSTALLS,
     "pip install --no-deps --ignore-requires-python cleanrl==1.2.0": INSTALLS,
     "python -m cleanrl.dqn --env-id rnr_gym:RNR-Digits-v0 --gamma 1.0 --total-timesteps 50000": (
         NEEDS_LIBRARY
