@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check bench docs notebooks faults wheels clean
+.PHONY: quickstart test check bench docs notebooks faults libraries wheels clean
 
 quickstart: $(VENV)/.installed
 	@n=1; while [ -e reports/quickstart-$$n/results.json ]; do n=$$((n + 1)); done; \
@@ -40,6 +40,11 @@ $(VENV)/.installed-dev: pyproject.toml
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# Installs other people's libraries, each into an environment that sees this one's packages, and trains with them:
+# two gigabytes, ten minutes on two cores.
+libraries: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/libraries.py --base $(BIN)/python
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.drills.faults

@@ -35,6 +35,7 @@ DOCS = ROOT / "docs"
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = ROOT / "benchmarks" / "throughput.json"
+LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
 
@@ -86,6 +87,8 @@ def write_pages(folder: Path) -> None:
         "parts/agents.md": agents_table(),
         "parts/throughput.md": throughput_table(),
         "parts/leaderboard.md": leaderboard_tables(),
+        "parts/libraries.md": libraries_table(),
+        "parts/conflicts.md": conflicts_list(),
     }
     for env_id in IDS:
         pages[f"environments/{env_id.lower()}.md"] = id_page(env_id)
@@ -390,6 +393,55 @@ def with_interval(row: dict[str, str], name: str, decimals: int) -> str:
     names = (name, f"{name}_low", f"{name}_high")
     value, low, high = (f"{float(row[each]):.{decimals}f}" for each in names)
     return f"{value} [{low}, {high}]"
+
+
+def libraries() -> list[dict[str, Any]]:
+    """What `benchmarks/libraries.py` has found, one entry per library."""
+    return json.loads(LIBRARIES.read_text())["libraries"]
+
+
+def libraries_table() -> str:
+    """Other people's libraries: what was run, with which line, and with which versions."""
+    entries = libraries()
+    rows = []
+    for entry in entries:
+        name = entry["name"]
+        if entry["guides"]:
+            guide = Path(entry["guides"][0]).relative_to("docs")
+            name = f"[{name}]({guide.as_posix()})"
+        runs = entry["runs"]
+        if entry["note"]:
+            runs += f". {entry['note']}"
+        verdict = "passed" if entry["passed"] else "failed"
+        rows.append(
+            [
+                f"{name} {entry['version']}",
+                runs,
+                f"`{entry['line']}`",
+                f"{verdict}, {entry['steps']:,} steps",
+            ]
+        )
+
+    # Which libraries were run with the same versions of other packages.
+    together: dict[str, list[str]] = {}
+    for entry in entries:
+        beside = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
+        together.setdefault(beside, []).append(entry["name"])
+    parts = [table(["library", "what runs", "line", "result"], rows)]
+    parts += [f"* with {beside}: {', '.join(names)}" for beside, names in together.items()]
+    return "\n".join(parts) + "\n"
+
+
+def conflicts_list() -> str:
+    """What `pip check` says of each library, as it was installed."""
+    lines = []
+    for entry in libraries():
+        if entry["unpinned"]:
+            lines.append(f"* {entry['name']}, installed without what it requires:")
+        elif entry["conflicts"]:
+            lines.append(f"* {entry['name']}:")
+        lines += [f"  * {conflict}" for conflict in entry["conflicts"]]
+    return "\n".join(lines) + "\n"
 
 
 def cite_page() -> str:

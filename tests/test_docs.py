@@ -3,11 +3,13 @@
 import csv
 import functools
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -45,14 +47,18 @@ def documents():
 NOT_CODE = {"text", "bibtex", "{eval-rst}"}
 """Languages of blocks that nobody runs."""
 LIBRARIES = {
-    "docs/guides/rllib.md": "ray",
-    "docs/guides/torchrl.md": "torchrl",
+    "docs/guides/d3rlpy.md": "d3rlpy",
     "docs/guides/mo_gymnasium.md": "mo_gymnasium",
+    "docs/guides/morl_baselines.md": "morl_baselines",
     "docs/guides/offline.md": "minari",
+    "docs/guides/rllib.md": "ray",
+    "docs/guides/tianshou.md": "tianshou",
+    "docs/guides/torchrl.md": "torchrl",
 }
 """Pages about a library that this package does not need; they are run where it is installed."""
 
 INSTALLS = "installs packages"
+NEEDS_LIBRARY = "needs another library; its test in tests/libraries runs it"
 TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less"
 DOWNLOADS = "downloads images"
 STARTS_CLUSTER = "starts a cluster that would stay"
@@ -68,6 +74,7 @@ NOT_RUN = {
     "make notebooks": INSTALLS,
     "make wheels": INSTALLS,
     "make faults": INSTALLS,
+    "make libraries": INSTALLS,
     "python3 -m venv .venv": INSTALLS,
     "source .venv/bin/activate": INSTALLS,
     "pip install -e .": INSTALLS,
@@ -78,7 +85,15 @@ NOT_RUN = {
     "ray start --head": STARTS_CLUSTER,
     "ray start --address=HOST:6379": STARTS_CLUSTER,
     "rnr-gym compare RNR-Digits-v0 --agents static confidence ppo --engine ray "
-    "--out reports/cluster": "needs a cluster; `tests/experiments/test_cluster.py` starts one",
+    "--out reports/cluster": "needs a cluster; `tests/libraries/test_ray.py` starts one",
+    "pip install 'rnr-gym[minari]' gym==0.26.2 structlog colorama dataclasses-json": INSTALLS,
+    "pip install mo-gymnasium pymoo wandb": INSTALLS,
+    "pip install --no-deps d3rlpy==2.8.1": INSTALLS,
+    "pip install --no-deps morl-baselines==1.3.0": INSTALLS,
+    "pip install --no-deps --ignore-requires-python cleanrl==1.2.0": INSTALLS,
+    "python -m cleanrl.dqn --env-id rnr_gym:RNR-Digits-v0 --gamma 1.0 --total-timesteps 50000": (
+        NEEDS_LIBRARY
+    ),
     "python benchmarks/throughput.py --out benchmarks/throughput.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
@@ -137,6 +152,8 @@ def check_command(words):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for extra in re.findall(r"\[(\w+)\]", args[-1]):
             assert extra in project["optional-dependencies"]
+    elif args[:2] == ["-m", "cleanrl.dqn"]:
+        assert args[args.index("--env-id") + 1].removeprefix("rnr_gym:") in IDS
     elif program == "python":
         assert (ROOT / args[0]).is_file(), words
     elif program == "ray":
@@ -181,6 +198,8 @@ def test_code_blocks_run(document, tmp_path, monkeypatch):
     digits.use_few_digits(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    # A cluster of its own, even where another one runs.
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     namespace = {"__name__": "__main__"}
     for block in blocks(document):
         if block.language == "python":
@@ -258,14 +277,70 @@ def test_document_names_existing_files(document):
 # What has to be there
 
 
+def module_of(path):
+    """A module that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    # Where dataclasses look for it.
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def generate():
     """The module that writes pages."""
     pytest.importorskip("yaml", reason=NEEDS_EXTRA)
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(DOCS / "generate.py")
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The module that tests other libraries."""
+    return module_of(ROOT / "benchmarks" / "libraries.py")
+
+
+@pytest.fixture(scope="module")
+def entries(benchmark):
+    """What it has found, by the file of tests."""
+    found = json.loads(benchmark.RESULTS.read_text())["libraries"]
+    return {entry["tests"]: entry for entry in found}
+
+
+def test_every_library_has_passed(entries):
+    files = {path.name for path in (ROOT / "tests" / "libraries").glob("test_*.py")}
+    assert entries.keys() == files
+    for entry in entries.values():
+        assert entry["passed"], entry["name"]
+        assert entry["steps"] >= 500, entry["name"]
+
+
+def test_results_of_libraries_are_of_what_is_installed_now(benchmark, entries):
+    for library in benchmark.LIBRARIES:
+        # As it is read from JSON, which has no tuples.
+        now = json.loads(json.dumps(asdict(library)))
+        assert now.items() <= entries[library.tests].items(), "run `make libraries`"
+
+
+def test_guides_of_libraries_are_run_by_their_tests(entries):
+    run = {guide for entry in entries.values() for guide in entry["guides"]}
+    assert LIBRARIES.keys() <= run
+
+
+def test_unknown_library_is_an_error(benchmark, tmp_path):
+    out = tmp_path / "libraries.json"
+    with pytest.raises(SystemExit, match=r"`only` must be of Gymnasium, .*, got Acme"):
+        benchmark.main(benchmark.Args(only=("Acme",), out=out))
+    assert not out.exists()
+
+
+def test_libraries_have_row(generate, entries):
+    lines = generate.libraries_table().splitlines()
+    rows = [line for line in lines if line.startswith("|")][2:]
+    assert len(rows) == len(entries)
+    for row, entry in zip(rows, entries.values(), strict=True):
+        assert entry["name"] in row
+        assert f"`{entry['line']}`" in row
 
 
 def test_ids_have_sentence_and_row(generate):

@@ -91,7 +91,7 @@ def export(fit_config: FitConfig, behaviours: Sequence[str]) -> dict[str, float]
     scores = {}
     for name, dataset_id in ids.items():
         episodes = _episodes(table, done[name].paths, tradeoffs, fit_config.seed)
-        _write(dataset_id, episodes, name, fit_config, floor, ceiling)
+        _write(dataset_id, episodes, name, fit_config, table.spec.num_layers, floor, ceiling)
         scores[dataset_id] = (float(done[name].returns.mean()) - floor) / (ceiling - floor)
     return scores
 
@@ -207,6 +207,7 @@ def _write(
     episodes: list[EpisodeBuffer],
     behaviour: str,
     fit_config: FitConfig,
+    num_layers: int,
     floor: float,
     ceiling: float,
 ) -> None:
@@ -215,6 +216,8 @@ def _write(
     # `rnr_gym:` makes Gymnasium import the package, where the data set is used.
     env_id = f"rnr_gym:{fit_config.env}"
     kwargs: dict[str, Any] = {**fit_config.kwargs, "tradeoff": fit_config.tradeoffs}
+    # A limit that no episode reaches: d3rlpy opens only data sets of environments that have one.
+    kwargs["max_episode_steps"] = num_layers + 1
     low, high = fit_config.tradeoffs
     with warnings.catch_warnings():
         # Whoever exports is the author, and need not leave a name.

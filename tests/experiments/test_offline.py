@@ -83,6 +83,20 @@ def test_environments_are_recovered(exported):
     assert test.spec.kwargs["split"] == "test"
 
 
+def test_recovered_environments_have_a_limit_that_is_never_reached(exported):
+    """d3rlpy's `get_minari` puts what it recovers into a `TimeLimit`, which needs a number."""
+    dataset = dataset_of("oracle")
+    for env in (dataset.recover_environment(), dataset.recover_environment(eval_env=True)):
+        num_layers = env.unwrapped.routing_spec.num_layers
+        assert env.spec.max_episode_steps > num_layers
+        env.reset(seed=0)
+        # The full path, the longest there is.
+        for layer in range(num_layers):
+            _, _, terminated, truncated, _ = env.step(env.action_space.n - 1)
+            assert terminated == (layer == num_layers - 1)
+            assert not truncated
+
+
 def test_export_refuses_what_is_there(exported):
     message = "must be new data sets, got rnr/digits/oracle-v0, which Minari has"
     with pytest.raises(FileExistsError, match=message):
