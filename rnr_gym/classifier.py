@@ -17,6 +17,7 @@ from rnr_gym import agents, checks, storage
 from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.backbones import Backbone, zoo
 from rnr_gym.backbones import weights as weight_files
+from rnr_gym.backbones.folding import folded
 from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
 from rnr_gym.routing.rollout import decision_macs, follow, route
@@ -103,7 +104,8 @@ class RoutedClassifier(ModelHubMixin):
     keep the two together, as safetensors.
 
     Args:
-        backbone: in evaluation mode, on the device that it is to run on.
+        backbone: in evaluation mode, on the device that it is to run on. What runs is a copy with
+            its batch-norms folded, so weights that change later change nothing here.
         router: anything with `predict`.
         exits: as the router was fitted.
         curve: needed for `compute=`.
@@ -119,6 +121,7 @@ class RoutedClassifier(ModelHubMixin):
         agent: str | None = None,
     ) -> None:
         self.backbone = backbone
+        self.network = folded(backbone)
         self.router = router
         self.exits = checks.flag("exits", exits)
         self.curve = curve
@@ -173,7 +176,7 @@ class RoutedClassifier(ModelHubMixin):
     def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
         # Before they are moved.
         self.backbone.check_images(images)
-        return Traversal.start(self.backbone, images.to(self.backbone.device), exits)
+        return Traversal.start(self.network, images.to(self.network.device), exits)
 
     def _routed(self, state: Traversal, macs: NDArray[np.int64]) -> Routed:
         return Routed(

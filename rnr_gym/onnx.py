@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rnr_gym import checks, storage
 from rnr_gym.agents.sb3 import Sb3Router
-from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.base import Backbone, pooled_channels
 from rnr_gym.backbones.multipath import Branch
 from rnr_gym.classifier import RoutedClassifier
 from rnr_gym.routing.observations import confidence_features, quantisation_steps
@@ -236,7 +236,7 @@ class RoutedNetwork(nn.Module):
         pooled = state.x.new_zeros(1, 0)
         # At layer 0 the stem may not have run yet.
         if layer > 0 or not spec.stem_waits:
-            pooled = pooled_z_scores(backbone, state.x, layer)
+            pooled = pooled_z_scores(backbone, pooled_channels(state.x), layer)
         parts = [F.pad(pooled, (0, backbone.pooled_width - pooled.shape[1]))]
         if not backbone.summary_groups:
             parts.append(glance_z_scores(backbone, glance[0]) if spec.stem_waits else glance[0])

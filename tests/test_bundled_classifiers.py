@@ -204,7 +204,13 @@ def test_bundled_backbone_is_not_shared(routers):
     with torch.no_grad():
         changed.backbone.head.linear.bias += 1.0
     pixels = small.pixels(2)
-    assert not torch.equal(changed(pixels).logits, untouched(pixels).logits)
+    again = RoutedClassifier(untouched.backbone, untouched.router)
+    assert torch.equal(again(pixels).logits, untouched(pixels).logits)
+
+    # What runs is a copy, so a change needs another classifier.
+    assert torch.equal(changed(pixels).logits, untouched(pixels).logits)
+    other = RoutedClassifier(changed.backbone, changed.router)
+    assert not torch.equal(other(pixels).logits, untouched(pixels).logits)
 
 
 def test_bundled_classifiers_list_their_agents(backbone, routers):

@@ -353,17 +353,21 @@ class Backbone(nn.Module):
 
         uint8 images are scaled to 0..1 first; float images have to be.
         """
+        # Channels last, as convolutions of few channels run fastest.
+        images = images.contiguous(memory_format=torch.channels_last)
         if images.dtype == torch.uint8:
-            images = images.to(self.image_mean.dtype) / 255.0
-        return (images - self.image_mean) / self.image_std
+            images = images.to(self.image_mean.dtype).div_(255.0)
+        return (images - self.image_mean).div_(self.image_std)
 
     def pool(self, features: Tensor) -> Tensor:
         """What a summary holds of features `(N, C, H, W)`, before it is z-scored.
 
         Returns float32 `(N, C)`, or `(N, summary_groups)` if there are groups.
         """
-        # In single precision even if the network runs in half precision.
-        pooled = features.float().mean((2, 3))  # (N, C)
+        return self.condense(pooled_channels(features).float())
+
+    def condense(self, pooled: Tensor) -> Tensor:
+        """The same from the mean of each channel, `(N, C)`."""
         if not self.summary_groups:
             return pooled
         return pooled.unflatten(1, (self.summary_groups, -1)).mean(2)
@@ -374,6 +378,14 @@ class Backbone(nn.Module):
         It shares this backbone's weights or, where a layer has to be converted, copies them.
         """
         raise NotImplementedError
+
+
+def pooled_channels(features: Tensor) -> Tensor:
+    """Features `(N, C, H, W)` -> `(N, C)`, the mean of each channel.
+
+    In single precision even if the network runs in half precision.
+    """
+    return features.mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 def check_shape(

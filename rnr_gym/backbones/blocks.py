@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnr_gym.backbones.folding import fused
 from rnr_gym.backbones.macs import conv_macs, linear_macs
 
 
@@ -40,19 +41,20 @@ def residual_branch(in_width: int, inner: int, width: int, stride: int) -> nn.Se
 class PlainBlock(nn.Module):
     """The ordinary residual block: shortcut plus branch, then ReLU."""
 
-    def __init__(self, shortcut: nn.Module, branch: nn.Module) -> None:
+    def __init__(self, shortcut: Shortcut, branch: nn.Module) -> None:
         super().__init__()
         self.shortcut = shortcut
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.branch(x))
+        return self.shortcut.rectified_sum(x, self.branch(x))
 
 
 class PooledHead(nn.Module):
     """Global average pooling and one linear map.
 
-    Features `(N, c <= C, H, W)` -> logits `(N, classes)`. The head reads only the channels that
+    Features `(N, c <= C, H, W)`, or `(N, c)` if they have been averaged over the pixels already,
+    -> logits `(N, classes)`. The head reads only the channels that
     arrive, so a pruned stream pays for no more.
 
     Args:
@@ -67,9 +69,12 @@ class PooledHead(nn.Module):
         self.context = nn.Linear(context, classes, bias=False) if context else None
 
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+        pooled = features
+        if features.ndim == 4:
+            pooled = features.mean((2, 3))
         # A pruned stream holds the first channels, never others.
-        weight = self.linear.weight[:, : features.shape[1]]
-        logits = F.linear(features.mean((2, 3)), weight, self.linear.bias)
+        weight = self.linear.weight[:, : pooled.shape[1]]
+        logits = F.linear(pooled, weight, self.linear.bias)
 
         if self.context is None or context is None:
             return logits
@@ -95,11 +100,22 @@ class Shortcut(nn.Module):
         self.extra = width - in_width
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
+        kept = self._kept(x)
         # Zeros at the end of the channels: pads are given from the last axis backwards.
         if self.extra:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.extra))
+            kept = F.pad(kept, (0, 0, 0, 0, 0, self.extra))
+        return kept
+
+    def rectified_sum(self, x: Tensor, branch: Tensor) -> Tensor:
+        """ReLU of what the shortcut makes of `x` plus a branch's output, which is overwritten."""
+        kept = self._kept(x)
+        # No zeros are added, and no memory is fetched, which would take longer than the sum.
+        branch[:, : kept.shape[1]] += kept
+        return F.relu(branch, inplace=True)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            return x[:, :, :: self.stride, :: self.stride]
         return x
 
 
@@ -132,17 +148,22 @@ class WhitenedStem(nn.Module):
         self.register_buffer("filters", torch.randn(num_filters, channels, 2, 2) / 2.0)
         self.bias = nn.Parameter(torch.zeros(num_filters))
         self.conv = nn.Conv2d(num_filters, width, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.BatchNorm2d(width)
 
         self.side = strided((height, width_px), 2)
         whitening_macs = conv_macs(channels, num_filters, self.side, kernel=2)
         self.macs = whitening_macs + conv_macs(num_filters, width, self.side)
 
+    def fold(self) -> None:
+        """From now on, run a convolution that has its norm in it."""
+        self.conv = fused(self.conv.weight, self.norm)
+        self.norm = nn.Identity()
+
     def forward(self, images: Tensor) -> Tensor:
         # Odd sides get one zero row or column, so that every pixel lies in a patch.
         even = F.pad(images, (0, images.shape[3] % 2, 0, images.shape[2] % 2))
         whitened = F.gelu(F.conv2d(even, self.filters, self.bias, stride=2))
-        return F.relu(self.norm(self.conv(whitened)))
+        return F.relu(self.norm(self.conv(whitened)), inplace=True)
 
 
 class ResidualGlance(nn.Module):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch
+from rnr_gym.backbones.folding import fused
 from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import conv_macs
 
@@ -99,17 +100,29 @@ class PrunedResidualLayer(Layer):
         self.norm1 = PrefixBatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.ModuleList(nn.BatchNorm2d(width) for _ in self.inner)
+        self.folded = nn.ModuleList()
 
         self.num_paths = self.first_sub_path + groups
         self.widths = [width] * self.num_paths
 
+    def fold(self) -> None:
+        """From now on, run convolutions that have their norm in them."""
+        for inner, norm2 in zip(self.inner, self.norm2, strict=True):
+            first = fused(self.conv1.weight[:inner], self.norm1, self.stride)
+            second = fused(self.conv2.weight[:, :inner], norm2)
+            self.folded.append(nn.Sequential(first, nn.ReLU(inplace=True), second))
+
     def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
         group_idx = sub_path - self.first_sub_path
+        if self.folded:
+            return self.shortcut.rectified_sum(x, self.folded[group_idx](x))
+
         inner = self.inner[group_idx]
         # Weights are sliced, not masked: channels that are left out cost no time.
         y = F.conv2d(x, self.conv1.weight[:inner], stride=self.stride, padding=1)
-        y = F.conv2d(F.relu(self.norm1(y)), self.conv2.weight[:, :inner], padding=1)
-        return F.relu(self.shortcut(x) + self.norm2[group_idx](y))
+        y = F.relu(self.norm1(y), inplace=True)
+        y = F.conv2d(y, self.conv2.weight[:, :inner], padding=1)
+        return self.shortcut.rectified_sum(x, self.norm2[group_idx](y))
 
     def macs(self, sub_path: int, in_width: int) -> int:
         inner = self.inner[sub_path - self.first_sub_path]
@@ -162,7 +175,7 @@ class PrunedConvLayer(Layer):
         prev_idx = -1
         if prev_sub_path is not None:
             prev_idx = prev_sub_path - self.first_sub_path
-        return F.relu(self.norms[prev_idx](y))
+        return F.relu(self.norms[prev_idx](y), inplace=True)
 
     def macs(self, sub_path: int, in_width: int) -> int:
         return conv_macs(in_width, self.widths[sub_path], self.side)

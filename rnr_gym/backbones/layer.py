@@ -50,7 +50,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def exit(self, features: Tensor, context: Tensor | None = None) -> Tensor:
-        """Features `(N, C, H, W)` as they arrive at this layer -> logits `(N, classes)`.
+        """Features as they arrive at this layer, see `PooledHead` -> logits `(N, classes)`.
 
         `context`, `(N, G + classes)`, holds the glance's pooled features and class probabilities,
         for exit heads that read them.

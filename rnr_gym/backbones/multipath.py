@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, round_to_eight
+from rnr_gym.backbones.folding import fused
 from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import conv_macs
 
@@ -35,9 +36,21 @@ class Branch(nn.Module):
         self.norms1 = shared_norms(inner, num_prev)
         self.conv2 = nn.Conv2d(inner, width, 3, 1, 1, bias=False)
         self.norms2 = shared_norms(width, num_prev)
+        self.folded = nn.ModuleList()
+
+    def fold(self) -> None:
+        """From now on, run convolutions that have their norm in them."""
+        stride = self.conv1.stride[0]
+        for norm1, norm2 in zip(self.norms1, self.norms2, strict=True):
+            first = fused(self.conv1.weight, norm1, stride)
+            second = fused(self.conv2.weight, norm2)
+            self.folded.append(nn.Sequential(first, nn.ReLU(inplace=True), second))
 
     def forward(self, x: Tensor, prev_idx: int) -> Tensor:
-        x = F.relu(self.norms1[prev_idx](self.conv1(x)))
+        if self.folded:
+            whole: Tensor = self.folded[prev_idx](x)
+            return whole
+        x = F.relu(self.norms1[prev_idx](self.conv1(x)), inplace=True)
         y: Tensor = self.norms2[prev_idx](self.conv2(x))
         return y
 
@@ -94,9 +107,9 @@ class MultiPathLayer(Layer):
         self.widths = [width] * self.num_paths
 
     def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
-        kept: Tensor = self.shortcut(x)
         # Identity; the features are rectified already, by the layer before or the stem.
         if sub_path == self.first_sub_path:
+            kept: Tensor = self.shortcut(x)
             return kept
 
         # Without a previous sub-path, as at the full path: the last norm.
@@ -104,7 +117,7 @@ class MultiPathLayer(Layer):
         if prev_sub_path is not None:
             prev_idx = prev_sub_path - self.first_sub_path
         branch = self.branches[sub_path - self.first_sub_path - 1]
-        return F.relu(kept + branch(x, prev_idx))
+        return self.shortcut.rectified_sum(x, branch(x, prev_idx))
 
     def macs(self, sub_path: int, in_width: int) -> int:
         # Identity computes nothing, and the exit is counted by its head.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.folding import folded
 from rnr_gym.data import ImageSet
 from rnr_gym.routing.protocols import Indices, Outcome
 from rnr_gym.routing.spec import RoutingSpec
@@ -30,6 +32,11 @@ class Live:
     images: ImageSet
     spec: RoutingSpec
 
+    @cached_property
+    def network(self) -> Backbone:
+        """The backbone as it runs, with its batch-norms folded."""
+        return folded(self.backbone)
+
     @property
     def labels(self) -> NDArray[np.int64]:
         """int64 `(N,)`: the label of every image."""
@@ -41,7 +48,7 @@ class Live:
         # What starts without gradients stays without them.
         with torch.inference_mode():
             return Traversal.start(
-                self.backbone,
+                self.network,
                 pixels.to(self.backbone.device),
                 self.spec.exit_layers,
             )

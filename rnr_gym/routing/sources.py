@@ -248,7 +248,7 @@ def _cached_table(live: Live) -> RouteTable:
     path = storage.cache_dir() / "tables" / f"{origin}.safetensors"
 
     def build() -> RouteTable:
-        built = route_table.build(live.backbone, live.images, live.spec)
+        built = route_table.build(live.network, live.images, live.spec)
         replace(built, origin=origin).save(path)
         return RouteTable.load(path)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym import checks
-from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.base import Backbone, pooled_channels
 from rnr_gym.routing.observations import CLIP, confidence_features, quantised
 from rnr_gym.routing.protocols import Indices
 
@@ -29,12 +29,14 @@ class Group(NamedTuple):
         prev_sub_path: the sub-path executed last; None where the backbone does not read it.
         batch_idx: int64 `(n,)`, positions in the batch.
         features: `(n, C, H, W)`.
+        pooled: `pooled_channels` of them, `(n, C)`; None if nobody has needed it yet.
     """
 
     layer: int
     prev_sub_path: int | None
     batch_idx: Indices
     features: Tensor
+    pooled: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +235,10 @@ class Traversal:
                 continue
 
             # Features may be narrower than the widest layer's; the rest stays zero.
-            pooled = pooled_z_scores(backbone, group.features, group.layer)
+            pooled = group.pooled
+            if pooled is None:
+                pooled = pooled_channels(group.features)
+            pooled = pooled_z_scores(backbone, pooled, group.layer)
             batch_idx = torch.from_numpy(group.batch_idx)
             z_scores[batch_idx, : pooled.shape[1]] = pooled
         return z_scores
@@ -308,14 +313,18 @@ class Traversal:
                 logits = _placed(logits, batch_idx, backbone.head(group.features))
                 continue
 
-            waiting.append(group)
             if group.layer in self.exit_layers:
                 macs[batch_idx] += table.exits[group.layer, prev_sub_path]
             # Layer 0's exit, the glance, has run at the start.
             if group.layer in self.exit_layers and group.layer > 0:
                 layer = backbone.layers[group.layer]
-                answer = layer.exit(group.features, self._glance_context(batch_idx))
+                # The summary needs the same mean.
+                pooled = pooled_channels(group.features)
+                group = group._replace(pooled=pooled)
+                read = pooled.to(group.features.dtype)
+                answer = layer.exit(read, self._glance_context(batch_idx))
                 exit_logits = _placed(exit_logits, batch_idx, answer)
+            waiting.append(group)
 
         return replace(
             self,
@@ -338,9 +347,9 @@ class Traversal:
         return torch.cat([pooled, logits.softmax(1)], 1)
 
 
-def pooled_z_scores(backbone: Backbone, features: Tensor, layer: int) -> Tensor:
+def pooled_z_scores(backbone: Backbone, pooled: Tensor, layer: int) -> Tensor:
     """Pooled features `(N, C)` that arrive at a layer, z-scored and clipped to +-`CLIP`."""
-    pooled = backbone.pool(features)  # (N, C) with C <= pooled_width
+    pooled = backbone.condense(pooled.float())  # (N, C) with C <= pooled_width
     width = pooled.shape[1]
     mean = backbone.summary_mean[layer, :width]
     std = backbone.summary_std[layer, :width]
@@ -370,9 +379,24 @@ def _picked(group: Group, mask: NDArray[np.bool_]) -> Group:
     """The images of a group that a mask picks; the group itself, uncopied, where it picks all."""
     if mask.all():
         return group
-    idx = torch.from_numpy(np.flatnonzero(mask)).to(group.features.device)
-    features = group.features.index_select(0, idx)
-    return group._replace(batch_idx=group.batch_idx[mask], features=features)
+    row_idx = np.flatnonzero(mask)
+    pooled = group.pooled
+    if pooled is not None:
+        pooled = _rows(pooled, row_idx)
+    return group._replace(
+        batch_idx=group.batch_idx[mask],
+        features=_rows(group.features, row_idx),
+        pooled=pooled,
+    )
+
+
+def _rows(features: Tensor, row_idx: Indices) -> Tensor:
+    """Some rows of `(n, C, H, W)` or `(n, C)`, in the memory format in which they are."""
+    idx = torch.from_numpy(row_idx).to(features.device)
+    # `index_select` writes channels first, and convolutions would turn the maps round again.
+    if features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        return features.permute(0, 2, 3, 1).index_select(0, idx).permute(0, 3, 1, 2)
+    return features.index_select(0, idx)
 
 
 def _without(group: Group, batch_idx: Indices) -> Group:
@@ -395,7 +419,11 @@ def _joined(parts: list[Group]) -> Group:
         return parts[0]
     batch_idx = np.concatenate([part.batch_idx for part in parts])
     features = torch.cat([part.features for part in parts])
-    return parts[0]._replace(batch_idx=batch_idx, features=features)
+    pooled = None
+    known = [part.pooled for part in parts if part.pooled is not None]
+    if len(known) == len(parts):
+        pooled = torch.cat(known)
+    return parts[0]._replace(batch_idx=batch_idx, features=features, pooled=pooled)
 
 
 def _placed(base: Tensor, batch_idx: Indices, values: Tensor) -> Tensor:

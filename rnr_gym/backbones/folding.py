@@ -1,0 +1,53 @@
+"""Batch-norms folded into the convolutions before them, for inference."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rnr_gym.backbones.base import Backbone
+
+
+def folded(backbone: Backbone) -> Backbone:
+    """A copy for inference that gives the same answers but for rounding, without batch-norms.
+
+    A norm in evaluation mode scales and shifts each channel, which the convolution before it can
+    do as well. Where a norm depends on the previous sub-path, there is a convolution for each.
+    """
+    network = copy.deepcopy(backbone).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, nn.Sequential):
+            _fold_sequence(module)
+        elif hasattr(module, "fold"):
+            module.fold()  # type: ignore[operator]
+    return network
+
+
+def fused(weight: Tensor, norm: nn.Module, stride: int = 1) -> nn.Conv2d:
+    """A convolution with `weight` `(C', C, 3, 3)` and the first C' channels of a norm after it."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    width, in_width = weight.shape[:2]
+    scale = norm.weight[:width] / torch.sqrt(norm.running_var[:width] + norm.eps)
+    shift = norm.bias[:width] - norm.running_mean[:width] * scale
+
+    conv = nn.Conv2d(in_width, width, 3, stride, 1)
+    # Cut out of larger weights, it would be copied at every call.
+    scaled = (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(scaled.detach(), requires_grad=False)
+    conv.bias = nn.Parameter(shift.detach(), requires_grad=False)
+    return conv
+
+
+def _fold_sequence(sequence: nn.Sequential) -> None:
+    """Fold each norm of a sequence that follows a convolution."""
+    for (position, conv), (next_position, norm) in pairwise(enumerate(sequence)):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            sequence[position] = fused(conv.weight, norm, conv.stride[0])
+            sequence[next_position] = nn.Identity()
