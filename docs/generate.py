@@ -34,7 +34,11 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "benchmarks" / "results"
-THROUGHPUT = ROOT / "benchmarks" / "throughput.json"
+THROUGHPUT = (
+    ROOT / "benchmarks" / "throughput.json",
+    ROOT / "benchmarks" / "throughput-cifar10.json",
+)
+DEPLOYMENT = ROOT / "benchmarks" / "deployment.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
@@ -86,6 +90,7 @@ def write_pages(folder: Path) -> None:
         "parts/ids.md": ids_table(),
         "parts/agents.md": agents_table(),
         "parts/throughput.md": throughput_table(),
+        "parts/deployment.md": deployment_table(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
         "parts/conflicts.md": conflicts_list(),
@@ -347,18 +352,39 @@ def help_text(*subcommand: str) -> str:
 
 
 def throughput_table() -> str:
-    """What `benchmarks/throughput.py` has measured, as ratios to the plain network."""
-    measured = json.loads(THROUGHPUT.read_text())
-    rates = measured.pop("rates")
-    plain = np.array(rates["plain network"])
+    """What `benchmarks/throughput.py` has measured, beside the plain network."""
+    parts = []
+    for file in THROUGHPUT:
+        measured = json.loads(file.read_text())
+        contestants = measured.pop("contestants")
+        rows = []
+        for name, contestant in contestants.items():
+            over = contestant["time_over_predicted"]
+            predicted = MISSING if over is None else with_range(over)
+            rows.append([name, with_range(contestant["of_plain"]), predicted])
+        conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
+        columns = ["contestant", "steps, of the plain network's", "time over predicted"]
+        parts.append(table(columns, rows) + f"\nMeasured on: {conditions}.\n")
+    return "\n".join(parts)
+
+
+def with_range(values: list[float]) -> str:
+    """The median of repeated measurements, and their range."""
+    low, middle, high = np.quantile(values, [0, 0.5, 1])
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def deployment_table() -> str:
+    """What `benchmarks/deployment.py` has measured."""
+    measured = json.loads(DEPLOYMENT.read_text())
     rows = []
-    for name, contestant in rates.items():
-        # Repeat by repeat, because what was measured at one time had the same load beside it.
-        ratios = np.array(contestant) / plain
-        low, middle, high = np.quantile(ratios, [0, 0.5, 1])
-        rows.append([name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}"])
+    for entry in measured.pop("contestants"):
+        ratio = f"{entry['of_plain']:.2f} ({entry['lowest']:.2f} to {entry['highest']:.2f})"
+        rows.append([str(entry["batch"]), entry["name"], f"{entry['milliseconds']:.2f}", ratio])
+    measured["mean_compute"] = round(measured["mean_compute"], 3)
     conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
-    return table(["contestant", "median", "range"], rows) + f"\nMeasured on: {conditions}.\n"
+    columns = ["batch", "contestant", "ms per image", "times as fast as plain"]
+    return table(columns, rows) + f"\nMeasured on: {conditions}.\n"
 
 
 def leaderboard_tables() -> str:

@@ -108,6 +108,8 @@ class RoutedNetwork(nn.Module):
     exit_macs: Tensor
     head_macs: Tensor
     nearest: Tensor
+    layer_rows: Tensor
+    prev_rows: Tensor
 
     def __init__(self, classifier: RoutedClassifier) -> None:
         super().__init__()
@@ -132,13 +134,19 @@ class RoutedNetwork(nn.Module):
                 for name in ("norms1", "norms2"):
                     setattr(branch, name, ChosenNorm(getattr(branch, name)))
         self.policy = classifier.router.policy
+        self.reads_features = classifier.router.recipe.summary_scale > 0.0
         self.spec = classifier.spec
+        # Looked up here, since torch would trace how they are computed.
+        self.stem_waits = self.spec.stem_waits
+        self.exit_layers = self.spec.exit_layers
         self.decision_macs = classifier.decision_macs
         table = self.spec.mac_table
         self.register_buffer("layer_macs", torch.from_numpy(table.layers))  # (T, K, K)
         self.register_buffer("exit_macs", torch.from_numpy(table.exits))  # (T, K)
         self.register_buffer("head_macs", torch.from_numpy(table.head))  # (K,)
         self.register_buffer("nearest", torch.from_numpy(self.spec.nearest))  # (T, K)
+        self.register_buffer("layer_rows", torch.eye(self.spec.num_layers))
+        self.register_buffer("prev_rows", torch.eye(self.spec.num_paths))
 
     def forward(self, image: Tensor, tradeoff: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """float `(1, C, H, W)` and `()` -> logits `(1, classes)`, path `(T,)`, MACs `(1,)`."""
@@ -147,12 +155,10 @@ class RoutedNetwork(nn.Module):
         state, glance = self._start(image)
         decisions = []
         for layer in range(spec.num_layers):
-            obs = self._observation(layer, state, glance, tradeoff)
-            action = scores(self.policy, obs).argmax(1)
-            chosen = torch.where(state.answered, -1, self.nearest[layer][action])
+            chosen = self._chosen(layer, state, glance, tradeoff)
             decisions.append(chosen)
             state = self._advanced(layer, state, chosen)
-            if layer + 1 in spec.exit_layers:
+            if layer + 1 in self.exit_layers:
                 state = self._with_exit(layer + 1, state, glance)
 
         logits = torch.where(state.answered, state.answer, backbone.head(state.x))
@@ -163,9 +169,10 @@ class RoutedNetwork(nn.Module):
     def _start(self, image: Tensor) -> tuple[State, Glanced]:
         """As `Traversal.start`."""
         backbone = self.backbone
-        x = backbone.prepare(image)
+        # In the layout of the copied weights, which `rest` has as well.
+        x = backbone.prepare(image).contiguous()
         prev = torch.tensor([self.spec.full_path])
-        if self.spec.stem_waits:
+        if self.stem_waits:
             assert backbone.glance is not None
             glance = backbone.glance(x)
             macs = self.exit_macs[0][prev]
@@ -175,6 +182,12 @@ class RoutedNetwork(nn.Module):
             x = backbone.stem(x)
             macs = torch.tensor([self.spec.mac_table.stem])
         return State(x, glance[1], torch.tensor([False]), macs, prev), glance
+
+    def _chosen(self, layer: int, state: State, glance: Glanced, tradeoff: Tensor) -> Tensor:
+        """int64 `(1,)`: what the router chooses; -1 if the image has been answered."""
+        obs = self._observation(layer, state, glance, tradeoff)
+        action = scores(self.policy, obs).argmax(1)
+        return torch.where(state.answered, -1, self.nearest[layer][action])
 
     def _advanced(self, layer: int, state: State, chosen: Tensor) -> State:
         """Run one layer, unless the image has been answered or is answered now."""
@@ -191,7 +204,7 @@ class RoutedNetwork(nn.Module):
         # Branch 0 is for images that compute nothing.
         number = torch.where(answered, 0, chosen - first + 1)
         macs = self.layer_macs[layer][state.prev, chosen.clamp(min=0)]
-        if layer == 0 and spec.stem_waits:
+        if layer == 0 and self.stem_waits:
             macs = macs + spec.mac_table.stem
         return state._replace(
             x=switch(number, [rest, *sub_paths], state.x),
@@ -204,7 +217,7 @@ class RoutedNetwork(nn.Module):
         """What a layer computes on one sub-path, after any previous one."""
         backbone = self.backbone
         module = backbone.layers[layer]
-        with_stem = layer == 0 and self.spec.stem_waits
+        with_stem = layer == 0 and self.stem_waits
         # Nothing precedes layer 0.
         read = prev if layer > 0 and backbone.reads_prev_sub_path else backbone.full_path
 
@@ -222,10 +235,18 @@ class RoutedNetwork(nn.Module):
         context = None
         if self.backbone.exits_read_glance:
             context = torch.cat([glance[0], glance[1].softmax(1)], 1)
-        answer = self.backbone.layers[layer].exit(state.x, context)
+        head = self.backbone.layers[layer]
         macs = self.exit_macs[layer][state.prev]
+
+        def keep() -> Tensor:
+            return state.answer.clone()
+
+        def ask() -> Tensor:
+            logits: Tensor = head.exit(state.x, context)
+            return logits
+
         return state._replace(
-            answer=torch.where(state.answered, state.answer, answer),
+            answer=torch.cond(state.answered, keep, ask, ()),
             macs=state.macs + torch.where(state.answered, 0, macs),
         )
 
@@ -234,12 +255,13 @@ class RoutedNetwork(nn.Module):
         backbone = self.backbone
         spec = self.spec
         pooled = state.x.new_zeros(1, 0)
-        # At layer 0 the stem may not have run yet.
-        if layer > 0 or not spec.stem_waits:
+        # At layer 0 the stem may not have run yet. Some routers read no features at all.
+        if self.reads_features and (layer > 0 or not self.stem_waits):
             pooled = pooled_z_scores(backbone, pooled_channels(state.x), layer)
         parts = [F.pad(pooled, (0, backbone.pooled_width - pooled.shape[1]))]
         if not backbone.summary_groups:
-            parts.append(glance_z_scores(backbone, glance[0]) if spec.stem_waits else glance[0])
+            glance_read = self.reads_features and self.stem_waits
+            parts.append(glance_z_scores(backbone, glance[0]) if glance_read else 0.0 * glance[0])
             parts.append(glance[1].softmax(1))
         probabilities = state.answer.softmax(1)
         summary = torch.cat([*parts, probabilities, confidence_features(probabilities)], 1)
@@ -247,11 +269,11 @@ class RoutedNetwork(nn.Module):
             step = torch.from_numpy(quantisation_steps(summary.shape[1], backbone.pooled_width))
             summary = torch.round(summary / step) * step
 
-        layers = torch.eye(spec.num_layers)[layer : layer + 1]
+        layers = self.layer_rows[layer : layer + 1]
         compute = (state.macs / spec.plain_macs).float()
         prev = torch.zeros(1, spec.num_paths)
         if layer > 0:
-            prev = F.one_hot(state.prev, spec.num_paths).float()
+            prev = self.prev_rows[state.prev]
         return torch.cat([summary, layers, compute.reshape(1, 1), prev, tradeoff.reshape(1, 1)], 1)
 
 

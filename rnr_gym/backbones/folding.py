@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from rnr_gym.backbones.base import Backbone
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def folded(backbone: Backbone) -> Backbone:
+def folded(network: Network) -> Network:
     """A copy for inference that gives the same answers but for rounding, without batch-norms.
 
     A norm in evaluation mode scales and shifts each channel, which the convolution before it can
     do as well. Where a norm depends on the previous sub-path, there is a convolution for each.
     """
-    network = copy.deepcopy(backbone).eval().requires_grad_(False)
+    network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             _fold_sequence(module)

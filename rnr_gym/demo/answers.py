@@ -91,7 +91,7 @@ def routed_answers(
     spec = classifier.spec
     images = as_batch(image).expand(len(tradeoffs), *image.shape)
     # Not by calling the classifier, which takes one trade-off and does not tell preferences.
-    start = Traversal.start(classifier.backbone, images, spec.exit_layers)
+    start = Traversal.start(classifier.network, images, spec.exit_layers)
     watched = Watched(classifier.router)
     state = route(start, spec, watched, np.array(tradeoffs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,19 @@ def learning_curve(router: str, seed: int, run_dir: Path) -> LearningCurve | Non
     """
     # A resumed run has several files, and repeats the steps after its last checkpoint.
     by_step: dict[int, float] = {}
-    for file in sorted((run_dir / "tensorboard").glob("events.out.tfevents.*")):
+    files = (run_dir / "tensorboard").glob("events.out.tfevents.*")
+    for file in sorted(files, key=_by_numbers):
         by_step.update(_rewards(file))
     if not by_step:
         return None
     steps, rewards = _thinned(sorted(by_step.items()))
     return LearningCurve(router=router, seed=seed, steps=steps, reward=rewards)
+
+
+def _by_numbers(file: Path) -> list[str | int]:
+    """The name of a log for sorting, with numbers as such: its time, process and count."""
+    parts = re.split(r"(\d+)", file.name)
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _rewards(file: Path) -> Iterator[tuple[int, float]]:

@@ -8,7 +8,7 @@ import pytest
 from rnr_gym import data
 from rnr_gym.agents import FitConfig
 from rnr_gym.backbones import weights
-from rnr_gym.experiments import comparison, results, statistics
+from rnr_gym.experiments import comparison, results, statistics, workers
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS
 from rnr_gym.experiments.validation import validate
 from rnr_gym.routing import route_table
@@ -26,7 +26,7 @@ NUM_IMAGES = 60
 def use_small_tables(patch, weights_dir):
     """Bundle the tables of a small backbone, and fit routers in this process."""
     patch.setattr(weights, "WEIGHTS_DIR", weights_dir)
-    patch.setattr(comparison, "ProcessPoolExecutor", InlineExecutor)
+    patch.setattr(workers, "ProcessPoolExecutor", InlineExecutor)
     patch.setattr(statistics, "RESAMPLES", 200)
 
 
