@@ -95,6 +95,9 @@ NOT_RUN = {
         NEEDS_LIBRARY
     ),
     "python benchmarks/throughput.py --out benchmarks/throughput.json": TAKES_MINUTES,
+    "python benchmarks/throughput.py --env RNR-CIFAR10-v0 "
+    "--out benchmarks/throughput-cifar10.json": TAKES_MINUTES,
+    "python benchmarks/deployment.py --out benchmarks/deployment.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
     "rnr-gym demo": "serves a page until it is stopped",
