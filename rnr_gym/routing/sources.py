@@ -26,6 +26,8 @@ from rnr_gym.routing.spec import RoutingSpec
 
 BACKENDS = ("live", "table")
 PRETRAINED = "pretrained"
+ROUNDING = 2
+"""Changes when networks round otherwise than before, so that older tables are not read."""
 
 
 class SourceKwargs(TypedDict, total=False):
@@ -245,7 +247,7 @@ def digest_of_content(source: RouteTable) -> str:
 def _cached_table(live: Live) -> RouteTable:
     """The table from the cache; else built, and kept there under the digest of its origin."""
     origin = digest_of(live)
-    path = storage.cache_dir() / "tables" / f"{origin}.safetensors"
+    path = storage.cache_dir() / "tables" / f"{origin}-{ROUNDING}.safetensors"
 
     def build() -> RouteTable:
         built = route_table.build(live.network, live.images, live.spec)
