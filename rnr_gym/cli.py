@@ -244,6 +244,46 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], split: str = "test") ->
 
 
 @app.command
+def classify(
+    classifier: Annotated[str, tyro.conf.Positional],
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    compute: float | None = None,
+    tradeoff: float | None = None,
+) -> None:
+    """Classify image files one by one: class, confidence, path, compute and milliseconds.
+
+    Args:
+        classifier: folder of a fitted router, or the name of a bundled classifier: rnr-cifar10 or
+            rnr-cifar10-channels.
+        images: PNG, JPEG, WebP, GIF or BMP; the central part is scaled to what the network takes.
+        compute: mean compute to aim at, as a share of the plain network's.
+        tradeoff: reward units per unit of compute; 0.1 if both are left out.
+    """
+    from rnr_gym.experiments import classification
+
+    table = Table(
+        Column("image", overflow="fold"),
+        "class",
+        Column("confidence", justify="right"),
+        Column("path", no_wrap=True),
+        Column("compute", justify="right"),
+        Column("ms", justify="right"),
+        caption="path: the sub-path of each layer, 0 for an exit; ms: on this machine",
+        box=SIMPLE,
+    )
+    for answer in classification.classify(classifier, images, compute, tradeoff):
+        table.add_row(
+            str(answer.file),
+            answer.name,
+            f"{answer.confidence:.0%}",
+            " ".join(map(str, answer.path)),
+            f"{answer.compute:.3f}",
+            f"{answer.milliseconds:.1f}",
+        )
+    console.print(table)
+
+
+@app.command
 def compare(
     env: EnvId,
     out: Path,

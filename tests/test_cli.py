@@ -25,6 +25,7 @@ COMMANDS = (
     "train",
     "finetune",
     "evaluate",
+    "classify",
     "compare",
     "validate",
     "enter",

@@ -100,6 +100,7 @@ NOT_RUN = {
     "python benchmarks/deployment.py --out benchmarks/deployment.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
+    "rnr-gym classify rnr-cifar10 photo.jpg --compute 0.3": "needs an image",
     "rnr-gym demo": "serves a page until it is stopped",
     "rnr-gym compare RNR-Digits-v0 --agents static confidence thresholds fqi ppo "
     "--out reports/digits": TAKES_MINUTES,

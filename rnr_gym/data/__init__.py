@@ -26,11 +26,13 @@ class Dataset(NamedTuple):
         load: from split, data root and whether to download, to images.
         augment: uint8 `(N, C, H, W)` to the same, varied at random.
         mirrored: whether mirroring an image keeps its label.
+        classes: class names, by label.
     """
 
     load: Callable[[str, str | None, bool], ImageSet]
     augment: Callable[[Tensor, Generator], Tensor]
     mirrored: bool
+    classes: tuple[str, ...]
 
 
 def _load_corrupted(split: str, data_root: str | None, download: bool) -> ImageSet:
@@ -51,21 +53,25 @@ DATASETS = {
         augment=digits.augment,
         # A mirrored 3 is not a digit.
         mirrored=False,
+        classes=digits.CLASSES,
     ),
     "cifar10": Dataset(
         load=partial(cifar.load, cifar.CIFAR10),
         augment=augmentation.photographs,
         mirrored=True,
+        classes=cifar.CIFAR10.classes,
     ),
     "cifar10-corrupted": Dataset(
         load=_load_corrupted,
         augment=augmentation.photographs,
         mirrored=True,
+        classes=cifar.CIFAR10.classes,
     ),
     "cifar100": Dataset(
         load=partial(cifar.load, cifar.CIFAR100),
         augment=augmentation.photographs,
         mirrored=True,
+        classes=cifar.CIFAR100.classes,
     ),
 }
 

@@ -1,6 +1,6 @@
 """A local page on which one image is routed at a balance point that can be moved.
 
-`uploads` reads files, `samples` has images to start with, `contest` lets the routers answer
+`samples` has images to start with, `contest` lets the routers answer
 (`answers`), `cards` and `chart` put that into HTML, `page` is the page and `server` serves it. Only
 the last two need Gradio.
 """

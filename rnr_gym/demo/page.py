@@ -9,7 +9,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from rnr_gym.demo import cards, uploads
+from rnr_gym.data import photos
+from rnr_gym.demo import cards
 from rnr_gym.demo.answers import RUNS
 from rnr_gym.demo.contest import STEP, Contest, Subject
 from rnr_gym.demo.samples import EACH, Sample
@@ -44,7 +45,7 @@ SAMPLES = "**Images of CIFAR-10**, from easy to hard"
 NO_SAMPLES = """There are no CIFAR-10 images on this machine, so there are no samples: upload an
 image of your own. `rnr-gym data cifar10` fetches them (170 MB); then start the demo again.
 """
-UPLOAD = f"**Your own image** ({uploads.NAMES})"
+UPLOAD = f"**Your own image** ({photos.NAMES})"
 UPLOAD_CAPTION = "Your image: its central square, as the network sees it. Its class is not known."
 NO_IMAGE = "<p class='rnr-caption'>Upload an image to see what the routers do with it.</p>"
 NOTES = """**Budget**: the mean compute of a router over many images (those of `route`), as a share
@@ -87,7 +88,7 @@ def build(contest: Contest, samples: list[Sample]) -> gr.Blocks:
         message = ""
         try:
             subject = _of_upload(contest, Path(file))
-        except uploads.RefusedUpload as refused:
+        except photos.RefusedImage as refused:
             message = cards.refusal(str(refused))
         # The first value empties the field, for the next file.
         return None, subject, message, show(subject, budget)
@@ -166,11 +167,11 @@ def _of_sample(contest: Contest, sample: Sample) -> Subject:
 def _of_upload(contest: Contest, file: Path) -> Subject:
     """The image of a file, which is deleted."""
     try:
-        image = uploads.read_image(file)
+        image = photos.read_image(file)
     finally:
         file.unlink(missing_ok=True)
     _, height, width = contest.backbone.image_shape
-    pixels = uploads.network_input(image, (height, width))
+    pixels = photos.network_input(image, (height, width))
     return contest.subject(pixels, None, UPLOAD_CAPTION)
 
 

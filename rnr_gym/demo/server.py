@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rnr_gym.data import photos
 from rnr_gym.data.cifar import CIFAR10
-from rnr_gym.demo import samples, uploads
+from rnr_gym.demo import samples
 from rnr_gym.demo.contest import Contest
 
 LOOPBACK = "127.0.0.1"
@@ -151,7 +152,7 @@ def _app(temp_dir: str, data_root: str | None) -> Any:
         run_history=False,
         show_error=False,
         # Far above what is read, so that the page itself says what is too large.
-        max_file_size=10 * uploads.MAX_BYTES,
+        max_file_size=10 * photos.MAX_BYTES,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,

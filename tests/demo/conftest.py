@@ -1,6 +1,5 @@
 """What tests of the demo share: the bundled routers, and pictures."""
 
-import numpy as np
 import pytest
 
 from rnr_gym.data.cifar import TEN
@@ -26,14 +25,3 @@ def noise():
 def subject(contest, noise):
     """The same with its answers, and the class automobile."""
     return contest.subject(noise, TEN.index("automobile"), "noise")
-
-
-@pytest.fixture
-def pixels():
-    """A picture uint8 `(40, 60, 3)`, each corner in a colour of its own."""
-    picture = np.zeros((40, 60, 3), np.uint8)
-    picture[:20, :30] = (255, 0, 0)
-    picture[:20, 30:] = (0, 255, 0)
-    picture[20:, :30] = (0, 0, 255)
-    picture[20:, 30:] = (255, 255, 0)
-    return picture

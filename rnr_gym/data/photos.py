@@ -1,4 +1,4 @@
-"""Reading an uploaded file: an image for the network, or the reason why there is none."""
+"""Reading an image file: pixels for a network, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ MAX_PIXELS = 50_000_000
 """A file of a few kilobytes can say that it has billions of pixels."""
 
 
-class RefusedUpload(ValueError):
-    """A file that is not an image, or too large a one; the message is for whoever uploaded it."""
+class RefusedImage(ValueError):
+    """A file that is not an image, or too large a one; the message is for whoever has chosen it."""
 
 
 def read_image(file: Path) -> Image.Image:
     """The first frame of an image file, upright, as RGB; what is transparent becomes white.
 
-    Raises `RefusedUpload` for anything else.
+    Raises `RefusedImage` for anything else.
     """
     size = file.stat().st_size
     if size == 0:
-        raise RefusedUpload("The file is empty.")
+        raise RefusedImage("The file is empty.")
     if size > MAX_BYTES:
-        raise RefusedUpload(
+        raise RefusedImage(
             f"The file has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read."
         )
 
     content = file.read_bytes()
     try:
         return _decoded(content)
-    except RefusedUpload:
+    except RefusedImage:
         raise
     except UnidentifiedImageError:
-        raise RefusedUpload(
+        raise RefusedImage(
             f"This is not an image that can be read here; it must be {NAMES}."
         ) from None
     # Pillow warns of many pixels before it refuses to open the file.
@@ -49,7 +49,7 @@ def read_image(file: Path) -> Image.Image:
         raise _too_many_pixels() from None
     # Its decoders raise nearly anything for a broken file, and none of it ends the page.
     except Exception as error:
-        raise RefusedUpload(f"The image is damaged and cannot be read ({error}).") from error
+        raise RefusedImage(f"The image is damaged and cannot be read ({error}).") from error
 
 
 def network_input(image: Image.Image, side: tuple[int, int]) -> NDArray[np.uint8]:
@@ -87,8 +87,8 @@ def _decoded(content: bytes) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _too_many_pixels() -> RefusedUpload:
-    return RefusedUpload(
+def _too_many_pixels() -> RefusedImage:
+    return RefusedImage(
         f"The image has more than {MAX_PIXELS // 1_000_000} megapixels; use a smaller one."
     )
 

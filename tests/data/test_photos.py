@@ -1,4 +1,4 @@
-"""Uploads: images of every kind are read alike, and anything else is refused with a reason."""
+"""Image files: images of every kind are read alike, and anything else is refused with a reason."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rnr_gym.demo import uploads
-from rnr_gym.demo.uploads import RefusedUpload, network_input, read_image
+from rnr_gym.data import photos
+from rnr_gym.data.photos import RefusedImage, network_input, read_image
 
 RED = (255, 0, 0)
 GREEN = (0, 255, 0)
@@ -18,6 +18,17 @@ BLUE = (0, 0, 255)
 YELLOW = (255, 255, 0)
 SIDE = (32, 32)
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
+
+
+@pytest.fixture
+def pixels():
+    """A picture uint8 `(40, 60, 3)`, each corner in a colour of its own."""
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:20, :30] = (255, 0, 0)
+    picture[:20, 30:] = (0, 255, 0)
+    picture[20:, :30] = (0, 0, 255)
+    picture[20:, 30:] = (255, 255, 0)
+    return picture
 
 
 def save(folder, image, suffix="png", **kwargs):
@@ -114,24 +125,24 @@ def test_animation_gives_its_first_frame(tmp_path):
 
 
 def test_text_is_refused(tmp_path):
-    with pytest.raises(RefusedUpload, match="not an image that can be read here; it must be PNG"):
+    with pytest.raises(RefusedImage, match="not an image that can be read here; it must be PNG"):
         read_image(write(tmp_path, b"these are words"))
 
 
 def test_other_image_format_is_refused(tmp_path):
     file = save(tmp_path, Image.new("RGB", (4, 4)), "tiff")
-    with pytest.raises(RefusedUpload, match="not an image that can be read here"):
+    with pytest.raises(RefusedImage, match="not an image that can be read here"):
         read_image(file)
 
 
 def test_vector_graphics_are_refused(tmp_path):
     file = write(tmp_path, b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image.svg")
-    with pytest.raises(RefusedUpload, match="not an image that can be read here"):
+    with pytest.raises(RefusedImage, match="not an image that can be read here"):
         read_image(file)
 
 
 def test_empty_file_is_refused(tmp_path):
-    with pytest.raises(RefusedUpload, match="file is empty"):
+    with pytest.raises(RefusedImage, match="file is empty"):
         read_image(write(tmp_path, b""))
 
 
@@ -139,7 +150,7 @@ def test_empty_file_is_refused(tmp_path):
 def test_truncated_image_is_refused(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = save(tmp_path, Image.fromarray(noise), suffix).read_bytes()
-    with pytest.raises(RefusedUpload, match=r"damaged|not an image"):
+    with pytest.raises(RefusedImage, match=r"damaged|not an image"):
         read_image(write(tmp_path, content[: len(content) // 2]))
 
 
@@ -153,23 +164,23 @@ def test_garbled_image_is_read_or_refused(tmp_path, pixels, suffix):
         content = bytearray(buffer.getvalue())
         for position in rng.integers(0, len(content), 4):
             content[position] = rng.integers(256)
-        with suppress(RefusedUpload):
+        with suppress(RefusedImage):
             assert read_image(write(tmp_path, bytes(content))).mode == "RGB"
 
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
 def test_too_many_pixels_are_refused_undecoded(tmp_path, side):
     """Beyond the limit here, beyond the one at which Pillow warns, and beyond its own."""
-    with pytest.raises(RefusedUpload, match="more than 50 megapixels"):
+    with pytest.raises(RefusedImage, match="more than 50 megapixels"):
         read_image(write(tmp_path, png_of_size(side, side)))
 
 
 def test_large_file_is_refused_unread(tmp_path, monkeypatch):
     file = tmp_path / "image.png"
     with file.open("wb") as sparse:
-        sparse.truncate(uploads.MAX_BYTES + 1_000_000)
+        sparse.truncate(photos.MAX_BYTES + 1_000_000)
     monkeypatch.setattr(type(file), "read_bytes", lambda self: pytest.fail("it was read"))
-    with pytest.raises(RefusedUpload, match="has 21 MB; at most 20 MB are read"):
+    with pytest.raises(RefusedImage, match="has 21 MB; at most 20 MB are read"):
         read_image(file)
 
 
