@@ -26,7 +26,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
         iterable,
         file=_Lines(sys.stderr),
         mininterval=LOG_S,
-        maxinterval=LOG_S,
+        miniters=1,  # else a thread of tqdm's own adds lines in between
         delay=LOG_S,
         **options,
     )
