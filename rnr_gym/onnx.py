@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 from rnr_gym import checks, storage
 from rnr_gym.agents.sb3 import Sb3Router
 from rnr_gym.backbones.base import Backbone, pooled_channels
+from rnr_gym.backbones.folding import affine
 from rnr_gym.backbones.multipath import Branch
 from rnr_gym.classifier import RoutedClassifier
 from rnr_gym.routing.observations import confidence_features, quantisation_steps
+from rnr_gym.routing.preferences import expected_returns
 from rnr_gym.routing.traversal import glance_z_scores, pooled_z_scores
 
 EXTRA = ("onnx", "onnxscript")
@@ -51,10 +54,10 @@ def export_onnx(classifier: RoutedClassifier, path: str | Path) -> Path:
 
     Inputs are `image`, float32 `(1, C, H, W)` from 0 to 1, and `tradeoff`, float32 `()`, λ. Outputs
     are those of `RoutedClassifier`: `logits` float32 `(1, classes)`, `path` int64 `(T,)`, `macs`
-    int64 `(1,)`. The export takes a minute or two.
+    int64 `(1,)`. The export takes up to a minute.
 
     Args:
-        classifier: with a policy of Stable-Baselines3, on the CPU.
+        classifier: with a policy of Stable-Baselines3.
         path: the file to write; it ends in `.onnx`.
 
     Returns:
@@ -67,14 +70,12 @@ def export_onnx(classifier: RoutedClassifier, path: str | Path) -> Path:
     path = Path(checks.path("path", path))
     if path.suffix != ".onnx":
         raise ValueError(f"`path` must end in .onnx, got {str(path)!r}")
-    try:
-        for package in EXTRA:
-            __import__(package)
-    except ModuleNotFoundError as error:
+    missing = [package for package in EXTRA if find_spec(package) is None]
+    if missing:
         raise ValueError(
-            f"an export needs a package that is not installed ({error.name}); "
+            f"an export needs a package that is not installed ({missing[0]}); "
             'pip install "rnr-gym[onnx]"'
-        ) from error
+        )
 
     network = RoutedNetwork(classifier).eval()
     image = torch.zeros(1, *classifier.backbone.image_shape)
@@ -128,12 +129,12 @@ class RoutedNetwork(nn.Module):
                 )
         # A copy, which is changed: branches must return maps of one memory layout, and norms are
         # chosen by a tensor.
-        self.backbone = copy.deepcopy(backbone).to(memory_format=torch.contiguous_format)
+        self.backbone = copy.deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format)
         if backbone.reads_prev_sub_path:
             for branch in _branches(self.backbone):
                 for name in ("norms1", "norms2"):
                     setattr(branch, name, ChosenNorm(getattr(branch, name)))
-        self.policy = classifier.router.policy
+        self.policy = copy.deepcopy(classifier.router.policy).cpu()
         self.reads_features = classifier.router.recipe.summary_scale > 0.0
         self.spec = classifier.spec
         # Looked up here, since torch would trace how they are computed.
@@ -289,15 +290,7 @@ class ChosenNorm(nn.Module):
 
     def __init__(self, norms: nn.ModuleList) -> None:
         super().__init__()
-        scales = []
-        shifts = []
-        for norm in norms:
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            scales.append(scale)
-            shifts.append(norm.bias - norm.running_mean * scale)
+        scales, shifts = zip(*map(affine, norms), strict=True)
         self.register_buffer("scale", torch.stack(scales).detach())  # (P, C)
         self.register_buffer("shift", torch.stack(shifts).detach())  # (P, C)
 
@@ -333,9 +326,8 @@ def switch(number: Tensor, branches: Sequence[Callable[[Tensor], Tensor]], x: Te
 
 def scores(policy: Any, obs: Tensor) -> Tensor:
     """`(N, K)`, highest for the action that the policy takes; distributions cannot be exported."""
-    if hasattr(policy, "q_net"):
-        return policy.q_net(obs)
-    if hasattr(policy, "quantile_net"):
-        return policy.quantile_net(obs).mean(1)
+    returns = expected_returns(policy, obs)
+    if returns is not None:
+        return returns
     features = policy.extract_features(obs, policy.pi_features_extractor)
     return policy.action_net(policy.mlp_extractor.forward_actor(features))

@@ -1,6 +1,7 @@
 """A classifier as an ONNX file: the same answers, paths and costs, one image at a time."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 
 import rnr_gym as rnr
 from rnr_gym import storage
-from rnr_gym.agents import FitConfig, agent
-from rnr_gym.onnx import scores
+from rnr_gym.agents import FitConfig, agent, sb3
+from rnr_gym.onnx import RoutedNetwork, scores
 from tests.fixtures import small
 from tests.fixtures.files import snapshot
+from tests.fixtures.routing import assert_near
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -26,10 +28,18 @@ CASES = {
 
 
 def classifier_of(kind, name, exits=True, seed=0):
+    """A classifier of a small network."""
+    return classifier_with(small.backbone(kind, shape=SHAPE), name, exits, seed)
+
+
+def classifier_with(backbone, name, exits=True, seed=0, summary_scale=0.1):
     """A classifier whose router decides at random, but by what it sees, so that paths differ."""
-    backbone = small.backbone(kind, shape=SHAPE)
     kwargs = {"backbone": backbone, "dataset": small.images(30, SHAPE), "exits": exits}
-    router = agent(name).fit(FitConfig("RNR-v0", kwargs, steps=1024, progress=False))
+    with pytest.MonkeyPatch.context() as patch:
+        if name in sb3.RECIPES:
+            recipe = replace(sb3.RECIPES[name], summary_scale=summary_scale)
+            patch.setitem(sb3.RECIPES, name, recipe)
+        router = agent(name).fit(FitConfig("RNR-v0", kwargs, steps=1024, progress=False))
     if hasattr(router, "policy"):
         generator = torch.Generator().manual_seed(seed)
         for entry, parameter in router.policy.named_parameters():
@@ -89,6 +99,34 @@ def test_file_does_what_the_classifier_does(exported, images):
         taken |= set(map(bytes, expected.path))
     # Or the comparison would say little.
     assert len(taken) > 2
+
+
+def branch_of(pred, true_fn, false_fn, operands=()):
+    """`torch.cond` without tracing."""
+    return true_fn(*operands) if pred else false_fn(*operands)
+
+
+@pytest.mark.parametrize("summary_scale", [0.1, 0.0])
+@pytest.mark.parametrize("groups", [0, 8])
+@pytest.mark.parametrize("exits", small.EXITS)
+@pytest.mark.parametrize("kind", ["multipath", "whitened", "residual"])
+def test_what_is_exported_does_what_the_classifier_does(
+    monkeypatch, images, kind, exits, groups, summary_scale
+):
+    """Before it is traced, which takes seconds for each."""
+    monkeypatch.setattr(torch, "cond", branch_of)
+    backbone = small.backbone(kind, exits, SHAPE, summary_groups=groups)
+    classifier = classifier_with(backbone, "ppo", summary_scale=summary_scale)
+    network = RoutedNetwork(classifier).eval()
+    for tradeoff in TRADEOFFS:
+        batch = torch.from_numpy(images[:12])
+        expected = classifier(batch, tradeoff=tradeoff)
+        with torch.no_grad():
+            rows = [network(image[None], torch.tensor(tradeoff)) for image in batch]
+        logits, path, macs = zip(*rows, strict=True)
+        assert torch.stack(path).tolist() == expected.path.tolist()
+        assert torch.cat(macs).tolist() == expected.macs.tolist()
+        assert_near(torch.cat(logits), expected.logits)
 
 
 def test_rejects_other_routers(tmp_path):

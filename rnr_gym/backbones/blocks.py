@@ -54,8 +54,8 @@ class PooledHead(nn.Module):
     """Global average pooling and one linear map.
 
     Features `(N, c <= C, H, W)`, or `(N, c)` if they have been averaged over the pixels already,
-    -> logits `(N, classes)`. The head reads only the channels that
-    arrive, so a pruned stream pays for no more.
+    -> logits `(N, classes)`. The head reads only the channels that arrive, so a pruned stream pays
+    for no more.
 
     Args:
         channels: C.

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,24 +30,34 @@ def folded(network: Network) -> Network:
 
 def fused(weight: Tensor, norm: nn.Module, stride: int = 1) -> nn.Conv2d:
     """A convolution with `weight` `(C', C, 3, 3)` and the first C' channels of a norm after it."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     width, in_width = weight.shape[:2]
-    scale = norm.weight[:width] / torch.sqrt(norm.running_var[:width] + norm.eps)
-    shift = norm.bias[:width] - norm.running_mean[:width] * scale
+    scale, shift = affine(norm)
 
     conv = nn.Conv2d(in_width, width, 3, stride, 1)
     # Cut out of larger weights, it would be copied at every call.
-    scaled = (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+    scaled = (weight * scale[:width, None, None, None]).contiguous(
+        memory_format=torch.channels_last
+    )
     conv.weight = nn.Parameter(scaled.detach(), requires_grad=False)
-    conv.bias = nn.Parameter(shift.detach(), requires_grad=False)
+    conv.bias = nn.Parameter(shift[:width].detach(), requires_grad=False)
     return conv
 
 
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift `(C,)` of each channel by a batch-norm in evaluation mode."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
 def _fold_sequence(sequence: nn.Sequential) -> None:
-    """Fold each norm of a sequence that follows a convolution."""
+    """Fold each norm of a sequence that follows a convolution, of whatever form."""
     for (position, conv), (next_position, norm) in pairwise(enumerate(sequence)):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            sequence[position] = fused(conv.weight, norm, conv.stride[0])
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        # Without statistics of its own a norm depends on the batch.
+        if norm.running_mean is not None:
+            sequence[position] = fuse_conv_bn_eval(conv, norm)
             sequence[next_position] = nn.Identity()

@@ -143,7 +143,7 @@ def _write(files: Files, name: str, fit_config: FitConfig, report_dir: Path) -> 
     ours = runs.identity(name, fit_config)
     theirs = json.loads(files[CONFIG_FILE])
     if theirs != ours:
-        names = sorted(key for key in ours if theirs[key] != ours[key])
+        names = sorted(key for key in ours if theirs.get(key) != ours[key])
         raise ValueError(
             f"all machines of the cluster must have the same images and weights, one differs in "
             f"{', '.join(names)}"

@@ -291,21 +291,18 @@ def enter_router(
     tradeoffs = eval_tradeoffs(router)
     paths = [evaluate(source, router, tradeoff).path for tradeoff in tradeoffs]
     static = isinstance(router, StaticRouter)
-    return _write_checked(
+    return enter_paths(
         out,
-        source,
-        Entry(
-            router=name,
-            author=author,
-            code=code,
-            env=env,
-            weights=weights,
-            static=static,
-            decision_macs=0 if static else count_decision_macs(router, source.spec),
-            tradeoffs=np.array(tradeoffs),
-            paths=np.stack(paths),
-            **origin(env, weights, source),
-        ),
+        env,
+        np.stack(paths),
+        name=name,
+        author=author,
+        decision_macs=0 if static else count_decision_macs(router, source.spec),
+        code=code,
+        tradeoffs=np.array(tradeoffs),
+        static=static,
+        weights=weights,
+        data_root=data_root,
     )
 
 
@@ -346,25 +343,18 @@ def enter_paths(
     """
     check_new(out)
     source = open_test(env, weights, data_root)
-    return _write_checked(
-        out,
-        source,
-        Entry(
-            router=name,
-            author=author,
-            code=code,
-            env=env,
-            weights=weights,
-            static=static,
-            decision_macs=decision_macs,
-            tradeoffs=np.asarray(tradeoffs),
-            paths=np.asarray(paths),
-            **origin(env, weights, source),
-        ),
+    entry = Entry(
+        router=name,
+        author=author,
+        code=code,
+        env=env,
+        weights=weights,
+        static=static,
+        decision_macs=decision_macs,
+        tradeoffs=np.asarray(tradeoffs),
+        paths=np.asarray(paths),
+        **origin(env, weights, source),
     )
-
-
-def _write_checked(out: str | Path, source: RoutingSource, entry: Entry) -> Entry:
     check_paths(entry, source)
     write_entry(out, entry)
     return entry

@@ -55,12 +55,19 @@ def of_policy(policy: Any, observation: NDArray[np.float32]) -> Preferences | No
     if hasattr(policy, "get_distribution"):
         probabilities = policy.get_distribution(obs).distribution.probs
         return Preferences("probability", _array(probabilities))
+    returns = expected_returns(policy, obs)
+    return None if returns is None else Preferences("Q-value", _array(returns))
+
+
+def expected_returns(policy: Any, obs: Tensor) -> Tensor | None:
+    """What a policy of DQN or QR-DQN expects of each sub-path, `(N, K)`; None for others."""
+    returns: Tensor | None = None
     if hasattr(policy, "q_net"):
-        return Preferences("Q-value", _array(policy.q_net(obs)))
-    if hasattr(policy, "quantile_net"):
+        returns = policy.q_net(obs)
+    elif hasattr(policy, "quantile_net"):
         # (N, quantiles, K), whose mean is the expected return.
-        return Preferences("Q-value", _array(policy.quantile_net(obs).mean(1)))
-    return None
+        returns = policy.quantile_net(obs).mean(1)
+    return returns
 
 
 def _array(values: Tensor) -> NDArray[np.float64]:

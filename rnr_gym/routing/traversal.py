@@ -278,6 +278,8 @@ class Traversal:
         backbone = self.backbone
         moved = []
         for group in self.groups:
+            # Of the features that are left behind.
+            group = group._replace(pooled=None)
             if group.layer == 0 and self.stem_waits:
                 group = self._run_stem(group, sub_paths)
 

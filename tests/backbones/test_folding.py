@@ -64,3 +64,30 @@ def test_fused_by_hand():
     y = conv(torch.ones(1, 1, 3, 3))[0, :, 1, 1]
     # (9 - 1) / 2 * 3 + 0.5, and (9 - 2) / 1 * 1 - 1.
     assert y.tolist() == [12.5, 6.0]
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 1),
+        nn.Conv2d(4, 6, 5, stride=2, padding=2, groups=2),
+        nn.Conv2d(4, 6, 3, padding="same", dilation=2, bias=False),
+    ],
+    ids=["1 x 1", "grouped", "dilated"],
+)
+def test_convolutions_of_any_form_are_folded(conv):
+    """A network of the user's own may have others than ours."""
+    norm = nn.BatchNorm2d(6)
+    norm.running_mean.copy_(torch.linspace(-1.0, 1.0, 6))
+    norm.running_var.copy_(torch.linspace(0.5, 2.0, 6))
+    network = nn.Sequential(conv, norm, nn.ReLU()).eval()
+    images = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+    network_folded = folded(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network_folded)
+    torch.testing.assert_close(network_folded(images), network(images).detach())
+
+
+def test_norm_without_statistics_stays():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), norm).eval()
+    assert isinstance(folded(network)[1], nn.BatchNorm2d)

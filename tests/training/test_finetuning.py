@@ -18,7 +18,7 @@ from tests.fixtures.routers import confidence_router
 
 SCHEDULE = Schedule(epochs=2, glance_epochs=0, batch_size=16, bf16=False)
 TRADEOFFS = (0.01, 1.0)
-STILL = Dataset(load=None, augment=lambda images, generator: images, mirrored=False)
+STILL = Dataset(load=None, augment=lambda images, generator: images, mirrored=False, classes=())
 
 
 class Along:

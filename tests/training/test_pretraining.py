@@ -29,9 +29,9 @@ def unchanged(images, generator):
     return images
 
 
-SHIFTED = Dataset(load=None, augment=shifted, mirrored=False)
-MIRRORED = Dataset(load=None, augment=unchanged, mirrored=True)
-STILL = Dataset(load=None, augment=unchanged, mirrored=False)
+SHIFTED = Dataset(load=None, augment=shifted, mirrored=False, classes=())
+MIRRORED = Dataset(load=None, augment=unchanged, mirrored=True, classes=())
+STILL = Dataset(load=None, augment=unchanged, mirrored=False, classes=())
 
 
 def start(backbone, schedule=SCHEDULE, dataset=SHIFTED):
@@ -309,7 +309,7 @@ def killing_dataset(num_steps):
             raise Killed
         return shifted(images, generator)
 
-    return Dataset(load=None, augment=augment, mirrored=False)
+    return Dataset(load=None, augment=augment, mirrored=False, classes=())
 
 
 @KINDS
