@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,15 +31,8 @@ def fused(weight: Tensor, norm: nn.Module, stride: int = 1) -> nn.Conv2d:
     """A convolution with `weight` `(C', C, 3, 3)` and the first C' channels of a norm after it."""
     width, in_width = weight.shape[:2]
     scale, shift = affine(norm)
-
     conv = nn.Conv2d(in_width, width, 3, stride, 1)
-    # Cut out of larger weights, it would be copied at every call.
-    scaled = (weight * scale[:width, None, None, None]).contiguous(
-        memory_format=torch.channels_last
-    )
-    conv.weight = nn.Parameter(scaled.detach(), requires_grad=False)
-    conv.bias = nn.Parameter(shift[:width].detach(), requires_grad=False)
-    return conv
+    return _with(conv, weight * scale[:width, None, None, None], shift[:width])
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -57,7 +49,21 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
     for (position, conv), (next_position, norm) in pairwise(enumerate(sequence)):
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue
-        # Without statistics of its own a norm depends on the batch.
-        if norm.running_mean is not None:
-            sequence[position] = fuse_conv_bn_eval(conv, norm)
-            sequence[next_position] = nn.Identity()
+        # Without statistics a norm depends on the batch. All of ours scale and shift, too.
+        if norm.running_mean is None or not norm.affine:
+            continue
+        scale, bias = affine(norm)
+        if conv.bias is not None:
+            bias = bias + conv.bias * scale
+        weight = conv.weight * scale[:, None, None, None]
+        sequence[position] = _with(copy.deepcopy(conv), weight, bias)
+        sequence[next_position] = nn.Identity()
+
+
+def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """The convolution with another weight and bias, which do not learn."""
+    # Cut out of larger weights, it would be copied at every call.
+    whole = weight.contiguous(memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(whole.detach(), requires_grad=False)
+    conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return conv
