@@ -17,7 +17,7 @@ from rnr_gym import agents, checks, storage
 from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.backbones import Backbone, zoo
 from rnr_gym.backbones import weights as weight_files
-from rnr_gym.backbones.folding import folded
+from rnr_gym.backbones.inference import for_inference
 from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
 from rnr_gym.routing.rollout import decision_macs, follow, route
@@ -121,7 +121,7 @@ class RoutedClassifier(ModelHubMixin):
         agent: str | None = None,
     ) -> None:
         self.backbone = backbone
-        self.network = folded(backbone)
+        self.network = for_inference(backbone)
         self.router = router
         self.exits = checks.flag("exits", exits)
         self.curve = curve

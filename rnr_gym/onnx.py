@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from rnr_gym import checks, storage
 from rnr_gym.agents.sb3 import Sb3Router
-from rnr_gym.backbones.base import Backbone, pooled_channels
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.blocks import pooled_channels
 from rnr_gym.backbones.folding import affine
 from rnr_gym.backbones.multipath import Branch
 from rnr_gym.classifier import RoutedClassifier
 from rnr_gym.routing.observations import confidence_features, quantisation_steps
-from rnr_gym.routing.preferences import expected_returns
+from rnr_gym.routing.preferences import action_scores
 from rnr_gym.routing.traversal import glance_z_scores, pooled_z_scores
 
 EXTRA = ("onnx", "onnxscript")
@@ -187,7 +188,7 @@ class RoutedNetwork(nn.Module):
     def _chosen(self, layer: int, state: State, glance: Glanced, tradeoff: Tensor) -> Tensor:
         """int64 `(1,)`: what the router chooses; -1 if the image has been answered."""
         obs = self._observation(layer, state, glance, tradeoff)
-        action = scores(self.policy, obs).argmax(1)
+        action = action_scores(self.policy, obs).argmax(1)
         return torch.where(state.answered, -1, self.nearest[layer][action])
 
     def _advanced(self, layer: int, state: State, chosen: Tensor) -> State:
@@ -322,12 +323,3 @@ def switch(number: Tensor, branches: Sequence[Callable[[Tensor], Tensor]], x: Te
     if not others:
         return first(x)
     return torch.cond(number == 0, first, lambda x: switch(number - 1, others, x), (x,))
-
-
-def scores(policy: Any, obs: Tensor) -> Tensor:
-    """`(N, K)`, highest for the action that the policy takes; distributions cannot be exported."""
-    returns = expected_returns(policy, obs)
-    if returns is not None:
-        return returns
-    features = policy.extract_features(obs, policy.pi_features_extractor)
-    return policy.action_net(policy.mlp_extractor.forward_actor(features))

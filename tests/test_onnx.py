@@ -10,7 +10,8 @@ import torch
 import rnr_gym as rnr
 from rnr_gym import storage
 from rnr_gym.agents import FitConfig, agent, sb3
-from rnr_gym.onnx import RoutedNetwork, scores
+from rnr_gym.onnx import RoutedNetwork
+from rnr_gym.routing.preferences import action_scores
 from tests.fixtures import small
 from tests.fixtures.files import snapshot
 from tests.fixtures.routing import assert_near
@@ -155,6 +156,6 @@ def test_highest_score_is_the_action(name):
     obs = np.random.default_rng(0).uniform(0.0, 1.0, (50, *space.shape)).astype(np.float32)
     actions, _ = router.predict(obs)
     with torch.no_grad():
-        chosen = scores(router.policy, torch.from_numpy(obs)).argmax(1)
+        chosen = action_scores(router.policy, torch.from_numpy(obs)).argmax(1)
     assert chosen.tolist() == actions.tolist()
     assert len(set(actions.tolist())) > 1

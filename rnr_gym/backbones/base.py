@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rnr_gym import checks
-from rnr_gym.backbones.blocks import Glance, PooledHead, ResidualGlance, WhitenedStem, strided
+from rnr_gym.backbones.blocks import (
+    Glance,
+    PooledHead,
+    ResidualGlance,
+    WhitenedStem,
+    pooled_channels,
+    strided,
+)
 from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import MacTable, conv_macs
 
@@ -285,6 +292,13 @@ class Backbone(nn.Module):
         return self.image_mean.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """In which features are computed; pooled features, logits and statistics stay float32."""
+        for weight in self.stem.parameters():
+            return weight.dtype
+        return self.image_mean.dtype
+
+    @property
     def first_sub_path(self) -> int:
         """The cheapest sub-path that is not an exit."""
         return int(self.has_exits)
@@ -351,13 +365,13 @@ class Backbone(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise images `(N, C, H, W)` by the backbone's own pixel mean and standard deviation.
 
-        uint8 images are scaled to 0..1 first; float images have to be.
+        uint8 images are scaled to 0..1 first; float images have to be. Returns them in `dtype`.
         """
         # Channels last, as convolutions of few channels run fastest.
         images = images.contiguous(memory_format=torch.channels_last)
         if images.dtype == torch.uint8:
             images = images.to(self.image_mean.dtype).div_(255.0)
-        return (images - self.image_mean).div_(self.image_std)
+        return (images - self.image_mean).div_(self.image_std).to(self.dtype)
 
     def pool(self, features: Tensor) -> Tensor:
         """What a summary holds of features `(N, C, H, W)`, before it is z-scored.
@@ -378,14 +392,6 @@ class Backbone(nn.Module):
         It shares this backbone's weights or, where a layer has to be converted, copies them.
         """
         raise NotImplementedError
-
-
-def pooled_channels(features: Tensor) -> Tensor:
-    """Features `(N, C, H, W)` -> `(N, C)`, the mean of each channel.
-
-    In single precision even if the network runs in half precision.
-    """
-    return features.mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 def check_shape(

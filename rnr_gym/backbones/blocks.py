@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnr_gym.backbones.folding import fused
+from rnr_gym.backbones.folding import fused, with_parameters
 from rnr_gym.backbones.macs import conv_macs, linear_macs
 
 
@@ -22,6 +22,14 @@ def strided(side: tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width in pixels after a padded convolution of that stride: rounded up."""
     height, width = side
     return -(-height // stride), -(-width // stride)
+
+
+def pooled_channels(features: Tensor) -> Tensor:
+    """Features `(N, C, H, W)` -> `(N, C)`, the mean of each channel.
+
+    In single precision even if the network runs in half precision.
+    """
+    return features.mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 def residual_branch(in_width: int, inner: int, width: int, stride: int) -> nn.Sequential:
@@ -71,7 +79,7 @@ class PooledHead(nn.Module):
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         pooled = features
         if features.ndim == 4:
-            pooled = features.mean((2, 3))
+            pooled = pooled_channels(features)
         # A pruned stream holds the first channels, never others.
         weight = self.linear.weight[:, : pooled.shape[1]]
         logits = F.linear(pooled, weight, self.linear.bias)
@@ -148,20 +156,31 @@ class WhitenedStem(nn.Module):
         self.register_buffer("filters", torch.randn(num_filters, channels, 2, 2) / 2.0)
         self.bias = nn.Parameter(torch.zeros(num_filters))
         self.conv = nn.Conv2d(num_filters, width, 3, 1, 1, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(width)
+        self.norm = nn.BatchNorm2d(width)
+        self.folded = nn.Sequential()
 
         self.side = strided((height, width_px), 2)
         whitening_macs = conv_macs(channels, num_filters, self.side, kernel=2)
         self.macs = whitening_macs + conv_macs(num_filters, width, self.side)
 
     def fold(self) -> None:
-        """From now on, run a convolution that has its norm in it."""
-        self.conv = fused(self.conv.weight, self.norm)
-        self.norm = nn.Identity()
+        """From now on, run convolutions that have filters and norm in them."""
+        num_filters, channels = self.filters.shape[:2]
+        whitening = nn.Conv2d(channels, num_filters, 2, 2, device="meta")
+        self.folded = nn.Sequential(
+            with_parameters(whitening, self.filters, self.bias),
+            nn.GELU(),
+            fused(self.conv.weight, self.norm),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         # Odd sides get one zero row or column, so that every pixel lies in a patch.
         even = F.pad(images, (0, images.shape[3] % 2, 0, images.shape[2] % 2))
+        if len(self.folded):
+            features: Tensor = self.folded(even)
+            return features
+
         whitened = F.gelu(F.conv2d(even, self.filters, self.bias, stride=2))
         return F.relu(self.norm(self.conv(whitened)), inplace=True)
 
@@ -201,7 +220,7 @@ class ResidualGlance(nn.Module):
         self.linear = nn.Linear(self.width, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.blocks(self.stem(images)).mean((2, 3))  # (N, G)
+        pooled = pooled_channels(self.blocks(self.stem(images)))  # (N, G)
         return pooled, self.linear(pooled)
 
 
@@ -247,5 +266,5 @@ class Glance(nn.Module):
         self.linear = nn.Linear(self.width, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.stages(images).mean((2, 3))  # (N, G)
+        pooled = pooled_channels(self.stages(images))  # (N, G)
         return pooled, self.linear(pooled)

@@ -31,8 +31,9 @@ def fused(weight: Tensor, norm: nn.Module, stride: int = 1) -> nn.Conv2d:
     """A convolution with `weight` `(C', C, 3, 3)` and the first C' channels of a norm after it."""
     width, in_width = weight.shape[:2]
     scale, shift = affine(norm)
-    conv = nn.Conv2d(in_width, width, 3, stride, 1)
-    return _with(conv, weight * scale[:width, None, None, None], shift[:width])
+    # Without weights of its own, which would be drawn from torch's global generator.
+    conv = nn.Conv2d(in_width, width, 3, stride, 1, device="meta")
+    return with_parameters(conv, weight * scale[:width, None, None, None], shift[:width])
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -56,11 +57,11 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
         if conv.bias is not None:
             bias = bias + conv.bias * scale
         weight = conv.weight * scale[:, None, None, None]
-        sequence[position] = _with(copy.deepcopy(conv), weight, bias)
+        sequence[position] = with_parameters(copy.deepcopy(conv), weight, bias)
         sequence[next_position] = nn.Identity()
 
 
-def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+def with_parameters(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """The convolution with another weight and bias, which do not learn."""
     # Cut out of larger weights, it would be copied at every call.
     whole = weight.contiguous(memory_format=torch.channels_last)

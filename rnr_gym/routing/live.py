@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.backbones.folding import folded
+from rnr_gym.backbones.inference import for_inference
 from rnr_gym.data import ImageSet
 from rnr_gym.routing.protocols import Indices, Outcome
 from rnr_gym.routing.spec import RoutingSpec
@@ -35,7 +35,7 @@ class Live:
     @cached_property
     def network(self) -> Backbone:
         """The backbone as it runs, with its batch-norms folded."""
-        return folded(self.backbone)
+        return for_inference(self.backbone)
 
     @property
     def labels(self) -> NDArray[np.int64]:

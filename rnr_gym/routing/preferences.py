@@ -70,6 +70,17 @@ def expected_returns(policy: Any, obs: Tensor) -> Tensor | None:
     return returns
 
 
+def action_scores(policy: Any, obs: Tensor) -> Tensor:
+    """`(N, K)`, highest for the action that a policy without masks prefers at `(N, D)`."""
+    returns = expected_returns(policy, obs)
+    if returns is not None:
+        return returns
+    # Without a distribution, which takes longer to make than the scores.
+    features = policy.extract_features(obs, policy.pi_features_extractor)
+    scores: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
+    return scores
+
+
 def _array(values: Tensor) -> NDArray[np.float64]:
     array: NDArray[np.float64] = values.double().cpu().numpy()
     return array

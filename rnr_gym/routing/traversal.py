@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym import checks
-from rnr_gym.backbones.base import Backbone, pooled_channels
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.blocks import pooled_channels
 from rnr_gym.routing.observations import CLIP, confidence_features, quantised
 from rnr_gym.routing.protocols import Indices
 
@@ -103,7 +104,7 @@ class Traversal:
         backbone.check_images(images)
         batch_size = len(images)
         x = backbone.prepare(images)  # (N, C, H, W)
-        no_logits = x.new_zeros(batch_size, backbone.num_classes)
+        no_logits = backbone.image_mean.new_zeros(batch_size, backbone.num_classes)
 
         # The glance is layer 0's exit, so it runs only where that exit is on; then the stem waits.
         if backbone.glance is not None and 0 in exit_layers:
@@ -111,7 +112,7 @@ class Traversal:
             features = x
             macs = 0
         else:
-            glance_pooled = x.new_zeros(batch_size, len(backbone.glance_mean))
+            glance_pooled = backbone.image_mean.new_zeros(batch_size, len(backbone.glance_mean))
             glance_logits = no_logits
             features = backbone.stem(x)
             macs = backbone.mac_table.stem
@@ -323,8 +324,7 @@ class Traversal:
                 # The summary needs the same mean.
                 pooled = pooled_channels(group.features)
                 group = group._replace(pooled=pooled)
-                read = pooled.to(group.features.dtype)
-                answer = layer.exit(read, self._glance_context(batch_idx))
+                answer = layer.exit(pooled, self._glance_context(batch_idx))
                 exit_logits = _placed(exit_logits, batch_idx, answer)
             waiting.append(group)
 

@@ -1,0 +1,157 @@
+"""Networks as they run where nothing is learned: fused convolutions and half precision."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rnr_gym.backbones import inference
+from rnr_gym.backbones.fused_conv import HAS_FUSED_CONV, FusedConv
+from rnr_gym.backbones.inference import chosen_dtype, for_inference, fuse
+from rnr_gym.routing.spec import RoutingSpec
+from tests.fixtures import small
+from tests.fixtures.routing import assert_near, states_along
+
+needs_fused_conv = pytest.mark.skipif(not HAS_FUSED_CONV, reason="torch without oneDNN")
+
+
+def convs():
+    """Convolutions of different forms, by name."""
+    return {
+        "3 x 3": nn.Conv2d(4, 6, 3, 1, 1),
+        "strided, without bias": nn.Conv2d(4, 6, 3, 2, 1, bias=False),
+        "1 x 1": nn.Conv2d(4, 6, 1),
+        "depth-wise": nn.Conv2d(4, 8, 5, padding=2, groups=4),
+        "dilated": nn.Conv2d(4, 6, 3, padding=2, dilation=2),
+    }
+
+
+@needs_fused_conv
+@pytest.mark.parametrize("name", convs())
+@pytest.mark.parametrize("batch_size", [0, 1, 3])
+def test_fused_conv_matches_conv_and_relu(name, batch_size):
+    sequence = nn.Sequential(convs()[name], nn.ReLU(), nn.Identity()).requires_grad_(False)
+    images = torch.randn(batch_size, 4, 9, 9)
+    expected = sequence(images)
+    fuse(sequence)
+    assert isinstance(sequence[0], FusedConv)
+    assert isinstance(sequence[1], nn.Identity)
+    torch.testing.assert_close(sequence(images), expected)
+    # In another memory format, too.
+    last = images.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(sequence(last), expected)
+
+
+@needs_fused_conv
+def test_only_a_relu_right_after_is_fused():
+    sequence = nn.Sequential(
+        nn.Conv2d(4, 4, 1),
+        nn.Identity(),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 1),
+        nn.GELU(),
+        nn.ReLU(),
+    ).requires_grad_(False)
+    images = torch.randn(2, 4, 5, 5)
+    expected = sequence(images)
+    fuse(sequence)
+    assert [module.relu for module in sequence if isinstance(module, FusedConv)] == [True, False]
+    torch.testing.assert_close(sequence(images), expected)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 6, 3).double(),
+        nn.Conv2d(4, 6, 3, device="meta"),
+        nn.Conv1d(4, 6, 3),
+    ],
+    ids=["padding by name", "reflecting", "float64", "another device", "one dimension"],
+)
+def test_other_convolutions_stay(conv):
+    sequence = nn.Sequential(conv, nn.ReLU())
+    fuse(sequence)
+    assert sequence[0] is conv
+
+
+@needs_fused_conv
+def test_fused_conv_can_be_copied_after_use():
+    conv = FusedConv(nn.Conv2d(4, 6, 3).requires_grad_(False))
+    images = torch.randn(2, 4, 5, 5)
+    expected = conv(images)
+    torch.testing.assert_close(copy.deepcopy(conv)(images), expected)
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+@pytest.mark.parametrize("exits", ["bare", "glance and exits"])
+def test_every_state_matches_the_backbone(kind, exits):
+    backbone = small.backbone(kind, exits)
+    paths = small.paths(RoutingSpec.of(backbone), 40)
+    expected = states_along(backbone, small.pixels(40), paths)
+    actual = states_along(for_inference(backbone), small.pixels(40), paths)
+    for state, other in zip(actual, expected, strict=True):
+        assert_near(state.logits, other.logits.detach())
+        assert_near(state.exit_logits, other.exit_logits.detach())
+        assert_near(state.summary(), other.summary())
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+@pytest.mark.parametrize("exits", ["bare", "glance and exits"])
+def test_half_precision_is_close_and_summaries_stay_single(kind, exits):
+    backbone = small.backbone(kind, exits)
+    paths = small.paths(RoutingSpec.of(backbone), 40)
+    expected = states_along(backbone, small.pixels(40), paths)
+    network = for_inference(backbone, "bfloat16")
+    assert network.dtype == torch.bfloat16
+    actual = states_along(network, small.pixels(40), paths)
+    for state, other in zip(actual, expected, strict=True):
+        assert all(group.features.dtype == torch.bfloat16 for group in state.groups)
+        assert state.logits.dtype == torch.float32
+        # Eight bits of mantissa, over a few layers.
+        scale = other.logits.detach().abs().max().clamp(min=1.0)
+        assert (state.logits - other.logits.detach()).abs().max() < 0.05 * scale
+        assert (state.macs == other.macs).all()
+
+
+def test_the_backbone_keeps_its_dtype_and_weights():
+    backbone = small.backbone("whitened")
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    for_inference(backbone, "bfloat16")
+    after = backbone.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert backbone.dtype == torch.float32
+
+
+def test_making_it_draws_no_random_numbers():
+    backbone = small.backbone("whitened")
+    before = torch.get_rng_state()
+    for_inference(backbone, "bfloat16")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("faster", ["float32", "bfloat16"])
+def test_auto_takes_the_faster_dtype(monkeypatch, faster):
+    monkeypatch.setattr(
+        inference, "_seconds", lambda network, images: 1.0 + (str(network.dtype)[6:] != faster)
+    )
+    assert chosen_dtype(small.backbone("multipath"), "auto") == faster
+
+
+def test_auto_stays_single_for_a_small_gain(monkeypatch):
+    monkeypatch.setattr(
+        inference, "_seconds", lambda network, images: 1.0 - 0.1 * (network.dtype == torch.bfloat16)
+    )
+    assert chosen_dtype(small.backbone("multipath"), "auto") == "float32"
+
+
+def test_dtype_given_by_name_is_not_measured(monkeypatch):
+    monkeypatch.delattr(inference, "_seconds")
+    assert chosen_dtype(small.backbone("multipath"), "bfloat16") == "bfloat16"
+
+
+def test_dtype_unknown_is_refused():
+    with pytest.raises(ValueError, match="`dtype` must be"):
+        chosen_dtype(small.backbone("multipath"), "float16")
