@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import rnr_gym as rnr
 from rnr_gym.backbones.folding import folded
+from rnr_gym.backbones.inference import DTYPES
 from rnr_gym.progress import progress_bar
 from rnr_gym.storage import save_json
 
@@ -40,6 +41,8 @@ class Args:
     agent: str = "ppo"
     compute: float = 0.5
     """Mean budget, the router's own share included."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In what features are computed, by the plain network as well; ONNX files are float32."""
     batches: tuple[int, ...] = (1, 8, 64, 256)
     images: int = 256
     """Of `test`; each contestant classifies all of them, batch by batch."""
@@ -50,16 +53,17 @@ class Args:
 
 
 class Prepared(nn.Module):
-    """The plain network with the normalisation of its images."""
+    """The plain network with its batch-norms folded, and the normalisation of its images."""
 
-    def __init__(self, classifier: rnr.RoutedClassifier) -> None:
+    def __init__(self, classifier: rnr.RoutedClassifier, dtype: torch.dtype) -> None:
         super().__init__()
         self.backbone = classifier.backbone
-        self.network = folded(classifier.backbone.plain().eval())
+        self.network = folded(classifier.backbone.plain().eval()).to(dtype)
+        self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(N, C, H, W)` -> logits `(N, classes)`."""
-        return self.network(self.backbone.prepare(images))
+        return self.network(self.backbone.prepare(images).to(self.dtype))
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -101,8 +105,8 @@ def files(
 
 def main(args: Args) -> None:
     """Measure all contestants in turn, print medians, write JSON."""
-    classifier = rnr.RoutedClassifier.from_pretrained(args.name, agent=args.agent)
-    plain = Prepared(classifier)
+    classifier = rnr.RoutedClassifier.from_pretrained(args.name, agent=args.agent, dtype=args.dtype)
+    plain = Prepared(classifier, DTYPES[args.dtype])
     dataset = "cifar100" if "cifar100" in args.name else "cifar10"
     images = torch.from_numpy(rnr.load_images(dataset, "test").images[: args.images].copy())
     assert classifier.curve is not None
@@ -115,7 +119,7 @@ def main(args: Args) -> None:
         "routed": lambda images: classifier(images, tradeoff=tradeoff),
     }
     with tempfile.TemporaryDirectory() as folder:
-        single = files(classifier, Prepared(classifier), tradeoff, Path(folder))
+        single = files(classifier, Prepared(classifier, torch.float32), tradeoff, Path(folder))
     contestants = [(name, batch, run) for batch in args.batches for name, run in runs.items()]
     contestants += [(name, 1, run) for name, run in single.items()]
 
@@ -136,6 +140,7 @@ def main(args: Args) -> None:
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
         "python": platform.python_version(),
+        "dtype": args.dtype,
         "classifier": f"{args.name}, {args.agent}",
         "images": args.images,
         "mean_compute": spent,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +26,7 @@ import rnr_gym  # noqa: F401
 from rnr_gym import data
 from rnr_gym.backbones import zoo
 from rnr_gym.backbones.folding import folded
+from rnr_gym.backbones.inference import DTYPES
 from rnr_gym.progress import progress_bar
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.sb3 import make_vec_env
@@ -42,6 +44,8 @@ class Args:
 
     env: str = "RNR-Digits-v0"
     num_envs: int = 256
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In what features are computed, by the plain network as well."""
     repeats: int = 9
     """Alternating repeats of every contestant, after one warm-up."""
     seconds: float = 0.7
@@ -104,13 +108,14 @@ def contestants(args: Args) -> dict[str, Contestant]:
     # A copy, because torch warns of arrays that are read-only, as shared images are.
     images = torch.from_numpy(route.images[: args.num_envs].copy())  # (N, C, H, W)
     plain = backbone.plain().eval()
+    dtype = DTYPES[args.dtype]
     random = np.random.default_rng(0)
     few = min(MAX_SCALAR_ENVS, args.num_envs)
 
     def run_plain(network: nn.Module) -> Contestant:
         def once() -> Work:
             with torch.inference_mode():
-                network(backbone.prepare(images))
+                network(backbone.prepare(images).to(dtype))
             # A full path is as many steps.
             return Work(len(images) * backbone.num_layers, len(images))
 
@@ -135,20 +140,21 @@ def contestants(args: Args) -> dict[str, Contestant]:
     def native(**more: Any) -> gym.vector.VectorEnv:
         # Same-step autoreset, as learners use it.
         mode = gym.vector.AutoresetMode.SAME_STEP
-        return gym.make_vec(args.env, args.num_envs, autoreset_mode=mode, **more)
+        kwargs = {"dtype": args.dtype, **more}
+        return gym.make_vec(args.env, args.num_envs, autoreset_mode=mode, **kwargs)
 
     def sync() -> gym.vector.VectorEnv:
-        return gym.make_vec(args.env, few, vectorization_mode="sync")
+        return gym.make_vec(args.env, few, vectorization_mode="sync", dtype=args.dtype)
 
     def adapter(**more: Any) -> Any:
-        return make_vec_env(args.env, few, env_kwargs=more)
+        return make_vec_env(args.env, few, env_kwargs={"dtype": args.dtype, **more})
 
     def dummy(**more: Any) -> DummyVecEnv:
-        return DummyVecEnv([lambda: gym.make(args.env, **more)] * few)
+        return DummyVecEnv([lambda: gym.make(args.env, dtype=args.dtype, **more)] * few)
 
     runners = {
-        PLAIN: run_plain(plain),
-        FOLDED: run_plain(folded(plain)),
+        PLAIN: run_plain(deepcopy(plain).to(dtype)),
+        FOLDED: run_plain(folded(plain).to(dtype)),
         "native, full path": routed(native(), full_path),
         "native, mixed widths": routed(native(), mixed),
         "native, half leave at the glance": routed(native(), leaving(0.5)),
@@ -203,6 +209,7 @@ def main(args: Args) -> None:
         "python": platform.python_version(),
         "env": args.env,
         "num_envs": args.num_envs,
+        "dtype": args.dtype,
     }
     print(content)
     content["contestants"] = {}

@@ -17,7 +17,7 @@ from rnr_gym import agents, checks, storage
 from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.backbones import Backbone, zoo
 from rnr_gym.backbones import weights as weight_files
-from rnr_gym.backbones.inference import for_inference
+from rnr_gym.backbones.inference import chosen_dtype, for_inference
 from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
 from rnr_gym.routing.rollout import decision_macs, follow, route
@@ -110,6 +110,8 @@ class RoutedClassifier(ModelHubMixin):
         exits: as the router was fitted.
         curve: needed for `compute=`.
         agent: the name of the agent that the router is of; needed for saving.
+        dtype: in what features are computed: `"float32"`, `"bfloat16"`, or `"auto"` for the faster
+            one on this machine, which is measured.
     """
 
     def __init__(
@@ -119,9 +121,11 @@ class RoutedClassifier(ModelHubMixin):
         exits: bool = True,
         curve: BudgetCurve | None = None,
         agent: str | None = None,
+        dtype: str = "float32",
     ) -> None:
         self.backbone = backbone
-        self.network = for_inference(backbone)
+        self.dtype = chosen_dtype(backbone, dtype)
+        self.network = for_inference(backbone, self.dtype)
         self.router = router
         self.exits = checks.flag("exits", exits)
         self.curve = curve
@@ -209,6 +213,7 @@ class RoutedClassifier(ModelHubMixin):
         agent: str | None = None,
         weights: str = "pretrained",
         device: str = "cpu",
+        dtype: str = "float32",
         **hub_kwargs: Any,
     ) -> RoutedClassifier:
         """A classifier by name: a bundled one, else a folder, else a model of the hub.
@@ -220,6 +225,7 @@ class RoutedClassifier(ModelHubMixin):
                 for bundled classifiers only.
             weights: `"pretrained"` or `"finetuned"`; for bundled classifiers only.
             device: where it runs.
+            dtype: in what features are computed, as for the constructor.
             hub_kwargs: `revision`, `cache_dir`, `token` and other arguments of the hub's client.
 
         Raises `ValueError` if there is no bundled router of that agent for those weights, or
@@ -236,7 +242,7 @@ class RoutedClassifier(ModelHubMixin):
         is_router = chosen_agent in AGENTS and router_file.is_file()
         if is_router and name == Path(name).name:
             backbone_file = weight_files.backbone_file(name, weights)
-            return cls._from_files(backbone_file, router_file, device)
+            return cls._from_files(backbone_file, router_file, device, dtype)
 
         if agent is not None or weights != "pretrained":
             raise ValueError(
@@ -245,7 +251,7 @@ class RoutedClassifier(ModelHubMixin):
             )
         try:
             classifier: RoutedClassifier = super().from_pretrained(
-                name, device=device, **hub_kwargs
+                name, device=device, dtype=dtype, **hub_kwargs
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
             reason = str(error).splitlines()[0]
@@ -262,14 +268,17 @@ class RoutedClassifier(ModelHubMixin):
         *,
         model_id: str,
         device: str = "cpu",
+        dtype: str = "float32",
         **hub_kwargs: Any,
     ) -> RoutedClassifier:
         backbone_file = _fetch(model_id, BACKBONE_FILE, **hub_kwargs)
         router_file = _fetch(model_id, ROUTER_FILE, **hub_kwargs)
-        return cls._from_files(backbone_file, router_file, device)
+        return cls._from_files(backbone_file, router_file, device, dtype)
 
     @classmethod
-    def _from_files(cls, backbone_file: Path, router_file: Path, device: str) -> RoutedClassifier:
+    def _from_files(
+        cls, backbone_file: Path, router_file: Path, device: str, dtype: str
+    ) -> RoutedClassifier:
         # First, so that a mistyped device does not cost loading the files.
         device = checks.device(device)
         # Not `zoo.named`, whose backbones are shared: the caller may change the weights.
@@ -284,11 +293,20 @@ class RoutedClassifier(ModelHubMixin):
             exits=exits,
             curve=_curve_of(metadata),
             agent=metadata["agent"],
+            dtype=dtype,
         )
 
     @classmethod
-    def from_run(cls, run_dir: str | Path, device: str = "cpu") -> RoutedClassifier:
+    def from_run(
+        cls, run_dir: str | Path, device: str = "cpu", dtype: str | None = None
+    ) -> RoutedClassifier:
         """The router that `rnr-gym train` fitted, and the backbone that it was fitted to.
+
+        Args:
+            run_dir: the folder of the run.
+            device: where it runs.
+            dtype: in what features are computed, as for the constructor; None for the dtype to
+                which the router was fitted.
 
         Raises as `load_run` does.
         """
@@ -301,6 +319,7 @@ class RoutedClassifier(ModelHubMixin):
             exits=kwargs.get("exits", True),
             curve=run.curve,
             agent=run.agent,
+            dtype=dtype or kwargs.get("dtype", "float32"),
         )
 
 

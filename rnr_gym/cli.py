@@ -249,6 +249,7 @@ def classify(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional],
     compute: float | None = None,
     tradeoff: float | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Classify image files one by one: class, confidence, path, compute and milliseconds.
 
@@ -258,6 +259,8 @@ def classify(
         images: PNG, JPEG, WebP, GIF or BMP; the central part is scaled to what the network takes.
         compute: mean compute to aim at, as a share of the plain network's.
         tradeoff: reward units per unit of compute; 0.1 if both are left out.
+        dtype: in what features are computed: float32, bfloat16, or auto for the faster one on this
+            machine; else float32, or that to which a run's router was fitted.
     """
     from rnr_gym.experiments import classification
 
@@ -271,7 +274,7 @@ def classify(
         caption="path: the sub-path of each layer, 0 for an exit; ms: on this machine",
         box=SIMPLE,
     )
-    for answer in classification.classify(classifier, images, compute, tradeoff):
+    for answer in classification.classify(classifier, images, compute, tradeoff, dtype):
         table.add_row(
             str(answer.file),
             answer.name,

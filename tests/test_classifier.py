@@ -8,7 +8,7 @@ from torch import nn
 
 from rnr_gym import classifier
 from rnr_gym.agents.uniform import UniformRouter
-from rnr_gym.backbones import zoo
+from rnr_gym.backbones import inference, zoo
 from rnr_gym.classifier import BudgetCurve, RoutedClassifier
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.route_table import build
@@ -106,6 +106,23 @@ def test_classifier_runs_plain_without_budget(kind, monkeypatch, exit_runs):
     # The hooks do notice exits that run.
     classifier_of(backbone)(pixels, tradeoff=0.1)
     assert len(runs) > 0
+
+
+@KINDS
+def test_half_precision_gives_single_precision_logits(kind):
+    backbone = small.backbone(kind)
+    half = classifier_of(backbone, dtype="bfloat16")
+    assert half.dtype == "bfloat16"
+    pixels = small.pixels(12)
+    logits = half(pixels).logits
+    assert logits.dtype == torch.float32
+    expected = classifier_of(backbone)(pixels).logits
+    assert 0.0 < (logits - expected).abs().max() < 0.05 * expected.abs().max().clamp(min=1.0)
+
+
+def test_auto_dtype_is_the_one_that_was_chosen(monkeypatch):
+    monkeypatch.setattr(inference, "_faster", lambda backbone: "bfloat16")
+    assert classifier_of(small.backbone("multipath"), dtype="auto").dtype == "bfloat16"
 
 
 @KINDS

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnr_gym import checks
+from rnr_gym.backbones.inference import AUTO
 from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing import route_table
 from rnr_gym.routing.path_tree import num_prefixes
@@ -63,6 +64,11 @@ class FitConfig:
             raise ValueError(
                 f"`kwargs` may hold {', '.join(sorted(allowed))}, got "
                 f"{', '.join(map(str, self.kwargs))}"
+            )
+        if self.kwargs.get("dtype") == AUTO:
+            raise ValueError(
+                "`dtype` must be float32 or bfloat16 where routers are fitted, so that all "
+                f"processes compute alike, got {AUTO!r}"
             )
         is_pair = isinstance(self.tradeoffs, tuple | list) and len(self.tradeoffs) == 2
         if not is_pair or check_tradeoff(self.tradeoffs)[0] == 0.0:

@@ -221,6 +221,10 @@ def fit(
             reset_num_timesteps=model.num_timesteps == 0,
         )
     env.close()
+    # The last distribution holds on to gradients, with which a policy cannot be copied.
+    distribution: Any = getattr(model.policy, "action_dist", None)
+    if distribution is not None:
+        distribution.distribution = None
     return Sb3Router(spec, model.policy, name, recipe)
 
 

@@ -159,7 +159,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     gym.make(
         "RNR-Digits-v0", split="route", tradeoff=0.3, reward="accuracy", vector_reward=False,
         exits=True, backend="live", weights="pretrained", data_root=None, download=True,
-        device="cpu", render_mode=None,
+        device="cpu", dtype="float32", render_mode=None,
     )
     ```
 
@@ -180,7 +180,9 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
       cache directory), which holds torchvision's files or directories
       `<data_root>/cifar10/{train,test}/<class>/*`; and whether CIFAR may be downloaded if it is not
       there.
-    * `device`: where the backbone runs.
+    * `device`, `dtype`: where the backbone runs, and in what it computes features: `"float32"`,
+      `"bfloat16"`, or `"auto"` for the faster one on this machine, which is measured when the
+      network is loaded.
     * `render_mode`: `"ansi"`, `"rgb_array"` or `"human"`. `env.unwrapped.watch(router)` adds to the
       pictures what a router thinks of each sub-path.
 

@@ -47,6 +47,7 @@ def classify(
     files: Sequence[Path],
     compute: float | None = None,
     tradeoff: float | None = None,
+    dtype: str | None = None,
 ) -> list[Classified]:
     """Classify the central part of each image, scaled to what the network takes.
 
@@ -55,6 +56,7 @@ def classify(
         files: PNG, JPEG, WebP, GIF or BMP.
         compute: mean compute to aim at.
         tradeoff: λ; `TRADEOFF` if `compute` is left out as well.
+        dtype: as for `RoutedClassifier`; None for float32, or that of the run.
 
     Raises:
         ValueError: a file is no image, or an argument is not allowed.
@@ -65,7 +67,7 @@ def classify(
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"`images` must be files, got {missing[0]!r}, which does not exist")
-    classifier, classes = _load(name)
+    classifier, classes = _load(name, dtype)
     batches = [_read(file, classifier.backbone.image_shape) for file in files]
     if compute is None and tradeoff is None:
         tradeoff = TRADEOFF
@@ -75,14 +77,14 @@ def classify(
     ]
 
 
-def _load(name: str) -> tuple[RoutedClassifier, tuple[str, ...] | None]:
+def _load(name: str, dtype: str | None) -> tuple[RoutedClassifier, tuple[str, ...] | None]:
     """A classifier with its class names, if they are known."""
     folder = Path(name)
     # A folder that `save_pretrained` wrote has its backbone in it.
     if folder.is_dir() and not (folder / BACKBONE_FILE).exists():
         dataset = load_run(name).fit_config.source_kwargs("route")["dataset"]
-        return RoutedClassifier.from_run(name), data.dataset(dataset).classes
-    classifier = RoutedClassifier.from_pretrained(name)
+        return RoutedClassifier.from_run(name, dtype=dtype), data.dataset(dataset).classes
+    classifier = RoutedClassifier.from_pretrained(name, dtype=dtype or "float32")
     if name in zoo.ARCHITECTURES:
         return classifier, data.dataset(zoo.ARCHITECTURES[name].dataset).classes
     return classifier, None

@@ -79,7 +79,7 @@ def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
     kwargs = {**registered_kwargs(fit_config.env), **fit_config.kwargs}
     bundled = None
     if kwargs.get("backend") == "table":
-        names = ("dataset", "backbone", "weights", "exits")
+        names = ("dataset", "backbone", "weights", "exits", "dtype")
         chosen = {name: kwargs[name] for name in names if name in kwargs}
         bundled = bundled_table(split="test", **chosen)
     # All code of the package: any of it may change a figure.

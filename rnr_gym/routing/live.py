@@ -26,16 +26,18 @@ class Live:
         backbone: in evaluation mode.
         images: what is routed.
         spec: the routing problem; its `valid` says whether exits are on.
+        dtype: in what the network computes features, a name in `inference.DTYPES`.
     """
 
     backbone: Backbone
     images: ImageSet
     spec: RoutingSpec
+    dtype: str = "float32"
 
     @cached_property
     def network(self) -> Backbone:
-        """The backbone as it runs, with its batch-norms folded."""
-        return for_inference(self.backbone)
+        """The backbone as it runs."""
+        return for_inference(self.backbone, self.dtype)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -49,7 +51,7 @@ class Live:
         with torch.inference_mode():
             return Traversal.start(
                 self.network,
-                pixels.to(self.backbone.device),
+                pixels.to(self.network.device),
                 self.spec.exit_layers,
             )
 

@@ -17,6 +17,7 @@ from rnr_gym import checks, claims, data, storage
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.inference import AUTO, DTYPES, chosen_dtype
 from rnr_gym.data import ImageSet
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
@@ -42,6 +43,7 @@ class SourceKwargs(TypedDict, total=False):
     data_root: str | None
     download: bool
     device: str
+    dtype: str
 
 
 def open_source(
@@ -54,6 +56,7 @@ def open_source(
     data_root: str | None = None,
     download: bool = True,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> RoutingSource:
     """Open images and backbone, checked against each other.
 
@@ -72,6 +75,8 @@ def open_source(
         data_root: directory of the images.
         download: whether to fetch images that are missing.
         device: where the network runs.
+        dtype: in what it computes features: `"float32"`, `"bfloat16"`, or `"auto"` for the faster
+            one on this machine. A bundled table was computed in float32.
 
     Raises:
         ValueError: an argument is unknown, or the images do not fit the backbone.
@@ -85,10 +90,11 @@ def open_source(
         )
     backend = checks.choice("backend", backend, BACKENDS)
     exits = checks.flag("exits", exits)
+    checks.choice("dtype", dtype, (*DTYPES, AUTO))
 
     # A bundled table goes first, because it needs neither weights nor images.
     if backend == "table":
-        table = bundled_table(dataset, split, backbone, weights, exits)
+        table = bundled_table(dataset, split, backbone, weights, exits, dtype)
         if table is not None:
             return table
 
@@ -106,7 +112,7 @@ def open_source(
         )
 
     images = open_images(dataset, split, data_root, download)
-    return _opened(network, state_digest, images, exits, backend)
+    return _opened(network, state_digest, images, exits, backend, chosen_dtype(network, dtype))
 
 
 def open_images(
@@ -131,6 +137,7 @@ def open_images(
                 other.get("backbone", "rnr-digits"),
                 other.get("weights", PRETRAINED),
                 other.get("exits", True),
+                other.get("dtype", "float32"),
             )
         if table is None:
             return images
@@ -159,9 +166,13 @@ def bundled_table(
     backbone: str | Backbone,
     weights: str | None = PRETRAINED,
     exits: bool = True,
+    dtype: str = "float32",
 ) -> RouteTable | None:
     """The route table that comes with a named backbone and its own data set; None without one."""
     data.check_split(split)
+    # What is bundled was computed in float32.
+    if dtype == "bfloat16":
+        return None
     if not isinstance(backbone, str) or weights != PRETRAINED or not exits:
         return None
     # Other images than those of its own data set are not in the table; arrays compare by element.
@@ -186,6 +197,7 @@ def _opened(
     images: ImageSet,
     exits: bool,
     backend: str,
+    dtype: str,
 ) -> RoutingSource:
     """One object for the same arguments.
 
@@ -197,7 +209,7 @@ def _opened(
 
     _check_fit(backbone, images)
     spec = RoutingSpec.of(backbone, exits)
-    live = Live(backbone, images, spec)
+    live = Live(backbone, images, spec, dtype)
     if backend == "live":
         return live
     return _cached_table(live)
@@ -219,7 +231,7 @@ def _check_fit(backbone: Backbone, images: ImageSet) -> None:
 
 
 def digest_of(source: RoutingSource) -> str:
-    """Twelve hexadecimal digits that change with weights, images and costs.
+    """Twelve hexadecimal digits that change with weights, images, costs and dtype.
 
     Those of a table are the digits of what it was computed from.
     """
@@ -230,6 +242,9 @@ def digest_of(source: RoutingSource) -> str:
     if isinstance(source, Live):
         parts.append(storage.digest(source.backbone.state_dict()).encode())
         parts.append(source.images.images.tobytes())
+        # Named only where it is another one, so that older digests hold.
+        if source.dtype != "float32":
+            parts.append(source.dtype.encode())
     return storage.short_hash(*parts)
 
 

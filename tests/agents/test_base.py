@@ -47,6 +47,13 @@ def test_source_kwargs_include_given_kwargs(images, backbone):
     assert not fit_config.source("route").spec.valid[:, 0].any()
 
 
+def test_dtype_that_every_process_would_measure_is_refused():
+    with pytest.raises(ValueError, match="`dtype` must be float32 or bfloat16"):
+        FitConfig("RNR-v0", {"dtype": "auto"})
+    fit_config = FitConfig("RNR-v0", {"dtype": "bfloat16"})
+    assert fit_config.source_kwargs("test")["dtype"] == "bfloat16"
+
+
 def test_given_table_is_the_source():
     table = paper()
     assert FitConfig("RNR-v0", {"backend": table}).table("route") is table

@@ -31,6 +31,9 @@ MAKE = [
     ("device", ["cpu"]),
     ("device", float("nan")),
     ("device", None),
+    ("dtype", "float16"),
+    ("dtype", None),
+    ("dtype", ["float32"]),
     ("data_root", 5),
     ("data_root", ["images"]),
     ("split", np.array(["route"])),
@@ -424,6 +427,7 @@ def test_classifier_rejects_compute(backbone, classifier, compute):
         ("agent", ("rnr-cifar10",), {"agent": "fqi"}),
         ("agent", ("rnr-cifar10",), {"agent": ["ppo"]}),
         ("device", ("rnr-cifar10",), {"device": "meta"}),
+        ("dtype", ("rnr-cifar10",), {"dtype": "half"}),
     ],
     ids=shown,
 )

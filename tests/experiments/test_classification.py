@@ -64,6 +64,13 @@ def test_trade_off_moves_compute(photo):
     assert cheap.compute < dear.compute
 
 
+def test_half_precision_answers_almost_alike(photo):
+    single = classify("rnr-cifar10", [photo])[0]
+    half = classify("rnr-cifar10", [photo], dtype="bfloat16")[0]
+    assert half.name == single.name
+    assert 0.0 < abs(half.confidence - single.confidence) < 0.1
+
+
 def test_saved_folder_has_numbers_for_names(photo, tmp_path):
     rnr.RoutedClassifier.from_pretrained("rnr-cifar10").save_pretrained(tmp_path / "saved")
     (named,) = classify("rnr-cifar10", [photo])

@@ -10,10 +10,11 @@ from numpy.testing import assert_array_equal
 
 from rnr_gym import storage
 from rnr_gym.data import ImageSet
-from rnr_gym.routing import route_table
+from rnr_gym.routing import route_table, sources
 from rnr_gym.routing.live import Live
+from rnr_gym.routing.rollout import follow
 from rnr_gym.routing.route_table import RouteTable
-from rnr_gym.routing.sources import digest_of, open_images, open_source
+from rnr_gym.routing.sources import bundled_table, digest_of, open_images, open_source
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
 
@@ -252,3 +253,47 @@ def test_own_images_by_split_are_told_apart():
 def test_own_images_have_no_unknown_split():
     with pytest.raises(ValueError, match="`split` must be one of"):
         open_source(small.images(8), "nosuch", small.backbone("multipath"))
+
+
+class TestDtype:
+    """In what the network computes features."""
+
+    @BACKENDS
+    def test_half_precision_is_another_source_and_problem_stays(self, backend, some_digits):
+        kwargs = {"dataset": some_digits, "weights": None, "backend": backend}
+        single = open_source(**kwargs)
+        half = open_source(**kwargs, dtype="bfloat16")
+        assert half is not single
+        assert half.spec.digest == single.spec.digest
+        assert digest_of(half) != digest_of(single)
+
+    def test_live_network_runs_in_it(self, some_digits):
+        live = open_source(some_digits, weights=None, dtype="bfloat16")
+        assert live.network.dtype == torch.bfloat16
+        assert live.backbone.dtype == torch.float32
+
+    def test_table_holds_what_runs_live(self, tables_dir, some_digits):
+        kwargs = {"dataset": some_digits.take(np.arange(12)), "weights": None, "dtype": "bfloat16"}
+        live = open_source(**kwargs)
+        table = open_source(**kwargs, backend="table")
+        image_idx = np.arange(12)
+        full_path = np.full(live.spec.num_layers, live.spec.full_path)
+        expected = follow(live.start(image_idx), full_path)
+        actual = follow(table.start(image_idx), full_path)
+        losses = [
+            source.outcome(state, image_idx, image_idx).loss
+            for source, state in ((live, expected), (table, actual))
+        ]
+        np.testing.assert_allclose(*losses, atol=0.05)
+
+    def test_auto_is_the_faster_one(self, some_digits, monkeypatch):
+        kwargs = {"dataset": some_digits, "weights": None}
+        half = open_source(**kwargs, dtype="bfloat16")
+        monkeypatch.setattr(sources, "chosen_dtype", lambda backbone, dtype: "bfloat16")
+        assert open_source(**kwargs, dtype="auto") is half
+
+    def test_bundled_table_is_not_taken_for_half_precision(self):
+        kwargs = {"dataset": "cifar10", "split": "route", "backbone": "rnr-cifar10-small"}
+        assert bundled_table(**kwargs) is not None
+        assert bundled_table(**kwargs, dtype="auto") is not None
+        assert bundled_table(**kwargs, dtype="bfloat16") is None
