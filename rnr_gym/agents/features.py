@@ -25,17 +25,21 @@ def features(layout: ObservationLayout, observation: Tensor) -> Tensor:
     ordered = exit_head.sort(dim=1, descending=True).values[:, :3]
     # The other two of `confidence_features`, maximum and lead, are known from `ordered`.
     entropy = observation[:, summary.confidence][:, 2:]
-    parts = [ordered, log_doubt(1.0 - ordered[:, :1]), log_doubt(entropy)]
-
-    # Doubt is also whether exit and glance would answer alike. Quantised summaries lack the
-    # glance's probabilities.
     glance = observation[:, summary.glance_probabilities]
-    if glance.shape[1] > 0:
+
+    # Quantised summaries lack the glance's probabilities.
+    if glance.shape[1] == 0:
+        parts = [ordered, log_doubt(torch.cat([1.0 - ordered[:, :1], entropy], 1))]
+    else:
         exit_answer = exit_head.argmax(1, keepdim=True)
         glance_confidence, glance_answer = glance.max(1, keepdim=True)
-        parts += [
+        doubts = log_doubt(torch.cat([1.0 - ordered[:, :1], entropy, 1.0 - glance_confidence], 1))
+        parts = [
+            ordered,
+            doubts[:, :2],
             glance_confidence,
-            log_doubt(1.0 - glance_confidence),
+            doubts[:, 2:],
+            # Doubt is also whether exit and glance would answer alike.
             glance.gather(1, exit_answer),
             exit_head.gather(1, glance_answer),
             (exit_answer == glance_answer).float(),

@@ -89,6 +89,8 @@ class Sb3Router(RouterBase):
         self.name = name
         self.recipe = recipe
         self.masked = recipe.algorithm.endswith(":MaskablePPO")
+        # Looked up once, since a policy goes through its parameters each time.
+        self.device = policy.device
 
     def predict(
         self,
@@ -101,7 +103,7 @@ class Sb3Router(RouterBase):
         # What `policy.predict` does otherwise takes several times as long for one image.
         if deterministic and not self.masked:
             with torch.inference_mode():
-                obs = torch.from_numpy(observation).to(self.policy.device)
+                obs = torch.from_numpy(observation).to(self.device)
                 return action_scores(self.policy, obs).argmax(1).cpu().numpy(), state
 
         # Only the policies of MaskablePPO accept masks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -315,7 +316,7 @@ class Backbone(nn.Module):
             return frozenset()
         return frozenset(np.flatnonzero(self.valid[:, 0]).tolist())
 
-    @property
+    @cached_property
     def pooled_width(self) -> int:
         """Pooled features in a summary: channels of the widest feature map that arrives at a layer.
 

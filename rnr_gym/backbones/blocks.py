@@ -82,7 +82,7 @@ class PooledHead(nn.Module):
             pooled = pooled_channels(features)
         # A pruned stream holds the first channels, never others.
         weight = self.linear.weight[:, : pooled.shape[1]]
-        logits = F.linear(pooled, weight, self.linear.bias)
+        logits = F.linear(pooled.to(weight.dtype), weight, self.linear.bias)
 
         if self.context is None or context is None:
             return logits

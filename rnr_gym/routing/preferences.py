@@ -76,7 +76,7 @@ def action_scores(policy: Any, obs: Tensor) -> Tensor:
     if returns is not None:
         return returns
     # Without a distribution, which takes longer to make than the scores.
-    features = policy.extract_features(obs, policy.pi_features_extractor)
+    features = policy.pi_features_extractor(obs)
     scores: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
     return scores
 
