@@ -33,6 +33,8 @@ RUN_FIELDS = ("env", "arguments", "seed", "steps", "tradeoffs")
 """What the file of a run's router says of its configuration."""
 DEFAULT_AGENT = "ppo"
 """The bundled router that a name stands for unless another one is asked for."""
+BATCH_SIZE = 512
+"""Most images that a classifier runs together, so that its memory has a bound."""
 HUB_KWARGS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 """Arguments of `from_pretrained` that a download from the Hugging Face hub takes."""
 
@@ -51,6 +53,16 @@ class Routed(NamedTuple):
     path: NDArray[np.int8]
     macs: NDArray[np.int64]
     compute: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: list[Routed]) -> Routed:
+        """The images of several batches, in order."""
+        return cls(
+            logits=torch.cat([part.logits for part in parts]),
+            path=np.concatenate([part.path for part in parts]),
+            macs=np.concatenate([part.macs for part in parts]),
+            compute=np.concatenate([part.compute for part in parts]),
+        )
 
 
 class BudgetCurve(NamedTuple):
@@ -162,11 +174,20 @@ class RoutedClassifier(ModelHubMixin):
                     "with `rnr-gym train`"
                 )
             tradeoff = self.curve.tradeoff_for(compute)
+
+        # Before they are split and moved.
+        self.backbone.check_images(images)
+        if tradeoff is not None:
+            tradeoff = check_one_tradeoff(tradeoff)
+        parts = [self._classify(batch, tradeoff) for batch in images.split(BATCH_SIZE)]
+        return Routed.joined(parts)
+
+    def _classify(self, images: Tensor, tradeoff: float | None) -> Routed:
+        """The same for at most `BATCH_SIZE` images, whose features are all in memory."""
         if tradeoff is None:
             return self._run_plain_network(images)
-
         start = self._start(images, self.spec.exit_layers)
-        state = route(start, self.spec, self.router, check_one_tradeoff(tradeoff))
+        state = route(start, self.spec, self.router, tradeoff)
         decisions = (state.path >= 0).sum(1)
         return self._routed(state, state.macs + self.decision_macs * decisions)
 
@@ -178,8 +199,6 @@ class RoutedClassifier(ModelHubMixin):
         return self._routed(state, state.macs)
 
     def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
-        # Before they are moved.
-        self.backbone.check_images(images)
         return Traversal.start(self.network, images.to(self.network.device), exits)
 
     def _routed(self, state: Traversal, macs: NDArray[np.int64]) -> Routed:

@@ -286,6 +286,23 @@ def test_uint8_and_float_images_route_alike(budget):
     assert routed.path.tolist() == routed_float.path.tolist()
 
 
+@pytest.mark.parametrize("budget", [{}, {"tradeoff": 0.1}], ids=["plain", "routed"])
+def test_many_images_run_in_batches(budget, monkeypatch):
+    pixels = small.pixels(10)
+    backbone = small.backbone("multipath")
+    router = TwoLayerRouter(RoutingSpec.of(backbone))
+    routed_classifier = RoutedClassifier(backbone, router)
+    whole = routed_classifier(pixels, **budget)
+
+    router.calls.clear()
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 4)
+    routed = routed_classifier(pixels, **budget)
+    assert {len(observation) for observation, *_ in router.calls} <= {4, 2}
+    torch.testing.assert_close(routed.logits, whole.logits)
+    for name in ("path", "macs", "compute"):
+        assert getattr(routed, name).tolist() == getattr(whole, name).tolist()
+
+
 @pytest.mark.parametrize("network", ["rnr-digits", "rnr-digits-channels"])
 @pytest.mark.parametrize("name", ["confidence", "ppo", "two layers"])
 def test_classifier_matches_the_environment(network, name, some_digits):
