@@ -1,5 +1,7 @@
 """What only the native vector environment has; `test_parity.py` compares it with scalar ones."""
 
+import tracemalloc
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -402,3 +404,25 @@ def test_check_index_gives_a_plain_int(index):
     checked = check_index(index, 4)
     assert type(checked) is int
     assert checked == 3
+
+
+def test_long_run_keeps_memory_flat():
+    envs = make_envs(num_envs=256, autoreset_mode="SAME_STEP", backend="table")
+    envs.action_space.seed(0)
+    envs.reset(seed=0)
+
+    def take_steps(count):
+        for _ in range(count // envs.num_envs):
+            envs.step(envs.action_space.sample())
+        current, _ = tracemalloc.get_traced_memory()
+        return current
+
+    tracemalloc.start()
+    try:
+        # By then every sub-environment has drawn the order of its images again.
+        before = take_steps(25_000)
+        after = take_steps(50_000)
+    finally:
+        tracemalloc.stop()
+    # One step makes more than that.
+    assert after - before < 50_000, f"{after - before} bytes"
