@@ -39,6 +39,7 @@ THROUGHPUT = (
     ROOT / "benchmarks" / "throughput-cifar10.json",
 )
 DEPLOYMENT = ROOT / "benchmarks" / "deployment.json"
+SCALING = ROOT / "benchmarks" / "scaling.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
@@ -91,6 +92,7 @@ def write_pages(folder: Path) -> None:
         "parts/agents.md": agents_table(),
         "parts/throughput.md": throughput_table(),
         "parts/deployment.md": deployment_table(),
+        "parts/scaling.md": scaling_tables(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
         "parts/conflicts.md": conflicts_list(),
@@ -385,6 +387,57 @@ def deployment_table() -> str:
     conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
     columns = ["batch", "contestant", "ms per image", "times as fast as plain"]
     return table(columns, rows) + f"\nMeasured on: {conditions}.\n"
+
+
+def scaling_tables() -> str:
+    """What `benchmarks/scaling.py` has measured."""
+    measured = json.loads(SCALING.read_text())
+    sizes = []
+    growth = []
+    for entry in measured.pop("series"):
+        growth.append(
+            [
+                entry["name"],
+                entry["unit"],
+                with_range(entry["exponent"]),
+                with_range(entry["exponent_of_largest"]),
+            ]
+        )
+        for position, size in enumerate(entry["sizes"]):
+            seconds = float(np.median(entry["seconds"][position]))
+            made = entry["result_megabytes"][position]
+            sizes.append(
+                [
+                    entry["name"],
+                    f"{size:,} {entry['unit']}" if size > 1 else f"1 {entry['unit'][:-1]}",
+                    f"{seconds:.3g}",
+                    f"{size / seconds:,.0f}",
+                    f"{entry['peak_megabytes'][position]:,.0f}",
+                    f"{made:,.0f}" if made else MISSING,
+                ]
+            )
+
+    runs = []
+    for name, run in measured.pop("long_runs").items():
+        after_tenth = run["megabytes"][1]
+        end = run["megabytes"][-1]
+        cells = [f"{megabytes:,.1f}" for megabytes in (after_tenth, end, end - after_tenth)]
+        runs.append([name, f"{run['steps']:,}", *cells])
+
+    imports = measured.pop("import_seconds")
+    rows = [[f"`import {library}`", with_range(seconds)] for library, seconds in imports.items()]
+    added = np.subtract(imports["rnr_gym"], imports["gymnasium"])
+    rows.append(["the difference, process by process", with_range(added.tolist())])
+    conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
+    return "\n".join(
+        [
+            table(["work", "size in", "exponent", "of the two largest sizes"], growth),
+            table(["work", "size", "seconds", "per second", "peak MB", "of it the table"], sizes),
+            table(["long run", "steps", "MB after a tenth", "MB at the end", "growth"], runs),
+            table(["import", "seconds"], rows),
+            f"Measured on: {conditions}.\n",
+        ]
+    )
 
 
 def leaderboard_tables() -> str:

@@ -34,7 +34,7 @@ RUN_FIELDS = ("env", "arguments", "seed", "steps", "tradeoffs")
 DEFAULT_AGENT = "ppo"
 """The bundled router that a name stands for unless another one is asked for."""
 BATCH_SIZE = 512
-"""Most images that a classifier runs together, so that its memory has a bound."""
+"""Most images that a classifier runs together; the features of no more are in memory."""
 HUB_KWARGS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 """Arguments of `from_pretrained` that a download from the Hugging Face hub takes."""
 

@@ -98,6 +98,7 @@ NOT_RUN = {
     "python benchmarks/throughput.py --env RNR-CIFAR10-v0 "
     "--out benchmarks/throughput-cifar10.json": TAKES_MINUTES,
     "python benchmarks/deployment.py --out benchmarks/deployment.json": TAKES_MINUTES,
+    "python benchmarks/scaling.py --out benchmarks/scaling.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
     "rnr-gym classify rnr-cifar10 photo.jpg --compute 0.3": "needs an image",
@@ -345,6 +346,18 @@ def test_libraries_have_row(generate, entries):
     for row, entry in zip(rows, entries.values(), strict=True):
         assert entry["name"] in row
         assert f"`{entry['line']}`" in row
+
+
+def test_scaling_has_row_for_every_size(generate):
+    tables = generate.scaling_tables()
+    measured = json.loads(generate.SCALING.read_text())
+    for entry in measured["series"]:
+        rows = re.findall(rf"^\| {entry['name']} \|.*", tables, re.MULTILINE)
+        # One row of exponents, and one for each size.
+        assert len(rows) == 1 + len(entry["sizes"])
+        assert rows[0].split(" | ")[2] == generate.with_range(entry["exponent"])
+    for name in measured["long_runs"]:
+        assert f"| {name} |" in tables
 
 
 def test_ids_have_sentence_and_row(generate):
