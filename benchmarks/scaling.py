@@ -30,7 +30,7 @@ from rich.table import Table
 
 import rnr_gym as rnr
 from rnr_gym.backbones import zoo
-from rnr_gym.backbones.folding import folded
+from rnr_gym.backbones.inference import for_inference
 from rnr_gym.progress import progress_bar
 from rnr_gym.routing import route_table
 from rnr_gym.routing.spec import RoutingSpec
@@ -110,8 +110,8 @@ def all_series() -> dict[str, Series]:
     networks = {}
     for count, inner in BRANCHES.items():
         backbone = zoo.from_config(FOUR_LAYERS | {"inner": inner})
-        networks[sub_paths_run(count)] = folded(backbone)
-    digits = folded(zoo.named("rnr-digits"))
+        networks[sub_paths_run(count)] = for_inference(backbone)
+    digits = for_inference(zoo.named("rnr-digits"))
 
     return {
         "vector environment, full path": Series("images", at_once, full_path),

@@ -37,8 +37,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = (
     ROOT / "benchmarks" / "throughput.json",
     ROOT / "benchmarks" / "throughput-cifar10.json",
+    ROOT / "benchmarks" / "throughput-cifar10-bfloat16.json",
 )
-DEPLOYMENT = ROOT / "benchmarks" / "deployment.json"
+DEPLOYMENT = (
+    ROOT / "benchmarks" / "deployment.json",
+    ROOT / "benchmarks" / "deployment-bfloat16.json",
+)
+HALF_PRECISION = ROOT / "benchmarks" / "half_precision.json"
 SCALING = ROOT / "benchmarks" / "scaling.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
@@ -92,6 +97,7 @@ def write_pages(folder: Path) -> None:
         "parts/agents.md": agents_table(),
         "parts/throughput.md": throughput_table(),
         "parts/deployment.md": deployment_table(),
+        "parts/half_precision.md": half_precision_table(),
         "parts/scaling.md": scaling_tables(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
@@ -378,14 +384,48 @@ def with_range(values: list[float]) -> str:
 
 def deployment_table() -> str:
     """What `benchmarks/deployment.py` has measured."""
-    measured = json.loads(DEPLOYMENT.read_text())
+    parts = []
+    for file in DEPLOYMENT:
+        measured = json.loads(file.read_text())
+        rows = []
+        for entry in measured.pop("contestants"):
+            ratio = f"{entry['of_plain']:.2f} ({entry['lowest']:.2f} to {entry['highest']:.2f})"
+            rows.append([str(entry["batch"]), entry["name"], f"{entry['milliseconds']:.2f}", ratio])
+        measured["mean_compute"] = round(measured["mean_compute"], 3)
+        conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
+        columns = ["batch", "contestant", "ms per image", "times as fast as plain"]
+        parts.append(table(columns, rows) + f"\nMeasured on: {conditions}.\n")
+    return "\n".join(parts)
+
+
+def half_precision_table() -> str:
+    """What `benchmarks/half_precision.py` has measured."""
+    measured = json.loads(HALF_PRECISION.read_text())
     rows = []
-    for entry in measured.pop("contestants"):
-        ratio = f"{entry['of_plain']:.2f} ({entry['lowest']:.2f} to {entry['highest']:.2f})"
-        rows.append([str(entry["batch"]), entry["name"], f"{entry['milliseconds']:.2f}", ratio])
-    measured["mean_compute"] = round(measured["mean_compute"], 3)
+    for entry in measured.pop("entries"):
+        tradeoff = entry["tradeoff"]
+        low, high = (100 * entry["difference"][name] for name in ("low", "high"))
+        rows.append(
+            [
+                entry["classifier"],
+                "plain network" if tradeoff is None else f"λ = {tradeoff:g}",
+                f"{entry['accuracy']:.2%} at {entry['compute']:.3f}",
+                f"{entry['half_accuracy']:.2%} at {entry['half_compute']:.3f}",
+                f"{100 * entry['difference']['value']:+.2f} [{low:+.2f}, {high:+.2f}]",
+                f"{entry['answers_changed']:.2%}",
+                f"{entry['paths_changed']:.2%}",
+            ]
+        )
     conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
-    columns = ["batch", "contestant", "ms per image", "times as fast as plain"]
+    columns = [
+        "classifier",
+        "routed",
+        "float32, accuracy at compute",
+        "bfloat16",
+        "difference, points",
+        "answers changed",
+        "paths changed",
+    ]
     return table(columns, rows) + f"\nMeasured on: {conditions}.\n"
 
 

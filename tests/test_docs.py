@@ -97,7 +97,12 @@ NOT_RUN = {
     "python benchmarks/throughput.py --out benchmarks/throughput.json": TAKES_MINUTES,
     "python benchmarks/throughput.py --env RNR-CIFAR10-v0 "
     "--out benchmarks/throughput-cifar10.json": TAKES_MINUTES,
+    "python benchmarks/throughput.py --env RNR-CIFAR10-v0 --dtype bfloat16 "
+    "--out benchmarks/throughput-cifar10-bfloat16.json": TAKES_MINUTES,
     "python benchmarks/deployment.py --out benchmarks/deployment.json": TAKES_MINUTES,
+    "python benchmarks/deployment.py --dtype bfloat16 "
+    "--out benchmarks/deployment-bfloat16.json": TAKES_MINUTES,
+    "python benchmarks/half_precision.py --out benchmarks/half_precision.json": TAKES_MINUTES,
     "python benchmarks/scaling.py --out benchmarks/scaling.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
