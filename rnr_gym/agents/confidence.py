@@ -126,7 +126,7 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
 
     state = source.start(image_idx)
     for layer in range(spec.num_layers):
-        trail.compute[layer] = spec.compute(state.macs)
+        trail.compute[layer] = spec.compute(spec.charged(state))
         if layer in spec.exit_layers:
             # States are immutable, so the images can take the exit and still continue from here.
             exited = state.step(np.zeros(len(image_idx), np.int64))
@@ -141,7 +141,7 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
     trail.confidence[-1] = np.inf
     outcome = source.outcome(state, image_idx, image_idx)
     trail.correct[-1] = outcome.prediction == source.labels
-    trail.compute[-1] = spec.compute(state.macs)
+    trail.compute[-1] = spec.compute(spec.charged(state))
     return trail
 
 

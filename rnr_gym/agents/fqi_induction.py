@@ -141,7 +141,7 @@ class Induction:
             summary=self.table.summary[node, image_idx],
             layer=tree.layer[node],
             prev_sub_path=tree.prev_sub_path[node],
-            compute=spec.compute(tree.macs[node]),
+            compute=spec.compute(tree.cost[node]),
             # Networks do not read λ: they estimate returns for all trade-offs at once.
             tradeoff=np.zeros(len(node)),
         )
@@ -167,9 +167,9 @@ class Induction:
         continues = (child >= 0) & ~is_answer
         returns[continues] = self.returns[child[continues], images[continues]]
 
-        macs = table.tree.macs[child] - table.tree.macs[node][:, None]
-        returns -= table.spec.compute(macs).astype(np.float32)[..., None] * self.tradeoffs
-        # A child of -1 reads the MACs of the last node, which mean nothing here.
+        cost = table.tree.cost[child] - table.tree.cost[node][:, None]
+        returns -= table.spec.compute(cost).astype(np.float32)[..., None] * self.tradeoffs
+        # A child of -1 reads the cost of the last node, which mean nothing here.
         returns[child < 0] = 0.0
         return returns
 

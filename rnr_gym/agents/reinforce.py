@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnr_gym.routing.protocols import Indices, RoutingSource
+from rnr_gym.routing.protocols import Indices, RoutingSource, RoutingState
 
 
 class Batch(NamedTuple):
@@ -31,13 +31,17 @@ def drawn_batch(
     return Batch(image_idx, np.exp(rng.uniform(low, high, size)))
 
 
-def episode_returns(source: RoutingSource, state: object, batch: Batch) -> NDArray[np.float64]:
+def episode_returns(
+    source: RoutingSource,
+    state: RoutingState,
+    batch: Batch,
+) -> NDArray[np.float64]:
     """float64 `(N,)`: what the environment gives in the episodes that ended in a state."""
     batch_idx = np.arange(len(batch.image_idx))
     prediction = source.outcome(state, batch.image_idx, batch_idx).prediction
     correct = prediction == source.labels[batch.image_idx]
-    macs: Indices = state.macs  # type: ignore[attr-defined]
-    return correct - batch.tradeoffs * source.spec.compute(macs)
+    spec = source.spec
+    return correct - batch.tradeoffs * spec.compute(spec.charged(state))
 
 
 def entropy(logits: Tensor) -> Tensor:

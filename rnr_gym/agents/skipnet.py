@@ -280,7 +280,7 @@ class Learner:
             summary=self.table.summary[nodes, image_idx],
             layer=tree.layer[nodes],
             prev_sub_path=tree.prev_sub_path[nodes],
-            compute=self.spec.compute(tree.macs[nodes]),
+            compute=self.spec.compute(tree.cost[nodes]),
             tradeoff=np.tile(batch.tradeoffs, len(node)),
         )
         return torch.from_numpy(obs)

@@ -275,7 +275,7 @@ def _one_path(spec: RoutingSpec, path: Path) -> StaticRouter:
 
 
 def _compute(spec: RoutingSpec, path: Path) -> float:
-    return spec.static_macs(np.array(path, np.int8)) / spec.plain_macs
+    return spec.static_cost(np.array(path, np.int8)) / spec.plain_cost
 
 
 def _random_path(spec: RoutingSpec, rng: np.random.Generator) -> Path:

@@ -119,7 +119,7 @@ class Episodes:
         samplers: by position, those that have been seeded.
         image_idx: int64 `(N,)`, the image of each episode, as a position in the source.
         tradeoff: float64 `(N,)`, λ of each episode.
-        charged: int64 `(N,)`, MACs that rewards have accounted for.
+        charged: int64 `(N,)`, the cost that rewards have accounted for.
         executed: int64 `(N,)`, the sub-path taken last.
         label: int64 `(N,)`, the true class.
         prediction: int64 `(N,)`, the top class.
@@ -210,8 +210,9 @@ class Episodes:
         self.executed = np.where(active, executed, self.executed)
 
         # A copy, since `begin` writes into it and states are immutable.
-        compute = self.spec.compute(state.macs - self.charged)
-        self.charged = state.macs.copy()
+        charged = self.spec.charged(state)
+        compute = self.spec.compute(charged - self.charged)
+        self.charged = charged.copy()
 
         terminated = active & state.done
         task = np.zeros(self.num_envs)
@@ -251,7 +252,7 @@ class Episodes:
             summary=summary,
             layer=state.layer[batch_idx],
             prev_sub_path=state.prev_sub_path[batch_idx],
-            compute=self.spec.compute(state.macs[batch_idx]),
+            compute=self.spec.compute(self.spec.charged(state)[batch_idx]),
             tradeoff=self.tradeoff[batch_idx],
         )
 
@@ -259,14 +260,14 @@ class Episodes:
         """The entries of an info, fresh arrays `(n, ...)`; the same at any time."""
         state = self.state
         layer = state.layer[batch_idx]
-        macs = state.macs[batch_idx]
+        charged = self.spec.charged(state)[batch_idx]
         label = self.label[batch_idx]
         prediction = self.prediction[batch_idx]
-        return {
+        info = {
             "action_mask": self.spec.masks[layer],
             "layer": layer,
-            "compute": self.spec.compute(macs),
-            "macs": macs,
+            "compute": self.spec.compute(charged),
+            "macs": state.macs[batch_idx],
             "index": self.image_idx[batch_idx],
             "tradeoff": self.tradeoff[batch_idx],
             "executed": self.executed[batch_idx],
@@ -277,6 +278,9 @@ class Episodes:
             "prediction": prediction,
             "loss": self.loss[batch_idx],
         }
+        if self.spec.time_table is not None:
+            info["nanoseconds"] = charged
+        return info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool `(N, K)`: the actions that are valid now."""
@@ -336,7 +340,7 @@ class Episodes:
             valid=self.spec.valid,
             names=sub_path_names(self.spec),
             path=path,
-            compute=float(self.spec.compute(self.state.macs)[position]),
+            compute=float(self.spec.compute(self.spec.charged(self.state))[position]),
             tradeoff=float(self.tradeoff[position]),
             belief=belief,
             believer=believer,

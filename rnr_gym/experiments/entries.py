@@ -17,6 +17,7 @@ from rnr_gym import checks, storage
 from rnr_gym.agents import FitConfig
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.backbones import zoo
+from rnr_gym.backbones.macs import MOST
 from rnr_gym.backbones.weights import BUNDLED
 from rnr_gym.classifier import load_run
 from rnr_gym.experiments.evaluation import EVAL_TRADEOFFS, eval_tradeoffs, evaluate
@@ -25,7 +26,6 @@ from rnr_gym.registration import registered_kwargs
 from rnr_gym.routing.observations import MAX_TRADEOFF
 from rnr_gym.routing.protocols import Router, RoutingSource
 from rnr_gym.routing.rollout import decision_macs as count_decision_macs
-from rnr_gym.routing.route_table import MOST_MACS
 from rnr_gym.routing.sources import digest_of, open_source
 
 KIND = "leaderboard entry"
@@ -93,7 +93,7 @@ class Entry:
                 raise ValueError(f"`{name}` must be a digest, got {getattr(self, name)!r}")
         checks.flag("static", self.static)
         # A static network decides nothing.
-        most_macs = 0 if self.static else MOST_MACS
+        most_macs = 0 if self.static else MOST
         checks.integer("decision_macs", self.decision_macs, 0, most_macs)
 
         object.__setattr__(self, "tradeoffs", _checked_tradeoffs(self.tradeoffs, self.static))

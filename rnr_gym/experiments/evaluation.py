@@ -31,6 +31,8 @@ class Evaluation(NamedTuple):
         loss: float64 `(N,)`, cross-entropy in nats.
         macs: int64 `(N,)`, the router's own included.
         router_macs: int64 `(N,)`, the router's own.
+        cost: int64 `(N,)`, what is charged, the router's own included: the MACs, or nanoseconds
+            where time is charged.
     """
 
     path: NDArray[np.int8]
@@ -39,6 +41,7 @@ class Evaluation(NamedTuple):
     loss: NDArray[np.float64]
     macs: NDArray[np.int64]
     router_macs: NDArray[np.int64]
+    cost: NDArray[np.int64]
 
     @classmethod
     def joined(cls, parts: list[Evaluation]) -> Evaluation:
@@ -76,7 +79,8 @@ def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluati
     for start in range(0, num_images, BATCH):
         image_idx = np.arange(start, min(start + BATCH, num_images))
         state = rollout.route(source.start(image_idx), spec, router, tradeoff)
-        parts.append(_evaluation(source, state, image_idx, state.macs, router_macs))
+        charged = Charge(state.macs, spec.charged(state))
+        parts.append(_evaluation(source, state, image_idx, charged, router_macs))
     return Evaluation.joined(parts)
 
 
@@ -111,10 +115,10 @@ def evaluate_paths(
     for start in range(0, len(image_idx), BATCH):
         batch = slice(start, start + BATCH)
         state = rollout.follow(source.start(image_idx[batch]), paths[batch])
-        macs = state.macs
+        charged = Charge(state.macs, source.spec.charged(state))
         if static:
-            macs = static_macs(source.spec, paths[batch])
-        parts.append(_evaluation(source, state, image_idx[batch], macs, decision_macs))
+            charged = static_charge(source.spec, paths[batch])
+        parts.append(_evaluation(source, state, image_idx[batch], charged, decision_macs))
     return Evaluation.joined(parts)
 
 
@@ -130,26 +134,39 @@ def measure_curve(source: RoutingSource, router: Router) -> BudgetCurve:
     compute = []
     for tradeoff in EVAL_TRADEOFFS:
         evaluation = evaluate(source, router, tradeoff)
-        compute.append(float(source.spec.compute(evaluation.macs.mean())))
+        compute.append(float(source.spec.compute(evaluation.cost.mean())))
     return BudgetCurve(list(EVAL_TRADEOFFS), compute)
 
 
-def static_macs(spec: RoutingSpec, paths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """int64 `(N,)`: what a static network would be charged for each path `(N, T)`."""
+class Charge(NamedTuple):
+    """What N images cost without the router's own, int64 `(N,)` each.
+
+    Attributes:
+        macs: MACs.
+        cost: what is charged: the MACs, or nanoseconds where time is charged.
+    """
+
+    macs: NDArray[np.int64]
+    cost: NDArray[np.int64]
+
+
+def static_charge(spec: RoutingSpec, paths: NDArray[np.integer]) -> Charge:
+    """What a static network would be charged for each path `(N, T)`."""
     # Many images share a path, so each path is counted once.
     unique, which = np.unique(paths, axis=0, return_inverse=True)
     macs = np.array([spec.static_macs(path) for path in unique])
-    return macs[which.ravel()]
+    cost = np.array([spec.static_cost(path) for path in unique])
+    return Charge(macs[which.ravel()], cost[which.ravel()])
 
 
 def _evaluation(
     source: RoutingSource,
     state: Any,
     image_idx: Indices,
-    macs: NDArray[np.int64],
+    charged: Charge,
     decision_macs: int,
 ) -> Evaluation:
-    """The outcomes of a batch that has been answered; `macs` are without the router's own."""
+    """The outcomes of a batch that has been answered."""
     outcome = source.outcome(state, image_idx, np.arange(len(image_idx)))
     # To take an exit is a decision, too.
     decisions = (state.path >= 0).sum(1)
@@ -159,6 +176,7 @@ def _evaluation(
         prediction=outcome.prediction,
         correct=outcome.prediction == source.labels[image_idx],
         loss=outcome.loss,
-        macs=macs + router_macs,
+        macs=charged.macs + router_macs,
         router_macs=router_macs,
+        cost=charged.cost + source.spec.router_cost(router_macs),
     )

@@ -50,9 +50,9 @@ DIFFICULTIES = ("all", "most", "half", "few", "none")
 
 def compare_records(records: Sequence[Record], testbed: Testbed) -> Comparison:
     """All figures that follow from records and testbed."""
-    plain_macs = testbed.source.spec.plain_macs
+    plain_cost = testbed.source.spec.plain_cost
     original_id = testbed.original_id
-    outcomes = outcomes_by_router(records, plain_macs)
+    outcomes = outcomes_by_router(records, plain_cost)
     adaptive = [name for name in outcomes if name != ORACLE and is_adaptive(name)]
     rows = [row(record, testbed) for record in records]
 
@@ -70,7 +70,7 @@ def compare_records(records: Sequence[Record], testbed: Testbed) -> Comparison:
     # The plain network stands in for a router with one seed and one trade-off.
     full = testbed.plain()
     full_accuracy = float(full.correct.mean())
-    full_outcomes = RouterOutcomes.of([[full]], plain_macs)
+    full_outcomes = RouterOutcomes.of([[full]], plain_cost)
     losses = []
     for name in adaptive:
         # A router that has learned little may cost more than every budget.
@@ -113,12 +113,12 @@ def record_to_show(records: Sequence[Record]) -> Record:
     name = (adaptive or names)[-1]
 
     candidates = [record for record in records if record.router == name and record.seed == 0]
-    macs = np.array([record.evaluation.macs.mean() for record in candidates])
-    nearest = np.abs(macs - np.median(macs)).argmin()
+    cost = np.array([record.evaluation.cost.mean() for record in candidates])
+    nearest = np.abs(cost - np.median(cost)).argmin()
     return candidates[int(nearest)]
 
 
-def outcomes_by_router(records: Sequence[Record], plain_macs: int) -> dict[str, RouterOutcomes]:
+def outcomes_by_router(records: Sequence[Record], plain_cost: int) -> dict[str, RouterOutcomes]:
     """Records as arrays over seeds and trade-offs; routers in order of their first record."""
     evaluations: dict[str, dict[int, list[Evaluation]]] = {}
     for record in records:
@@ -128,7 +128,7 @@ def outcomes_by_router(records: Sequence[Record], plain_macs: int) -> dict[str, 
     outcomes = {}
     for name, by_seed in evaluations.items():
         in_order = [by_seed[seed] for seed in sorted(by_seed)]
-        outcomes[name] = RouterOutcomes.of(in_order, plain_macs)
+        outcomes[name] = RouterOutcomes.of(in_order, plain_cost)
     return outcomes
 
 
@@ -184,7 +184,7 @@ def row(record: Record, testbed: Testbed) -> Row:
         tradeoff=record.tradeoff,
         static=record.static,
         accuracy=float(evaluation.correct.mean()),
-        compute=float(spec.compute(evaluation.macs.mean())),
+        compute=float(spec.compute(evaluation.cost.mean())),
         router_macs=float(evaluation.router_macs.mean()),
         decision_macs=record.decision_macs,
         loss=float(evaluation.loss.mean()),
@@ -339,7 +339,7 @@ def _level_of_difficulty(right: NDArray[np.float64]) -> Indices:
 def _paths(record: Record, testbed: Testbed) -> Paths:
     evaluation = record.evaluation
     spec = testbed.source.spec
-    compute = spec.compute(evaluation.macs)
+    compute = spec.compute(evaluation.cost)
     paths, which, counts = np.unique(
         evaluation.path, axis=0, return_inverse=True, return_counts=True
     )
@@ -368,7 +368,7 @@ def _paths(record: Record, testbed: Testbed) -> Paths:
 def _by_class(record: Record, testbed: Testbed) -> list[ClassFigures]:
     if testbed.images is None:
         return []
-    compute = testbed.source.spec.compute(record.evaluation.macs)
+    compute = testbed.source.spec.compute(record.evaluation.cost)
     figures = []
     for label, name in enumerate(testbed.images.classes):
         of_class = testbed.images.labels == label
@@ -387,7 +387,7 @@ def _examples(record: Record, testbed: Testbed) -> Examples:
     if testbed.images is None:
         return Examples(cheapest=[], most_expensive=[])
     # Stable, so that of equally cheap images the first ones are shown.
-    order = np.argsort(record.evaluation.macs, kind="stable")
+    order = np.argsort(record.evaluation.cost, kind="stable")
     return Examples(
         cheapest=[_example(i, record, testbed) for i in order[:EXAMPLES]],
         most_expensive=[_example(i, record, testbed) for i in order[::-1][:EXAMPLES]],
@@ -403,7 +403,7 @@ def _example(image_idx: int, record: Record, testbed: Testbed) -> Example:
         label=classes[testbed.images.labels[image_idx]],
         prediction=classes[evaluation.prediction[image_idx]],
         right=bool(evaluation.correct[image_idx]),
-        compute=float(testbed.source.spec.compute(evaluation.macs[image_idx])),
+        compute=float(testbed.source.spec.compute(evaluation.cost[image_idx])),
         path=evaluation.path[image_idx].tolist(),
     )
 

@@ -86,7 +86,7 @@ def standing(entry: Entry, testbed: Testbed) -> Standing:
         ]
         regrets = np.mean(each, axis=0)
         regret = statistics.mean_over_images(regrets, testbed.original_id)
-    outcomes = RouterOutcomes.of([evaluations], spec.plain_macs)
+    outcomes = RouterOutcomes.of([evaluations], spec.plain_cost)
     return Standing(
         figures=figures.router_figures(entry.router, outcomes, rows),
         rows=rows,

@@ -45,14 +45,14 @@ class RouterOutcomes(NamedTuple):
     compute: NDArray[np.float64]
 
     @classmethod
-    def of(cls, evaluations: Sequence[Sequence[Evaluation]], plain_macs: int) -> RouterOutcomes:
+    def of(cls, evaluations: Sequence[Sequence[Evaluation]], plain_cost: int) -> RouterOutcomes:
         """From evaluations by seed and trade-off."""
         correct = []
-        macs = []
+        cost = []
         for of_seed in evaluations:
             correct.append([evaluation.correct for evaluation in of_seed])
-            macs.append([evaluation.macs for evaluation in of_seed])
-        return cls(np.array(correct, np.float64), np.array(macs) / plain_macs)
+            cost.append([evaluation.cost for evaluation in of_seed])
+        return cls(np.array(correct, np.float64), np.array(cost) / plain_cost)
 
 
 class AccuracyCurve(NamedTuple):

@@ -22,7 +22,8 @@ class PathTree(NamedTuple):
         child: int64 `(M, K)`, the node that a sub-path leads to, -1 where it is not valid.
         layer: int64 `(P,)`, the layer of the decision; T for answers.
         prev_sub_path: int64 `(P,)`, the sub-path executed last; K - 1 at layer 0.
-        macs: int64 `(P,)`, charged so far.
+        macs: int64 `(P,)`, MACs charged so far.
+        cost: int64 `(P,)`, what is charged so far: MACs, or nanoseconds where time is charged.
         path: int8 `(P, T)`, executed sub-paths, -1 where none was.
     """
 
@@ -30,6 +31,7 @@ class PathTree(NamedTuple):
     layer: NDArray[np.int64]
     prev_sub_path: NDArray[np.int64]
     macs: NDArray[np.int64]
+    cost: NDArray[np.int64]
     path: NDArray[np.int8]
 
     @classmethod
@@ -53,12 +55,14 @@ class PathTree(NamedTuple):
             children[link.parent, link.sub_path] = offset + link.number
 
         nodes = prefixes + answers
+        paths = np.array([node.path for node in nodes])
         return cls(
             child=children,
             layer=np.array([node.layer for node in nodes]),
             prev_sub_path=np.array([node.prev_sub_path for node in nodes]),
-            macs=np.array([node.macs for node in nodes]),
-            path=np.array([node.path for node in nodes]),
+            macs=spec.path_cost(paths, spec.mac_table),
+            cost=spec.path_cost(paths, spec.costs),
+            path=paths,
         )
 
     def reached(self, node: Indices, sub_paths: NDArray[np.integer]) -> Indices:
@@ -80,7 +84,6 @@ class _Node(NamedTuple):
 
     layer: int
     prev_sub_path: int
-    macs: int
     path: NDArray[np.int8]
 
 
@@ -94,31 +97,16 @@ class _Link(NamedTuple):
 
 
 def _root(spec: RoutingSpec) -> _Node:
-    """The empty prefix: the glance has run, or without one the stem."""
-    table = spec.mac_table
-    macs = int(table.exits[0, -1]) if spec.stem_waits else table.stem
+    """The empty prefix."""
     path = np.full(spec.num_layers, -1, np.int8)
-    return _Node(layer=0, prev_sub_path=spec.full_path, macs=macs, path=path)
+    return _Node(layer=0, prev_sub_path=spec.full_path, path=path)
 
 
 def _child(spec: RoutingSpec, node: _Node, sub_path: int) -> _Node:
     """The node that a sub-path leads to."""
-    table = spec.mac_table
     path = node.path.copy()
     path[node.layer] = sub_path
-    if spec.has_exits and sub_path == 0:
-        # The exit head ran on arrival and was charged then.
-        return _Node(layer=spec.num_layers, prev_sub_path=0, macs=node.macs, path=path)
-
-    macs = node.macs + int(table.layers[node.layer, node.prev_sub_path, sub_path])
-    if node.layer == 0 and spec.stem_waits:
-        # The root was charged for the glance alone.
-        macs += table.stem
-
     layer = node.layer + 1
-    # On arrival the network's head, or the layer's exit head, runs.
-    if layer == spec.num_layers:
-        macs += int(table.head[sub_path])
-    else:
-        macs += int(table.exits[layer, sub_path])
-    return _Node(layer=layer, prev_sub_path=sub_path, macs=macs, path=path)
+    if spec.has_exits and sub_path == 0:
+        layer = spec.num_layers
+    return _Node(layer=layer, prev_sub_path=sub_path, path=path)

@@ -26,7 +26,7 @@ def observation(
         summary=state.summary(),
         layer=state.layer,
         prev_sub_path=state.prev_sub_path,
-        compute=spec.compute(state.macs),
+        compute=spec.compute(spec.charged(state)),
         tradeoff=tradeoff,
     )
 

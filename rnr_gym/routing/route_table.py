@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rnr_gym import checks, storage
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.backbones.macs import MacTable
+from rnr_gym.backbones.macs import MOST, MacTable, TimeTable
 from rnr_gym.data import ImageSet
 from rnr_gym.progress import progress_bar
 from rnr_gym.routing import fronts
@@ -28,8 +28,6 @@ from rnr_gym.routing.traversal import Traversal
 
 LIMIT = 1_500_000
 """The most prefixes x images that a table may hold; with 470 values per summary, 2.8 GB."""
-MOST_MACS = 2**48
-"""The most that a stored sub-path may cost; sums of them do not overflow."""
 BATCH_SIZE = 512
 """Images that go down all paths together while a table is built."""
 
@@ -100,7 +98,13 @@ class RouteTable:
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         if self.file is None or not self.file.is_unchanged():
             return super().__reduce_ex__(protocol)
-        return _reopened, (self.file,)
+        return _reopened, (self.file, self.spec.time_table)
+
+    def timed(self, time_table: TimeTable) -> RouteTable:
+        """The same outcomes, where time is charged instead of MACs."""
+        table = replace(self, spec=self.spec.timed(time_table))
+        object.__setattr__(table, "file", self.file)
+        return table
 
     @property
     def num_prefixes(self) -> int:
@@ -128,7 +132,7 @@ class RouteTable:
     @property
     def compute(self) -> NDArray[np.float64]:
         """float64 `(E,)`: what the environment charges for each whole path."""
-        return self.spec.compute(self.tree.macs[self.num_prefixes :])
+        return self.spec.compute(self.tree.cost[self.num_prefixes :])
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -233,11 +237,11 @@ class RouteTable:
         for parent, children in enumerate(tree.child):
             layer = tree.layer[parent]
             # What ran on arrival is charged with the first step.
-            before = tree.macs[parent] if layer > 0 else 0
+            before = tree.cost[parent] if layer > 0 else 0
             nodes = children[children >= 0]
-            charged = gamma**layer * (tree.macs[nodes] - before)
+            charged = gamma**layer * (tree.cost[nodes] - before)
             discounted[nodes] = discounted[parent] + charged
-        return discounted[self.num_prefixes :] / self.spec.plain_macs
+        return discounted[self.num_prefixes :] / self.spec.plain_cost
 
     def take(self, idx: NDArray[np.integer] | NDArray[np.bool_]) -> RouteTable:
         """The table of the chosen images, in the order given."""
@@ -251,7 +255,10 @@ class RouteTable:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the table as one safetensors file; quantised summaries take one byte per value."""
+        """Write the table as one safetensors file; quantised summaries take one byte per value.
+
+        Without times, which belong to a machine: the table that is read again charges MACs.
+        """
         summary = self.summary
         # Quantised values are whole steps by construction, so a byte loses nothing.
         if self.spec.quantised:
@@ -317,8 +324,16 @@ class RouteTable:
         )
 
 
+def _reopened(file: StoredFile, time_table: TimeTable | None) -> RouteTable:
+    """The table of a file, which charges time if there is a time table."""
+    table = _read(file)
+    if time_table is None:
+        return table
+    return table.timed(time_table)
+
+
 @lru_cache(maxsize=8)
-def _reopened(file: StoredFile) -> RouteTable:
+def _read(file: StoredFile) -> RouteTable:
     """The table of a file, once per process; raises `ValueError` if it was changed."""
     if not file.is_unchanged():
         raise ValueError(
@@ -340,7 +355,7 @@ def check_arrays(arrays: dict[str, NDArray], metadata: dict[str, Any]) -> None:
         "macs.exits": (num_layers, num_paths),
         "macs.head": (num_paths,),
     }.items():
-        checks.numbers(name, arrays[name], shape, 0, MOST_MACS)
+        checks.numbers(name, arrays[name], shape, 0, MOST)
         if arrays[name].dtype != np.int64:
             raise ValueError(f"`{name}` must be int64, got {arrays[name].dtype}")
     if arrays["valid"].dtype != np.bool_:
@@ -391,6 +406,7 @@ def _scalars(spec: RoutingSpec) -> dict[str, Any]:
     fields = asdict(spec)
     del fields["valid"]
     del fields["mac_table"]
+    del fields["time_table"]
     return fields
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
-from rnr_gym.backbones.macs import MacTable
+from rnr_gym.backbones.macs import CostTable, MacTable, TimeTable
 from rnr_gym.routing.observations import ObservationLayout, layout
+from rnr_gym.routing.protocols import Indices, RoutingState
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class RoutingSpec:
         quantised: whether summaries are rounded to `observations.quantisation_steps` and leave out
             what the glance said once it is past.
         exits_read_glance: whether exit heads read the glance, which then has to run for them.
+        time_table: nanoseconds, in the form of `mac_table`, where time is charged; else None.
     """
 
     valid: NDArray[np.bool_]
@@ -41,14 +43,23 @@ class RoutingSpec:
     loss_scale: float = 1.0
     quantised: bool = False
     exits_read_glance: bool = False
+    time_table: TimeTable | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, exits: bool = True) -> RoutingSpec:
+    def of(
+        cls,
+        backbone: Backbone,
+        exits: bool = True,
+        time_table: TimeTable | None = None,
+    ) -> RoutingSpec:
         """The problem that a backbone poses.
 
         Args:
             backbone: the network.
             exits: False masks, and does not charge for, exits and glance.
+            time_table: what is charged instead of MACs.
+
+        Raises `ValueError` if the time table is that of another backbone.
         """
         valid = backbone.valid.copy()
         mac_table = backbone.mac_table
@@ -57,7 +68,7 @@ class RoutingSpec:
             valid[:, 0] = False
             mac_table = mac_table._replace(exits=np.zeros_like(mac_table.exits))
 
-        return cls(
+        spec = cls(
             valid=valid,
             mac_table=mac_table,
             num_classes=backbone.num_classes,
@@ -68,6 +79,25 @@ class RoutingSpec:
             quantised=bool(backbone.summary_groups),
             exits_read_glance=backbone.exits_read_glance and exits,
         )
+        if time_table is None:
+            return spec
+        return spec.timed(time_table)
+
+    def timed(self, time_table: TimeTable) -> RoutingSpec:
+        """The same problem, where time is charged instead of MACs.
+
+        What is charged no MACs, such as exits that are off, is charged no time.
+
+        Raises `ValueError` if the time table is that of another backbone.
+        """
+        expected = self.mac_table.layers.shape
+        if time_table.layers.shape != expected:
+            raise ValueError(
+                f"`time_table` must have layers {expected} as the backbone, got "
+                f"{time_table.layers.shape}"
+            )
+        exits = np.where(self.mac_table.exits > 0, time_table.exits, 0)
+        return replace(self, time_table=time_table._replace(exits=exits))
 
     @property
     def num_layers(self) -> int:
@@ -106,14 +136,62 @@ class RoutingSpec:
         """MACs of the plain network."""
         return self.mac_table.plain
 
+    @property
+    def costs(self) -> CostTable:
+        """What is charged: the time table where there is one, else the MAC table."""
+        return self.mac_table if self.time_table is None else self.time_table
+
+    @cached_property
+    def plain_cost(self) -> int:
+        """What the plain network costs, in MACs, or in nanoseconds where time is charged."""
+        return self.costs.plain
+
     @cached_property
     def ceiling(self) -> float:
         """The most compute that one image can be charged."""
-        return self.mac_table.ceiling
+        return self.costs.ceiling
 
-    def compute(self, macs: NDArray[np.int64]) -> NDArray[np.float64]:
-        """MACs as a share of those of the plain network."""
-        return macs / self.plain_macs
+    def compute(self, cost: NDArray[np.int64]) -> NDArray[np.float64]:
+        """A cost as a share of that of the plain network."""
+        return cost / self.plain_cost
+
+    def charged(self, state: RoutingState) -> Indices:
+        """int64 `(N,)`: what images have been charged so far, in MACs or nanoseconds."""
+        if self.time_table is None:
+            return state.macs
+        return self.path_cost(state.path, self.time_table)
+
+    def path_cost(self, paths: NDArray[np.integer], table: CostTable) -> Indices:
+        """int64 `(N,)`: what a table says of paths `(N, T)` or their beginnings, -1 after the end.
+
+        As states count it: with the glance, and every exit head that ran on arrival.
+        """
+        cost = np.full(len(paths), table.exits[0, -1] if self.stem_waits else table.stem)
+        prev_sub_path = np.full(len(paths), self.full_path)
+        for layer, sub_paths in enumerate(paths.T.astype(np.int64)):
+            # An exit costs nothing, since its head ran on arrival.
+            moving = np.flatnonzero(sub_paths >= self.first_sub_path)
+            sub_path = sub_paths[moving]
+            cost[moving] += table.layers[layer, prev_sub_path[moving], sub_path]
+            if layer == 0 and self.stem_waits:
+                cost[moving] += table.stem
+
+            # On arrival the network's head, or the next layer's exit head, runs.
+            arrival = table.head if layer + 1 == self.num_layers else table.exits[layer + 1]
+            cost[moving] += arrival[sub_path]
+            prev_sub_path[moving] = sub_path
+        return cost
+
+    def router_cost(self, macs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64: what the MACs of a router's own decisions cost.
+
+        Where time is charged, they run at the rate of the plain network, which is a lower bound:
+        small matrix products run at a lower rate.
+        """
+        if self.time_table is None:
+            return macs
+        # Rounded up, so that no decision is free.
+        return -(-macs * self.plain_cost // self.plain_macs)
 
     @cached_property
     def layout(self) -> ObservationLayout:
@@ -157,7 +235,13 @@ class RoutingSpec:
         Such a network runs no exit or glance but the one that answers. An exit head that reads the
         glance needs it to run, so the glance is charged as well.
         """
-        table = self.mac_table
+        return self._static(path, self.mac_table)
+
+    def static_cost(self, path: NDArray[np.integer]) -> int:
+        """What such a network is charged, in MACs, or in nanoseconds where time is charged."""
+        return self._static(path, self.costs)
+
+    def _static(self, path: NDArray[np.integer], table: CostTable) -> int:
         # A -1 follows the exit, so the first zero is the only one.
         exits = np.flatnonzero(path == 0) if self.has_exits else np.zeros(0, np.int64)
         end = int(exits[0]) if len(exits) else self.num_layers
@@ -167,13 +251,13 @@ class RoutingSpec:
         # Nothing pruned precedes layer 0, so it counts as reached by the full path.
         prev_sub_path = np.concatenate([[self.full_path], path[:end]])
         layers = table.layers[np.arange(end), prev_sub_path[:end], path[:end]]
-        macs = table.stem + layers.sum()
+        cost = table.stem + layers.sum()
         if end == self.num_layers:
-            return int(macs + table.head[prev_sub_path[end]])
+            return int(cost + table.head[prev_sub_path[end]])
 
         if self.exits_read_glance:
-            macs += table.exits[0, -1]
-        return int(macs + table.exits[end, prev_sub_path[end]])
+            cost += table.exits[0, -1]
+        return int(cost + table.exits[end, prev_sub_path[end]])
 
     @cached_property
     def digest(self) -> str:
@@ -198,6 +282,8 @@ class RoutingSpec:
         parts = [shape, self.valid.tolist(), table.stem, *costs]
         if self.stem_waits:
             parts.append("stem after glance")
+        if self.time_table is not None:
+            parts.append(["nanoseconds", *self.time_table.to_json().values()])
         return storage.short_hash(json.dumps(parts, sort_keys=True).encode())
 
 

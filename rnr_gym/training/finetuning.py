@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.macs import TimeTable
 from rnr_gym.data import Dataset, ImageSet
 from rnr_gym.routing.protocols import Router
 from rnr_gym.routing.rollout import route
@@ -44,6 +45,7 @@ class RoutedPaths:
         exits: whether the router may answer at exits.
         tradeoffs: λ is drawn for each image from (low, high), uniformly on a logarithmic scale.
         exit_weight: weight of the exits that an image passes.
+        time_table: what is charged instead of MACs, if the router was fitted under time.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class RoutedPaths:
         exits: bool,
         tradeoffs: tuple[float, float],
         exit_weight: float,
+        time_table: TimeTable | None = None,
     ) -> None:
         self.backbone = backbone
         self.router = InFullPrecision(router)
-        self.spec = RoutingSpec.of(backbone, exits)
+        self.spec = RoutingSpec.of(backbone, exits, time_table)
         self.tradeoffs = tradeoffs
         self.exit_weight = exit_weight
 
@@ -128,6 +131,7 @@ def finetune(
     checkpoint: Path,
     device: str = "cpu",
     save_every: float = 60.0,
+    time_table: TimeTable | None = None,
 ) -> Backbone:
     """Train under a router, round the weights to what is stored, calibrate.
 
@@ -144,7 +148,9 @@ def finetune(
         checkpoint: as for `pretrain`.
         device: where to train.
         save_every: seconds between checkpoints.
+        time_table: what is charged instead of MACs, if the router was fitted under time.
     """
-    routed = RoutedPaths(backbone, router, exits, tradeoffs, schedule.exit_weight)
+    weight = schedule.exit_weight
+    routed = RoutedPaths(backbone, router, exits, tradeoffs, weight, time_table)
     training = Pretraining(backbone, splits["train"], dataset, schedule, device, students=[routed])
     return complete(training, splits, checkpoint, "finetune", save_every)

@@ -78,6 +78,7 @@ def evaluation_of(correct, macs):
         loss=unused,
         macs=np.array(macs),
         router_macs=unused,
+        cost=np.array(macs),
     )
 
 
