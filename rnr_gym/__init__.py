@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rnr_gym.experiments.evaluation import evaluate as evaluate
     from rnr_gym.experiments.evaluation import evaluate_paths as evaluate_paths
     from rnr_gym.onnx import export_onnx as export_onnx
+    from rnr_gym.routing.profiles import Profile as Profile
+    from rnr_gym.routing.profiling import profile as profile
     from rnr_gym.routing.protocols import Router as Router
     from rnr_gym.routing.rewards import TRADEOFF_RANGE as TRADEOFF_RANGE
     from rnr_gym.routing.route_table import RouteTable as RouteTable
@@ -47,6 +49,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "FitConfig": "agents.base",
     "ImageSet": "data",
     "MultiPathResNet": "backbones",
+    "Profile": "routing.profiles",
     "RouteTable": "routing.route_table",
     "RoutedClassifier": "classifier",
     "Router": "routing.protocols",
@@ -64,6 +67,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "load_images": ("data", "load"),
     "load_run": ("experiments.runs", "load"),
     "make_vec_env": "sb3",
+    "profile": "routing.profiling",
 }
 """The module of each public name; with the attribute's name there, if it is another."""
 

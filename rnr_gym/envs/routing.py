@@ -116,7 +116,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * At layer 0 the exit head that ran last is the glance, and `prev_sub_path` is zero.
     * `summary.confidence` is the largest exit probability, its lead over the second, and the
       entropy / log(classes).
-    * The ceiling of `compute`, at most 1.1 here, is the full path with glance and all exits.
+    * The ceiling of `compute`, at most 1.1 here for MACs, is the full path with glance and all
+      exits.
     * After the last step `summary` and `layer` are zero.
     * On `RNR-CIFAR10-Table-v0` the pooled features are averaged over 8 groups of channels, the two
       glance slices are empty, and every value of the summary is rounded to whole steps of 1/127 of
@@ -128,7 +129,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     unless it answers at once: the stem runs only for images that continue past the glance (without
     a glance, at reset). The last step adds 1 if the top class is right (`reward="accuracy"`), or
     `-α * cross-entropy` (`"cross_entropy"`; α = 1 / the full path's mean loss on `route`). So the
-    return is exactly `task - λ * compute`. With `vector_reward=True` a step gives the float64 pair
+    return is exactly `task - λ * compute`. Compute is a share of the plain network's MACs, or with
+    `cost="time"` of its time. With `vector_reward=True` a step gives the float64 pair
     (task term, -Δcompute), whose sum weighted by (1, λ) is the scalar reward; `reward_space` and
     `reward_dim` describe it.
 
@@ -151,7 +153,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * `executed`, the sub-path taken in this step, -1 at reset; `path` (int8 `(T,)`), those taken so
       far, -1 elsewhere;
     * the outcome, known at the end: `is_success` (False before), `label`, `prediction` and `loss`
-      (cross-entropy in nats), -1 before.
+      (cross-entropy in nats), -1 before;
+    * with `cost="time"` also `nanoseconds`, the time charged so far; `macs` stays what it is.
 
     ## Arguments
 
@@ -159,7 +162,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     gym.make(
         "RNR-Digits-v0", split="route", tradeoff=0.3, reward="accuracy", vector_reward=False,
         exits=True, backend="live", weights="pretrained", data_root=None, download=True,
-        device="cpu", dtype="float32", render_mode=None,
+        device="cpu", dtype="float32", cost="macs", render_mode=None,
     )
     ```
 
@@ -183,6 +186,10 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     * `device`, `dtype`: where the backbone runs, and in what it computes features: `"float32"`,
       `"bfloat16"`, or `"auto"` for the faster one on this machine, which is measured when the
       network is loaded.
+    * `cost`: what compute is a share of, and rewards charge: `"macs"`, or `"time"` for the
+      nanoseconds that every part of the backbone took on this machine when
+      `rnr-gym profile BACKBONE` measured it. A file that the command wrote with `--out`, or the
+      result of `rnr_gym.profile`, charges the same times on every machine.
     * `render_mode`: `"ansi"`, `"rgb_array"` or `"human"`. `env.unwrapped.watch(router)` adds to the
       pictures what a router thinks of each sub-path.
 

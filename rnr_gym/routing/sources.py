@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,13 +20,16 @@ from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.inference import AUTO, DTYPES, chosen_dtype
 from rnr_gym.data import ImageSet
-from rnr_gym.routing import route_table
+from rnr_gym.routing import profiles, route_table
 from rnr_gym.routing.live import Live
+from rnr_gym.routing.profiles import Profile
 from rnr_gym.routing.protocols import RoutingSource
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
 BACKENDS = ("live", "table")
+MACS = "macs"
+TIME = "time"
 PRETRAINED = "pretrained"
 ROUNDING = 2
 """Changes when networks round otherwise than before, so that older tables are not read."""
@@ -44,6 +48,7 @@ class SourceKwargs(TypedDict, total=False):
     download: bool
     device: str
     dtype: str
+    cost: str | Profile
 
 
 def open_source(
@@ -57,6 +62,7 @@ def open_source(
     download: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
+    cost: str | Profile = MACS,
 ) -> RoutingSource:
     """Open images and backbone, checked against each other.
 
@@ -77,13 +83,18 @@ def open_source(
         device: where the network runs.
         dtype: in what it computes features: `"float32"`, `"bfloat16"`, or `"auto"` for the faster
             one on this machine. A bundled table was computed in float32.
+        cost: what is charged: `"macs"`; `"time"`, as `rnr-gym profile` measured it on this machine;
+            or a profile, or its file.
 
     Raises:
-        ValueError: an argument is unknown, or the images do not fit the backbone.
-        FileNotFoundError: there are no images.
+        ValueError: an argument is unknown, the images do not fit the backbone, or the profile is
+            that of another one.
+        FileNotFoundError: there are no images, or there is no profile.
     """
+    # First, because whoever has no profile should not wait for images.
+    profile = open_profile(backbone, weights, device, cost)
     if isinstance(backend, RouteTable):
-        return backend
+        return _charging(backend, profile)
     if not isinstance(backbone, str | Backbone):
         raise ValueError(
             "`backbone` must be a name, a file or a `Backbone`, got " + type(backbone).__name__
@@ -96,7 +107,7 @@ def open_source(
     if backend == "table":
         table = bundled_table(dataset, split, backbone, weights, exits, dtype)
         if table is not None:
-            return table
+            return _charging(table, profile)
 
     # Named weights never change, so their name identifies them.
     if isinstance(backbone, str):
@@ -112,7 +123,41 @@ def open_source(
         )
 
     images = open_images(dataset, split, data_root, download)
-    return _opened(network, state_digest, images, exits, backend, chosen_dtype(network, dtype))
+    dtype = chosen_dtype(network, dtype)
+    source = _opened(network, state_digest, images, exits, backend, dtype)
+    return _charging(source, profile)
+
+
+def open_profile(
+    backbone: str | Backbone = "rnr-digits",
+    weights: str | None = PRETRAINED,
+    device: str = "cpu",
+    cost: str | Profile = MACS,
+    **other: Any,
+) -> Profile | None:
+    """What `open_source` charges by, given the same arguments; None for MACs."""
+    if isinstance(cost, Profile):
+        return cost
+    if not isinstance(cost, str | PathLike):
+        raise ValueError(f'`cost` must be "macs", "time" or a profile, got {cost!r}')
+    if cost == MACS:
+        return None
+    if cost != TIME:
+        if not Path(cost).is_file():
+            raise ValueError(
+                '`cost` must be "macs", "time" or a file that `rnr-gym profile` wrote, got '
+                f"{str(cost)!r}"
+            )
+        return profiles.of_file(str(cost))
+
+    if isinstance(backbone, Backbone):
+        return profiles.of_backbone(backbone, backbone.config, str(backbone.device))
+    # The weights of a name do not matter here, but a file is an architecture of its own.
+    architecture = zoo.ARCHITECTURES.get(backbone) if isinstance(backbone, str) else None
+    if architecture is not None:
+        return profiles.of_backbone(backbone, architecture.config, checks.device(device))
+    config = zoo.named(backbone, weights).config
+    return profiles.of_backbone(backbone, config, checks.device(device))
 
 
 def open_images(
@@ -215,6 +260,23 @@ def _opened(
     return _cached_table(live)
 
 
+def _charging(source: RoutingSource, profile: Profile | None) -> RoutingSource:
+    """The source, charging time if there is a profile."""
+    if profile is None:
+        return source
+    assert isinstance(source, Live | RouteTable)
+    return _timed(source, profile)
+
+
+@lru_cache(maxsize=8)
+def _timed(source: Live | RouteTable, profile: Profile) -> RoutingSource:
+    """One object for the same arguments."""
+    profile.check_fits(source.spec)
+    if isinstance(source, RouteTable):
+        return source.timed(profile.times)
+    return replace(source, spec=source.spec.timed(profile.times))
+
+
 def _check_fit(backbone: Backbone, images: ImageSet) -> None:
     """Raise `ValueError` unless the images have the backbone's shape and classes."""
     shape = images.images.shape[1:]
@@ -235,10 +297,19 @@ def digest_of(source: RoutingSource) -> str:
 
     Those of a table are the digits of what it was computed from.
     """
+    spec = source.spec
+    if spec.time_table is None:
+        return _digest_without_times(source)
+    return storage.short_hash(_digest_without_times(source).encode(), spec.digest.encode())
+
+
+def _digest_without_times(source: RoutingSource) -> str:
+    """The digits of the same source where MACs are charged."""
     if isinstance(source, RouteTable):
         return source.origin or digest_of_content(source)
 
-    parts = [source.spec.digest.encode(), source.labels.tobytes()]
+    spec = replace(source.spec, time_table=None)
+    parts = [spec.digest.encode(), source.labels.tobytes()]
     if isinstance(source, Live):
         parts.append(storage.digest(source.backbone.state_dict()).encode())
         parts.append(source.images.images.tobytes())
@@ -250,8 +321,9 @@ def digest_of(source: RoutingSource) -> str:
 
 def digest_of_content(source: RouteTable) -> str:
     """Twelve hexadecimal digits that change with what a table holds."""
+    spec = replace(source.spec, time_table=None)
     return storage.short_hash(
-        source.spec.digest.encode(),
+        spec.digest.encode(),
         source.labels.tobytes(),
         source.prediction.tobytes(),
         source.loss.tobytes(),

@@ -1,6 +1,7 @@
 """One threshold for each exit: what is solved on `route`, against a recount image by image."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import pytest
 from rnr_gym.agents import FitConfig, confidence, thresholds
 from rnr_gym.agents.confidence import GRID, NEVER, Trail, along_uniform_path
 from rnr_gym.agents.thresholds import SHARES, ThresholdsRouter, solve_trail
-from rnr_gym.experiments.evaluation import evaluate
+from rnr_gym.backbones import zoo
+from rnr_gym.experiments.evaluation import evaluate, evaluate_paths
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
 from tests.fixtures.paper_problem import drawn, paper
+from tests.fixtures.profiles import profile_of
 from tests.fixtures.returns import evaluated_return, threshold_return
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
@@ -48,6 +51,30 @@ def return_of(table, router, tradeoff):
     """Mean return of routing all images of a table."""
     evaluation = evaluate(table, router, tradeoff)
     return evaluated_return(table.spec, evaluation, tradeoff)
+
+
+def test_thresholds_are_those_of_what_is_charged(some_digits):
+    profile = profile_of(zoo.named("rnr-digits", None))
+    # Whoever stays past the glance has paid for nearly all, unlike where MACs are charged.
+    layers = np.minimum(profile.times.layers, 1)
+    times = profile.times._replace(stem=1000, layers=layers, exits=np.ones((4, 4), np.int64))
+    profile = replace(profile, times=times)
+    kwargs = {"dataset": some_digits, "backend": "table"}
+    timed = FitConfig("RNR-v0", {**kwargs, "cost": profile})
+    router = thresholds.fit(timed)
+    other = thresholds.fit(FitConfig("RNR-v0", kwargs))
+    source = timed.source("route")
+    counting = FitConfig("RNR-v0", kwargs).source("route")
+
+    gains = []
+    for tradeoff in (0.03, 0.1, 0.3, 1.0):
+        # Both are charged time; the second was fitted as if MACs were charged.
+        fitted_to_time = return_of(source, router, tradeoff)
+        paths = evaluate(counting, other, tradeoff).path
+        fitted_to_macs = evaluated_return(source.spec, evaluate_paths(source, paths), tradeoff)
+        gains.append(fitted_to_time - fitted_to_macs)
+    assert min(gains) > -1e-9
+    assert max(gains) > 0.01
 
 
 @SEEDS

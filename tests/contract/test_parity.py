@@ -13,7 +13,10 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rnr_gym.backbones import zoo
+from rnr_gym.registration import registered_kwargs
 from tests.fixtures import small
+from tests.fixtures.profiles import profile_of
 
 IDS = ["RNR-Digits-v0", "RNR-Digits-Channels-v0"]
 NUM_ENVS = 3
@@ -298,9 +301,13 @@ def test_native_matches_scalar_environments(env_id, backend, some_digits):
                 assert_array_equal(infos[key][idx], info[key], key)
 
 
+@pytest.mark.parametrize("charge", ["macs", "time"])
 @EVERY_ID
-def test_live_matches_table(env_id, some_digits):
-    env_kwargs = {"weights": None, "dataset": some_digits, "tradeoff": RANGE}
+def test_live_matches_table(env_id, some_digits, charge):
+    cost = "macs"
+    if charge == "time":
+        cost = profile_of(zoo.named(registered_kwargs(env_id)["backbone"], None))
+    env_kwargs = {"weights": None, "dataset": some_digits, "tradeoff": RANGE, "cost": cost}
     live = gym.make(env_id, backend="live", **env_kwargs)
     table = gym.make(env_id, backend="table", **env_kwargs)
     live_obs, live_info = live.reset(seed=2)

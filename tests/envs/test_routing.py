@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from rnr_gym.data import ImageSet
 from tests.fixtures import small
 from tests.fixtures.episodes import make_env, play, reset_infos
+from tests.fixtures.profiles import keep
 
 EVERY = pytest.mark.parametrize("exits_of", small.EXITS)
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
@@ -114,6 +115,39 @@ def test_first_reward_pays_for_the_arrival():
     # Nothing is charged at reset, so the first difference is taken to zero.
     charged = np.diff([0, *macs[1:]]) / env.routing_spec.plain_macs
     assert_allclose([-pair[1] for pair in episode.rewards], charged, atol=1e-12)
+
+
+@BACKENDS
+@EVERY
+def test_rewards_charge_time(exits_of, backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path))
+    keep(small.backbone("multipath", exits_of))
+    kwargs = {"exits_of": exits_of, "backend": backend, "tradeoff": 0.5}
+    env = make_env(**kwargs, cost="time")
+    counting = make_env(**kwargs)
+    spec = env.routing_spec
+    assert spec.plain_cost != spec.plain_macs
+    for path in small.paths(spec, 8):
+        options = {"index": 3}
+        episode = play(env, path, options=options)
+        nanoseconds = np.array([info["nanoseconds"] for info in episode.infos])
+        prefixes = np.array([info["path"] for info in episode.infos])
+        assert_array_equal(nanoseconds, spec.path_cost(prefixes, spec.time_table))
+        compute = nanoseconds / spec.time_table.plain
+        assert_array_equal([info["compute"] for info in episode.infos], compute)
+        charged = np.diff([0.0, *compute[1:]])
+        task = np.zeros(len(charged))
+        task[-1] = episode.last_info["is_success"]
+        assert_allclose(episode.rewards, task - 0.5 * charged, atol=1e-12)
+        for obs, share in zip(episode.observations, compute, strict=True):
+            assert obs[spec.layout.compute.start] == np.float32(share)
+            assert env.observation_space.contains(obs)
+
+        # All else is as where MACs are charged.
+        other = play(counting, path, options=options)
+        assert "nanoseconds" not in other.last_info
+        for name in ("macs", "path", "prediction", "loss", "is_success"):
+            assert_array_equal(episode.last_info[name], other.last_info[name])
 
 
 @KINDS

@@ -17,12 +17,13 @@ from rnr_gym.experiments.evaluation import (
     evaluate,
     evaluate_paths,
     measure_curve,
-    static_macs,
+    static_charge,
 )
 from rnr_gym.routing import route_table
 from rnr_gym.routing.sources import open_source
 from tests.fixtures import small
 from tests.fixtures.paper_problem import drawn, paper, spec
+from tests.fixtures.profiles import profile_of
 
 EXACT_FIELDS = ("path", "prediction", "correct", "macs", "router_macs")
 """The fields in which a table and the live network agree to the last bit."""
@@ -233,10 +234,33 @@ def test_static_router_charged_as_static_network(path, macs):
     assert outcomes.router_macs.tolist() == [0] * 8
 
 
+def test_cost_is_time_where_time_is_charged(images, backbone):
+    profile = profile_of(backbone)
+    counting = open_source(images, backbone=backbone, backend="table")
+    timed = open_source(images, backbone=backbone, backend="table", cost=profile)
+    spec = timed.spec
+    router = LinearRouter(spec)
+    outcomes = evaluate(timed, router, 0.3)
+    router_cost = spec.router_cost(outcomes.router_macs)
+    assert (router_cost > 0).all()
+    assert_array_equal(outcomes.cost - router_cost, spec.path_cost(outcomes.path, profile.times))
+    assert measure_curve(timed, router).compute[0] == pytest.approx(
+        spec.compute(evaluate(timed, router, EVAL_TRADEOFFS[0]).cost.mean())
+    )
+
+    # MACs are the same, whatever is charged.
+    for static in (True, False):
+        by_time = evaluate_paths(timed, outcomes.path, static)
+        by_macs = evaluate_paths(counting, outcomes.path, static)
+        assert_array_equal(by_time.macs, by_macs.macs)
+        assert_array_equal(by_macs.cost, by_macs.macs)
+        assert (by_time.cost != by_macs.cost).any()
+
+
 def test_evaluate_paths_static_macs():
     outcomes = evaluate_paths(paper(), PATHS, static=True)
     assert outcomes.macs.tolist() == [*STATIC_MACS.values(), 2]
-    assert_array_equal(outcomes.macs, static_macs(spec(), PATHS))
+    assert_array_equal(outcomes.macs, static_charge(spec(), PATHS).macs)
     assert outcomes.correct.tolist() == [True] * 7 + [False]
 
 

@@ -1,6 +1,7 @@
 """The table of all paths: it says what the live network does, and its optimum is the optimum."""
 
 import copy
+import dataclasses
 import itertools
 import pickle
 
@@ -11,7 +12,7 @@ from numpy.testing import assert_array_equal
 from torch.nn import functional as F
 
 from rnr_gym import storage
-from rnr_gym.backbones.macs import MacTable
+from rnr_gym.backbones.macs import MacTable, TimeTable
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.path_tree import num_prefixes
@@ -81,6 +82,16 @@ def hand_made(seed=0):
         prediction=prediction.astype(np.int16),
         loss=loss.astype(np.float32),
     )
+
+
+TIMES = TimeTable(
+    stem=100,
+    # The second sub-path takes hardly longer than the first, and exits take long.
+    layers=np.tile((0, 180, 200), (2, 3, 1)),
+    exits=np.full((2, 3), 150),
+    head=np.full(3, 50),
+)
+"""Nanoseconds for the hand-made table."""
 
 
 def compute_of(path):
@@ -503,6 +514,72 @@ def test_load_rejects_files_that_hold_no_table(saved):
 def test_load_reports_a_missing_file(saved):
     with pytest.raises(FileNotFoundError, match="`path`"):
         RouteTable.load(saved)
+
+
+def test_timed_table_charges_nanoseconds():
+    table = hand_made()
+    timed = table.timed(TIMES)
+    plain = 100 + 200 + 200 + 50
+    expected = {
+        (0, -1): 150,
+        (1, 0): 150 + 100 + 180 + 150,
+        (2, 0): 150 + 100 + 200 + 150,
+        (1, 1): 150 + 100 + 180 + 150 + 180 + 50,
+        (1, 2): 150 + 100 + 180 + 150 + 200 + 50,
+        (2, 1): 150 + 100 + 200 + 150 + 180 + 50,
+        (2, 2): 150 + 100 + 200 + 150 + 200 + 50,
+    }
+    for path, compute in zip(timed.paths.tolist(), timed.compute, strict=True):
+        assert compute == expected[tuple(path)] / plain
+        returns = timed.returns(0.7)[timed.path_index(np.array([path]))[0]]
+        correct = table.correct[table.path_index(np.array([path]))[0]]
+        np.testing.assert_allclose(returns, correct - 0.7 * expected[tuple(path)] / plain)
+
+    # MACs are still counted, and the outcomes are shared.
+    assert_array_equal(timed.tree.macs, table.tree.macs)
+    assert timed.loss is table.loss
+    front_compute, _ = timed.front()
+    assert front_compute[0] == pytest.approx(150 / plain)
+
+
+def test_oracle_follows_what_is_charged():
+    table = hand_made()
+    # Two paths are right: to leave after the cheap sub-path, and to stay at the glance's expense.
+    prediction = np.repeat(1 - table.labels[None], 7, axis=0).astype(np.int16)
+    for path in ([1, 0], [0, -1]):
+        prediction[table.path_index(np.array([path]))] = table.labels
+    table = dataclasses.replace(table, prediction=prediction)
+    assert (table.oracle(0.1) == [0, -1]).all()
+
+    # The glance now takes longer than all the rest together.
+    slow = np.full((2, 3), 1)
+    slow[0] = 10_000
+    timed = table.timed(TIMES._replace(exits=slow))
+    assert (timed.oracle(0.01) == [0, -1]).all()
+    # Whoever pays for the glance anyway is answered by it; above a compute of 1 / λ nothing pays.
+    returns = timed.returns(0.05)
+    assert (returns.max(0) == returns[timed.path_index(np.array([[0, -1]]))[0]]).all()
+    assert timed.regret(np.tile([1, 0], (4, 1)), 0.01) == pytest.approx(0.01 * 281 / 550)
+
+
+def test_timed_table_is_pickled_as_its_file(tmp_path):
+    path = tmp_path / "table.safetensors"
+    hand_made().save(path)
+    timed = RouteTable.load(path).timed(TIMES)
+    sent = pickle.dumps(timed)
+    assert timed.summary.tobytes() not in sent
+    received = pickle.loads(sent)
+    assert_array_equal(received.compute, timed.compute)
+    assert received.spec.digest == timed.spec.digest
+
+
+def test_table_is_saved_without_times(tmp_path):
+    path = tmp_path / "table.safetensors"
+    table = hand_made()
+    table.timed(TIMES).save(path)
+    loaded = RouteTable.load(path)
+    assert loaded.spec.time_table is None
+    assert loaded.spec.digest == table.spec.digest
 
 
 def test_loaded_table_is_pickled_as_its_file(tmp_path):

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rnr_gym.backbones.macs import MacTable
+from rnr_gym.backbones import zoo
+from rnr_gym.backbones.macs import MacTable, TimeTable
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
+from tests.fixtures.profiles import profile_of
 from tests.fixtures.routing import assert_same_arrays, scalars
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
@@ -113,6 +115,76 @@ def test_compute_is_share_of_plain_macs():
     compute = spec.compute(np.array([0, 1, 4, 6]))
     assert compute.dtype == np.float64
     assert compute.tolist() == [0.0, 0.25, 1.0, 1.5]
+
+
+def test_time_is_charged_where_there_is_a_time_table():
+    spec = spec_of(np.ones((2, 4)))
+    times = TimeTable(
+        stem=10,
+        layers=np.broadcast_to([0, 20, 30, 50], (2, 4, 4)),
+        exits=np.array([[5, 5, 5, 5], [0, 6, 7, 8]]),
+        head=np.array([0, 2, 3, 4]),
+    )
+    timed = spec.timed(times)
+    assert timed.plain_cost == 10 + 50 + 50 + 4
+    assert timed.compute(np.array([57])).tolist() == [0.5]
+    assert timed.ceiling == (10 + 5 + 50 + 8 + 50 + 4) / 114
+    # MACs are what they were.
+    assert timed.plain_macs == spec.plain_macs == spec.plain_cost
+
+    paths = np.array([[-1, -1], [0, -1], [2, -1], [2, 0], [3, 1]])
+    glance = 5
+    prefix = glance + 10 + 30 + 7
+    expected = [glance, glance, prefix, prefix, glance + 10 + 50 + 8 + 20 + 2]
+    assert timed.path_cost(paths, timed.costs).tolist() == expected
+    assert timed.path_cost(paths, timed.mac_table).tolist() == [1, 1, 4, 4, 6]
+
+    # A static network runs no exit but the one that answers.
+    static = [timed.static_cost(path) for path in paths[1:]]
+    assert static == [glance, 10 + 30 + 50 + 4, 10 + 30 + 7, 10 + 50 + 20 + 2]
+    assert spec.static_cost(paths[3]) == spec.static_macs(paths[3]) == timed.static_macs(paths[3])
+
+
+def test_exits_that_are_off_take_no_time():
+    backbone = small.backbone("multipath")
+    times = profile_of(backbone).times
+    timed = RoutingSpec.of(backbone, exits=False).timed(times)
+    assert not timed.costs.exits.any()
+    assert timed.plain_cost == times.plain
+    assert RoutingSpec.of(backbone).timed(times).costs.exits.any()
+
+
+def test_decisions_take_the_time_of_as_many_macs():
+    backbone = small.backbone("multipath")
+    spec = RoutingSpec.of(backbone)
+    macs = np.array([0, 1, spec.plain_macs, 3 * spec.plain_macs])
+    assert spec.router_cost(macs) is macs
+    timed = spec.timed(profile_of(backbone).times)
+    plain = timed.plain_cost
+    # Rounded up, so that no decision is free.
+    assert timed.router_cost(macs).tolist() == [0, -(-plain // spec.plain_macs), plain, 3 * plain]
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "off"),
+    [
+        ("rnr-digits", "46a7bf19bcf3", "c7d9b16f9061"),
+        ("rnr-cifar10", "ac2ea5e5a54f", "25d2acd048ea"),
+        ("rnr-cifar10-channels", "29f99bab1984", "55ab52ad2a19"),
+        ("rnr-cifar10-small", "3bcbab953a95", "a0a4148451e8"),
+    ],
+)
+def test_digest_is_that_of_files_that_were_written(name, on, off):
+    backbone = zoo.named(name, weights=None)
+    assert RoutingSpec.of(backbone).digest == on
+    assert RoutingSpec.of(backbone, exits=False).digest == off
+
+
+def test_digest_changes_with_times():
+    backbone = small.backbone("multipath")
+    spec = RoutingSpec.of(backbone)
+    timed = [spec.timed(profile_of(backbone, seed).times) for seed in range(2)]
+    assert len({problem.digest for problem in (spec, *timed)}) == 3
 
 
 @KINDS

@@ -14,6 +14,7 @@ from rnr_gym.training import finetuning
 from rnr_gym.training.finetuning import InFullPrecision, RoutedPaths
 from rnr_gym.training.pretraining import Pretraining, Schedule
 from tests.fixtures import small
+from tests.fixtures.profiles import profile_of
 from tests.fixtures.routers import confidence_router
 
 SCHEDULE = Schedule(epochs=2, glance_epochs=0, batch_size=16, bf16=False)
@@ -95,6 +96,16 @@ def test_every_image_has_a_tradeoff_of_its_own():
     assert 0.5 < shown.max() <= 1.0
     # Uniform on a logarithmic scale: half lie below the geometric mean.
     assert 70 < (shown < 0.1).sum() < 130
+
+
+def test_router_observes_the_cost_that_it_was_fitted_under():
+    backbone = small.untrained()
+    times = profile_of(backbone).times
+    router = Along(2, 3, 3)
+    routed = RoutedPaths(backbone, router, True, TRADEOFFS, 0.3, time_table=times)
+    routed.chosen(small.pixels(2), generator())
+    column = routed.spec.layout.compute.start
+    assert (router.observations[0][:, column] == np.float32(times.exits[0, 0] / times.plain)).all()
 
 
 def test_modes_and_statistics_are_left_as_they_were():
