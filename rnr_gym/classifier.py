@@ -18,10 +18,11 @@ from rnr_gym.agents import AGENTS, FitConfig
 from rnr_gym.backbones import Backbone, zoo
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones.inference import chosen_dtype, for_inference
+from rnr_gym.backbones.macs import TimeTable
 from rnr_gym.routing.protocols import FittedRouter, Router
 from rnr_gym.routing.rewards import check_one_tradeoff
 from rnr_gym.routing.rollout import decision_macs, follow, route
-from rnr_gym.routing.sources import digest_of
+from rnr_gym.routing.sources import digest_of, open_profile
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
@@ -46,7 +47,8 @@ class Routed(NamedTuple):
         logits: float32 `(N, classes)`.
         path: int8 `(N, T)`, executed sub-paths, -1 after an exit.
         macs: int64 `(N,)`, the router's own included.
-        compute: float64 `(N,)`, MACs over those of the plain network.
+        compute: float64 `(N,)`, MACs over those of the plain network; or time, if the router was
+            fitted under it.
     """
 
     logits: Tensor
@@ -124,6 +126,8 @@ class RoutedClassifier(ModelHubMixin):
         agent: the name of the agent that the router is of; needed for saving.
         dtype: in what features are computed: `"float32"`, `"bfloat16"`, or `"auto"` for the faster
             one on this machine, which is measured.
+        time_table: where the router was fitted under time as a cost, what was charged. The router
+            observes compute by it, wherever the classifier runs.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class RoutedClassifier(ModelHubMixin):
         curve: BudgetCurve | None = None,
         agent: str | None = None,
         dtype: str = "float32",
+        time_table: TimeTable | None = None,
     ) -> None:
         self.backbone = backbone
         self.dtype = chosen_dtype(backbone, dtype)
@@ -142,7 +147,7 @@ class RoutedClassifier(ModelHubMixin):
         self.exits = checks.flag("exits", exits)
         self.curve = curve
         self.agent = agent
-        self.spec = RoutingSpec.of(backbone, self.exits)
+        self.spec = RoutingSpec.of(backbone, self.exits, time_table)
         # Measured once: it does not depend on the image.
         self.decision_macs = decision_macs(router, self.spec)
 
@@ -188,25 +193,31 @@ class RoutedClassifier(ModelHubMixin):
             return self._run_plain_network(images)
         start = self._start(images, self.spec.exit_layers)
         state = route(start, self.spec, self.router, tradeoff)
-        decisions = (state.path >= 0).sum(1)
-        return self._routed(state, state.macs + self.decision_macs * decisions)
+        router_macs = self.decision_macs * (state.path >= 0).sum(1)
+        cost = self.spec.charged(state) + self.spec.router_cost(router_macs)
+        return self._routed(state, state.macs + router_macs, cost)
 
     def _run_plain_network(self, images: Tensor) -> Routed:
         """The full path; neither router nor exits run."""
         # Without exits the glance does not run either, and nothing is charged for them.
         full_path = np.full(self.spec.num_layers, self.spec.full_path)
         state = follow(self._start(images, ()), full_path)
-        return self._routed(state, state.macs)
+        return self._routed(state, state.macs, np.full_like(state.macs, self.spec.plain_cost))
 
     def _start(self, images: Tensor, exits: Collection[int]) -> Traversal:
         return Traversal.start(self.network, images.to(self.network.device), exits)
 
-    def _routed(self, state: Traversal, macs: NDArray[np.int64]) -> Routed:
+    def _routed(
+        self,
+        state: Traversal,
+        macs: NDArray[np.int64],
+        cost: NDArray[np.int64],
+    ) -> Routed:
         return Routed(
             logits=state.logits.float(),
             path=state.path,
             macs=macs,
-            compute=self.spec.compute(macs),
+            compute=self.spec.compute(cost),
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -222,6 +233,9 @@ class RoutedClassifier(ModelHubMixin):
             "exits": self.exits,
             "curve": curve,
         }
+        # Only where there is one, so that other files stay as they were.
+        if self.spec.time_table is not None:
+            metadata["nanoseconds"] = self.spec.time_table.to_json()
         weight_files.save(self.backbone, save_directory / BACKBONE_FILE)
         agents.save(cast(FittedRouter, self.router), save_directory / ROUTER_FILE, metadata)
 
@@ -305,7 +319,10 @@ class RoutedClassifier(ModelHubMixin):
         # Whether exits are on is part of the routing problem that the router is checked against.
         _, metadata = storage.load_tensors(router_file)
         exits = checks.flag("exits", metadata.get("exits"))
-        router, _ = agents.load(router_file, RoutingSpec.of(backbone, exits))
+        time_table = None
+        if "nanoseconds" in metadata:
+            time_table = TimeTable.from_json("nanoseconds", metadata["nanoseconds"])
+        router, _ = agents.load(router_file, RoutingSpec.of(backbone, exits, time_table))
         return cls(
             backbone=backbone,
             router=router,
@@ -313,6 +330,7 @@ class RoutedClassifier(ModelHubMixin):
             curve=_curve_of(metadata),
             agent=metadata["agent"],
             dtype=dtype,
+            time_table=time_table,
         )
 
     @classmethod
@@ -332,6 +350,7 @@ class RoutedClassifier(ModelHubMixin):
         run = load_run(run_dir)
         kwargs = run.fit_config.source_kwargs("route")
         pretrained = kwargs.get("weights", "pretrained")
+        profile = open_profile(**kwargs)
         return cls(
             backbone=zoo.named(kwargs["backbone"], pretrained, device=device),
             router=run.router,
@@ -339,6 +358,7 @@ class RoutedClassifier(ModelHubMixin):
             curve=run.curve,
             agent=run.agent,
             dtype=dtype or kwargs.get("dtype", "float32"),
+            time_table=None if profile is None else profile.times,
         )
 
 

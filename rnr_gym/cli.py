@@ -134,6 +134,33 @@ def pretrain(
     )
 
 
+@app.command(name="profile")
+def profile_backbone(
+    backbone: Annotated[str, tyro.conf.Positional],
+    batch_size: int = 64,
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Measure how long every part of a backbone takes on this machine, for `cost="time"`.
+
+    The times are kept in the cache folder, one profile for each architecture and kind of device;
+    the same command measures them again. Weights make no difference.
+
+    Args:
+        backbone: rnr-digits, rnr-digits-channels, rnr-cifar10, rnr-cifar10-channels,
+            rnr-cifar10-small (that of RNR-CIFAR10-Table-v0), rnr-cifar100, rnr-cifar100-channels,
+            or a file that `rnr-gym pretrain` wrote.
+        batch_size: how many images run together.
+        device: cpu, or cuda.
+        out: a file to write as well; `--cost FILE` then charges these times on any machine.
+    """
+    from rnr_gym.experiments import terminal
+    from rnr_gym.routing import profiling
+
+    profile = profiling.profile(backbone, batch_size, device, out)
+    terminal.print_profile(console, backbone, profile)
+
+
 @app.command
 def train(
     env: EnvId,
@@ -144,6 +171,7 @@ def train(
     exits: bool = True,
     weights: str | None = "pretrained",
     data_root: str | None = None,
+    cost: str = "macs",
 ) -> None:
     """Fit a router on `route`. An interrupted run resumes when the same command is given again.
 
@@ -162,11 +190,19 @@ def train(
         exits: whether the router may answer at exits, and sees the glance.
         weights: of the backbone: pretrained, finetuned, or a file.
         data_root: folder of the images.
+        cost: what sub-paths cost: macs; time, as `rnr-gym profile` measured it on this machine; or
+            a file that it wrote.
     """
     from rnr_gym.experiments import runs
 
     fit_config = _fit_config(
-        env=env, exits=exits, weights=weights, data_root=data_root, seed=seed, steps=steps
+        env=env,
+        exits=exits,
+        weights=weights,
+        data_root=data_root,
+        cost=cost,
+        seed=seed,
+        steps=steps,
     )
     path = runs.fit(agent, fit_config, out)
     console.print(f"wrote {path}; now `rnr-gym evaluate {out}`", soft_wrap=True)
@@ -236,8 +272,8 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], split: str = "test") ->
         table.add_row(
             f"{tradeoff:.3f}",
             f"{outcomes.correct.mean():.1%}",
-            f"{spec.compute(outcomes.macs.mean()):.3f}",
-            f"{spec.compute(outcomes.router_macs.mean()):.3f}",
+            f"{spec.compute(outcomes.cost.mean()):.3f}",
+            f"{spec.compute(spec.router_cost(outcomes.router_macs).mean()):.3f}",
             f"{outcomes.exit_rate(spec):.0%}",
         )
     console.print(table)
@@ -298,6 +334,7 @@ def compare(
     exits: bool = True,
     weights: str | None = "pretrained",
     data_root: str | None = None,
+    cost: str = "macs",
 ) -> None:
     """Fit several routers, each once per seed, and compare them on `test`.
 
@@ -318,12 +355,20 @@ def compare(
         exits: whether routers may answer at exits, and see the glance.
         weights: of the backbone: pretrained, finetuned, or a file.
         data_root: folder of the images.
+        cost: what sub-paths cost: macs; time, as `rnr-gym profile` measured it on this machine; or
+            a file that it wrote.
     """
     from rnr_gym.agents import DEFAULT_AGENTS, agent
     from rnr_gym.experiments import comparison, report, terminal
 
     fit_config = _fit_config(
-        env=env, exits=exits, weights=weights, data_root=data_root, seed=0, steps=steps
+        env=env,
+        exits=exits,
+        weights=weights,
+        data_root=data_root,
+        cost=cost,
+        seed=0,
+        steps=steps,
     )
     names = list(agents)
     # Agents that were asked for stay in the list, and are an error if they cannot be fitted.
@@ -469,7 +514,13 @@ def export(
     from rnr_gym.experiments import offline
 
     fit_config = _fit_config(
-        env=env, exits=True, weights=weights, data_root=data_root, seed=seed, steps=steps
+        env=env,
+        exits=True,
+        weights=weights,
+        data_root=data_root,
+        cost="macs",
+        seed=seed,
+        steps=steps,
     )
     scores = offline.export(fit_config, behaviours)
     table = Table(
@@ -496,6 +547,7 @@ def _fit_config(
     exits: bool,
     weights: str | None,
     data_root: str | None,
+    cost: str,
     seed: int,
     steps: int | None,
 ) -> FitConfig:
@@ -512,6 +564,8 @@ def _fit_config(
         kwargs["weights"] = weights
     if data_root is not None:
         kwargs["data_root"] = data_root
+    if cost != "macs":
+        kwargs["cost"] = cost
     return FitConfig(env=env, kwargs=kwargs, seed=seed, steps=steps)
 
 

@@ -120,6 +120,11 @@ class RoutedNetwork(nn.Module):
                 "`classifier` must have a router of Stable-Baselines3 that is given no masks, got "
                 f"{classifier.agent}"
             )
+        if classifier.spec.time_table is not None:
+            raise ValueError(
+                "`classifier` must have a router that was fitted under MACs, got one that was "
+                "fitted under time"
+            )
         backbone = classifier.backbone
         for idx, layer in enumerate(backbone.layers):
             widths = layer.widths[backbone.first_sub_path :]

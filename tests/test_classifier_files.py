@@ -9,6 +9,7 @@ from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, BudgetCurve, RoutedCl
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import small
 from tests.fixtures.paper_problem import opinionated
+from tests.fixtures.profiles import profile_of
 from tests.fixtures.routers import confidence_router, fit_with
 
 CURVE = BudgetCurve(tradeoff=[0.01, 0.1, 1.0], compute=[0.9, 0.5, 0.1])
@@ -61,6 +62,33 @@ def test_classifier_survives_save_and_load(tmp_path, name, exits):
         torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-5, atol=1e-5)
         assert actual.path.tolist() == expected.path.tolist()
         assert actual.macs.tolist() == expected.macs.tolist()
+
+
+def test_classifier_that_charges_time_keeps_its_profile(tmp_path):
+    backbone = small.backbone("multipath")
+    profile = profile_of(backbone)
+    spec = RoutingSpec.of(backbone).timed(profile.times)
+    saved = RoutedClassifier(
+        backbone, confidence_router(spec), agent="confidence", time_table=profile.times
+    )
+    saved.save_pretrained(tmp_path)
+    loaded = RoutedClassifier.from_pretrained(str(tmp_path))
+    assert loaded.spec.digest == saved.spec.digest
+
+    routed = loaded(small.pixels(12), tradeoff=0.3)
+    router_macs = loaded.decision_macs * (routed.path >= 0).sum(1)
+    cost = spec.path_cost(routed.path, profile.times) + spec.router_cost(router_macs)
+    np.testing.assert_array_equal(routed.compute, cost / profile.times.plain)
+    macs = spec.path_cost(routed.path, backbone.mac_table)
+    np.testing.assert_array_equal(routed.macs, macs + router_macs)
+    # The plain network decides nothing.
+    assert (loaded(small.pixels(2)).compute == 1.0).all()
+
+
+def test_classifier_rejects_times_of_other_backbone():
+    times = profile_of(small.backbone("multipath", "bare")).times
+    with pytest.raises(ValueError, match="`time_table` must have layers"):
+        classifier_of(small.backbone("multipath"), time_table=times)
 
 
 def test_classifier_without_curve_is_saved_too(tmp_path):

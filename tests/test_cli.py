@@ -9,10 +9,12 @@ from torchvision import datasets
 from rnr_gym import claims, data
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
 from rnr_gym.backbones import weights, zoo
+from rnr_gym.classifier import RoutedClassifier
 from rnr_gym.data import cifar, folders
 from rnr_gym.experiments import comparison
 from rnr_gym.registration import IDS
-from rnr_gym.routing import route_table
+from rnr_gym.routing import profiling, route_table
+from rnr_gym.routing.profiles import Profile
 from rnr_gym.training import pretraining
 from tests.fixtures.commands import fails, run, succeeds, train_command
 from tests.fixtures.comparisons import compare_command, compare_quickly
@@ -22,6 +24,7 @@ COMMANDS = (
     "envs",
     "data",
     "pretrain",
+    "profile",
     "train",
     "finetune",
     "evaluate",
@@ -113,6 +116,32 @@ def test_envs_lists_every_id():
             f"{backbone.mac_table.plain:,}",
             bundled,
         ]
+
+
+def test_profile_is_printed_and_charged(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(profiling, "REPEATS", 2)
+    run_dir = tmp_path / "run"
+    train = train_command(run_dir, "thresholds")
+    message = fails(tmp_path, *train, "--cost", "time")
+    assert "run `rnr-gym profile rnr-digits`" in message
+
+    file = tmp_path / "profile.json"
+    output = succeeds("profile", "rnr-digits", "--batch-size", 8, "--out", file)
+    assert "rnr-digits: milliseconds for 8 images" in output
+    profile = Profile.load(file)
+    assert f"profile {profile.digest}: " in output
+    lines = output.splitlines()
+    # The last two lines are sentences, which are not wrapped.
+    assert max(map(len, lines[:-2])) <= COLUMNS
+    for nanoseconds in (profile.times.layers[3, 2, 3], profile.times.exits[2, 1]):
+        assert f"{8 * nanoseconds / 1e6:.3f}" in output
+
+    succeeds(*train, "--cost", "time")
+    output = succeeds("evaluate", run_dir)
+    assert "thresholds on RNR-Digits-v0" in output
+    routed = RoutedClassifier.from_run(run_dir)
+    assert routed.spec.plain_cost == profile.times.plain
 
 
 def split_rows(output):

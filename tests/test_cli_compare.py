@@ -8,6 +8,7 @@ import pytest
 
 from rnr_gym import data
 from rnr_gym.agents import DEFAULT_AGENTS
+from rnr_gym.backbones import zoo
 from rnr_gym.experiments import comparison, runs
 from rnr_gym.experiments.validation import validate
 from rnr_gym.routing import route_table
@@ -22,6 +23,7 @@ from tests.fixtures.comparisons import (
 )
 from tests.fixtures.digits import ENV, load_all
 from tests.fixtures.files import snapshot
+from tests.fixtures.profiles import keep
 
 COLUMNS = 80
 
@@ -51,6 +53,27 @@ def test_compare_prints_both_tables(tmp_path):
     for pair in read_results(report_dir)["differences"]:
         mean, low, high = (100 * pair[name] for name in ("mean", "low", "high"))
         assert f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" in output
+
+
+def test_report_under_time_holds_for_its_profile_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNR_GYM_CACHE", str(tmp_path / "cache"))
+    backbone = zoo.named("rnr-digits", None)
+    profile = keep(backbone)
+    report_dir = tmp_path / "report"
+    command = compare_command(report_dir, ("full", "thresholds"), seeds=1)
+    succeeds(*command, "--cost", "time")
+    content = read_results(report_dir)
+    assert content["arguments"] == {"cost": "time"}
+    assert content["provenance"]["profile"] == str(profile)
+    full = [row["compute"] for row in content["rows"] if row["router"] == "full"]
+    assert set(full) == {1.0}
+    assert "Compute is time spent" in (report_dir / "report.html").read_text()
+    assert "verified" in succeeds("validate", report_dir)
+
+    # Measured again.
+    keep(backbone, seed=1)
+    message = fails(report_dir, "validate", report_dir)
+    assert "`provenance.profile` does not hold" in message
 
 
 def test_validate_counts_rows(report_dir):

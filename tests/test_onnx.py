@@ -14,6 +14,7 @@ from rnr_gym.onnx import RoutedNetwork
 from rnr_gym.routing.preferences import action_scores
 from tests.fixtures import small
 from tests.fixtures.files import snapshot
+from tests.fixtures.profiles import profile_of
 from tests.fixtures.routing import assert_near
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -133,6 +134,14 @@ def test_what_is_exported_does_what_the_classifier_does(
 def test_rejects_other_routers(tmp_path):
     classifier = classifier_of("multipath", "confidence")
     with pytest.raises(ValueError, match="must have a router of Stable-Baselines3"):
+        rnr.export_onnx(classifier, tmp_path / "routed.onnx")
+    assert snapshot(tmp_path) == {}
+
+
+def test_rejects_router_that_was_fitted_under_time(tmp_path):
+    classifier = classifier_of("multipath", "ppo")
+    classifier.spec = classifier.spec.timed(profile_of(classifier.backbone).times)
+    with pytest.raises(ValueError, match="must have a router that was fitted under MACs"):
         rnr.export_onnx(classifier, tmp_path / "routed.onnx")
     assert snapshot(tmp_path) == {}
 

@@ -136,6 +136,7 @@ def train_backbone(run: Run, path: Path, schedule: Schedule, device: str) -> Non
         schedule=schedule,
         checkpoint=checkpoint,
         device=device,
+        time_table=run.fit_config.source("route").spec.time_table,
     )
     metadata = {
         "env": run.fit_config.env,

@@ -21,7 +21,7 @@ from rnr_gym.experiments.learning import learning_curve
 from rnr_gym.experiments.page import page
 from rnr_gym.experiments.results import LearningCurve, Record, Results, Shown, Testbed
 from rnr_gym.registration import registered_kwargs
-from rnr_gym.routing.sources import bundled_table, digest_of, digest_of_content
+from rnr_gym.routing.sources import bundled_table, digest_of, digest_of_content, open_profile
 
 RESULTS_FILE = "results.json"
 PATHS_FILE = "paths.npz"
@@ -85,7 +85,7 @@ def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
     # All code of the package: any of it may change a figure.
     package = Path(rnr_gym.__file__).parent
     code = [file.read_bytes() for file in sorted(package.rglob("*.py"))]
-    return {
+    measured_on = {
         "environment": fit_config.env,
         "arguments": json.dumps(dict(fit_config.kwargs)),
         "split": "test",
@@ -99,6 +99,10 @@ def provenance(fit_config: FitConfig, testbed: Testbed) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+    profile = open_profile(**kwargs)
+    if profile is not None:
+        measured_on["profile"] = str(profile)
+    return measured_on
 
 
 def learning_curves(report_dir: Path, records: Sequence[Record]) -> list[LearningCurve]:

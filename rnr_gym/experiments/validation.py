@@ -56,7 +56,7 @@ ROUNDING = 1e-4
 """Difference up to which figures agree, relative to those above 1."""
 MEASURED = ("seconds",)
 """What is measured by the clock, so that a replay cannot give it again."""
-SAME = ("weights and images", "route table")
+SAME = ("profile", "weights and images", "route table")
 """Provenance that must be the same where a report is validated."""
 
 
@@ -82,7 +82,8 @@ def validate(report_dir: Path) -> int:
     )
     testbed = Testbed.open(fit_config)
     measured_on = provenance(fit_config, testbed)
-    _check("provenance", stored["provenance"], {name: measured_on[name] for name in SAME})
+    same = {name: measured_on[name] for name in SAME if name in measured_on}
+    _check("provenance", stored["provenance"], same)
     _check("images", stored["images"], len(testbed.source.labels))
     _check("seeds", stored["seeds"], config["seeds"])
 
@@ -258,7 +259,7 @@ def _returns(records: Sequence[Record], testbed: Testbed) -> NDArray[np.float64]
     for record in records:
         # Static routers have trade-offs of their own besides.
         if record.tradeoff in EVAL_TRADEOFFS:
-            compute = testbed.source.spec.compute(record.evaluation.macs.mean())
+            compute = testbed.source.spec.compute(record.evaluation.cost.mean())
             returns.append(record.evaluation.correct.mean() - record.tradeoff * compute)
     return np.array(returns)
 
