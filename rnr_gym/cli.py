@@ -139,12 +139,13 @@ def profile_backbone(
     backbone: Annotated[str, tyro.conf.Positional],
     batch_size: int = 64,
     device: str = "cpu",
+    dtype: str = "float32",
     out: Path | None = None,
 ) -> None:
     """Measure how long every part of a backbone takes on this machine, for `cost="time"`.
 
-    The times are kept in the cache folder, one profile for each architecture and kind of device;
-    the same command measures them again. Weights make no difference.
+    The times are kept in the cache folder, one profile for each architecture, kind of device and
+    dtype; the same command measures them again. Weights make no difference.
 
     Args:
         backbone: rnr-digits, rnr-digits-channels, rnr-cifar10, rnr-cifar10-channels,
@@ -152,12 +153,13 @@ def profile_backbone(
             or a file that `rnr-gym pretrain` wrote.
         batch_size: how many images run together.
         device: cpu, or cuda.
+        dtype: in what features are computed: float32, or bfloat16.
         out: a file to write as well; `--cost FILE` then charges these times on any machine.
     """
     from rnr_gym.experiments import terminal
     from rnr_gym.routing import profiling
 
-    profile = profiling.profile(backbone, batch_size, device, out)
+    profile = profiling.profile(backbone, batch_size, device, dtype, out)
     terminal.print_profile(console, backbone, profile)
 
 

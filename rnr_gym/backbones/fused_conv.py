@@ -6,11 +6,20 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 # Not part of torch's documented interface, so it may be missing.
 HAS_FUSED_CONV = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
 )
+
+if HAS_FUSED_CONV:
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def _flops(x_shape: Any, w_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        """Operations of a fused convolution, for torch's counter, which does not know it."""
+        flops: int = conv_flop_count(x_shape, w_shape, out_shape)
+        return flops
 
 
 class FusedConv(nn.Module):

@@ -12,12 +12,10 @@ import numpy as np
 
 from rnr_gym import checks, storage
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.inference import DTYPES
 from rnr_gym.backbones.macs import MOST, CostTable, MacTable, TimeTable
 from rnr_gym.routing.route_table import StoredFile
 from rnr_gym.routing.spec import RoutingSpec
-
-DTYPE = "float32"
-"""The precision that networks are measured in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +30,7 @@ class Profile:
         batch_size: images that were run together.
         repeats: how often each part was measured; its time is the median.
         threads: of torch.
+        dtype: in what features were computed, a name in `inference.DTYPES`.
         device: `"cpu"` or `"cuda"`, what it was measured on.
         machine: the model of the processor or of the graphics card.
         torch: the version of torch.
@@ -43,6 +42,7 @@ class Profile:
     batch_size: int
     repeats: int
     threads: int
+    dtype: str
     device: str
     machine: str
     torch: str
@@ -55,7 +55,7 @@ class Profile:
     def __str__(self) -> str:
         return (
             f"{self.digest}: {self.machine}, {self.device}, {self.threads} threads, batches of "
-            f"{self.batch_size}, {DTYPE}, torch {self.torch}"
+            f"{self.batch_size}, {self.dtype}, torch {self.torch}"
         )
 
     def check_fits(self, spec: RoutingSpec) -> None:
@@ -77,7 +77,7 @@ class Profile:
             "machine": self.machine,
             "threads": self.threads,
             "torch": self.torch,
-            "dtype": DTYPE,
+            "dtype": self.dtype,
             "batch_size": self.batch_size,
             "repeats": self.repeats,
             "plain": self.plain,
@@ -89,7 +89,6 @@ class Profile:
     def from_json(cls, content: dict[str, Any]) -> Profile:
         """Undo `to_json`; raises `ValueError` if it is something else."""
         try:
-            checks.choice("dtype", content["dtype"], (DTYPE,))
             macs = CostTable.from_json("macs", content["macs"])
             times = CostTable.from_json("nanoseconds", content["nanoseconds"])
             if times.layers.shape != macs.layers.shape:
@@ -106,6 +105,7 @@ class Profile:
                 batch_size=_count("batch_size", content),
                 repeats=_count("repeats", content),
                 threads=_count("threads", content),
+                dtype=checks.choice("dtype", content["dtype"], DTYPES),
                 device=_text("device", content),
                 machine=_text("machine", content),
                 torch=_text("torch", content),
@@ -146,8 +146,8 @@ def _text(name: str, content: dict[str, Any]) -> str:
     return str(content[name])
 
 
-def cache_file(config: dict[str, Any], device: str) -> Path:
-    """Where the profile of an architecture on a device of this machine is kept.
+def cache_file(config: dict[str, Any], device: str, dtype: str) -> Path:
+    """Where the profile of an architecture is kept, on a device of this machine and in a dtype.
 
     Times follow from the architecture and the machine, not from the weights: pretrained and
     fine-tuned weights share a profile.
@@ -155,25 +155,30 @@ def cache_file(config: dict[str, Any], device: str) -> Path:
     architecture = storage.short_hash(json.dumps(config, sort_keys=True).encode())
     # Of several graphics cards one is like another.
     kind = device.split(":")[0]
-    return storage.cache_dir() / "profiles" / f"{architecture}-{kind}.json"
+    return storage.cache_dir() / "profiles" / f"{architecture}-{kind}-{dtype}.json"
 
 
-def of_backbone(backbone: str | Backbone, config: dict[str, Any], device: str) -> Profile:
+def of_backbone(
+    backbone: str | Backbone, config: dict[str, Any], device: str, dtype: str
+) -> Profile:
     """The profile that `rnr_gym.profile` measured of a backbone on this machine.
 
     Args:
         backbone: as the user named it, for the error.
         config: its architecture.
         device: what it runs on.
+        dtype: in what it computes features.
 
     Raises `FileNotFoundError`, with what to do, if there is none.
     """
-    path = cache_file(config, device)
+    path = cache_file(config, device, dtype)
     if not path.is_file():
-        what_to_do = "call `rnr_gym.profile(backbone)`"
+        argument = "" if dtype == "float32" else f', dtype="{dtype}"'
+        what_to_do = f"call `rnr_gym.profile(backbone{argument})`"
         if isinstance(backbone, str):
-            option = "" if device == "cpu" else f" --device {device}"
-            what_to_do = f"run `rnr-gym profile {backbone}{option}`"
+            options = "" if device == "cpu" else f" --device {device}"
+            options += "" if dtype == "float32" else f" --dtype {dtype}"
+            what_to_do = f"run `rnr-gym profile {backbone}{options}`"
         raise FileNotFoundError(
             f'`cost="time"` needs a profile of the backbone, which was not measured on this '
             f"machine: {what_to_do}"

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rnr_gym import checks
 from rnr_gym.backbones import zoo
-from rnr_gym.backbones.base import Backbone, pooled_channels
-from rnr_gym.backbones.folding import folded
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.blocks import pooled_channels
+from rnr_gym.backbones.inference import DTYPES, for_inference
 from rnr_gym.backbones.macs import TimeTable
 from rnr_gym.progress import progress_bar
 from rnr_gym.routing import profiles, rollout
@@ -52,6 +53,7 @@ def profile(
     backbone: str | Backbone,
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
+    dtype: str = "float32",
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Profile:
@@ -63,12 +65,14 @@ def profile(
         backbone: a name, a file that `rnr-gym pretrain` wrote, or a `Backbone`.
         batch_size: how many images are run together.
         device: what a named backbone runs on; a `Backbone` is measured where it is.
+        dtype: in what it computes features, `"float32"` or `"bfloat16"`.
         out: a file to write as well, for `cost=FILE`.
         progress: whether to show a progress bar.
 
-    Raises `ValueError` for an unknown backbone or device, and for a number out of range.
+    Raises `ValueError` for an unknown backbone, device or dtype, and for a number out of range.
     """
     checks.integer("batch_size", batch_size, 1)
+    checks.choice("dtype", dtype, DTYPES)
     if isinstance(backbone, Backbone):
         network = backbone
     elif isinstance(backbone, str):
@@ -79,8 +83,8 @@ def profile(
             "`backbone` must be a name, a file or a `Backbone`, got " + type(backbone).__name__
         )
 
-    measured = measure(network, batch_size, progress=progress)
-    measured.save(profiles.cache_file(network.config, str(network.device)))
+    measured = measure(network, batch_size, dtype, progress=progress)
+    measured.save(profiles.cache_file(network.config, str(network.device), dtype))
     if out is not None:
         measured.save(out)
     return measured
@@ -89,17 +93,18 @@ def profile(
 def measure(
     backbone: Backbone,
     batch_size: int,
+    dtype: str = "float32",
     repeats: int = REPEATS,
     progress: bool = True,
 ) -> Profile:
-    """The profile of a backbone, with its batch-norms folded, as environments run it.
+    """The profile of a backbone, as environments run it.
 
     Each repeat runs every part once, so that a disturbance meets all of them alike; a time is the
     median. A part is run on a whole batch: what it takes to pick the images of a mixed batch is not
     in it, nor is the scaling of pixels, which every image pays for alike. A layer's sub-paths are
     made to ascend in time, as `ascending` does.
     """
-    network = folded(backbone)
+    network = for_inference(backbone, dtype)
     device = network.device
     with torch.inference_mode():
         parts = _parts(network, batch_size)
@@ -140,6 +145,7 @@ def measure(
         batch_size=batch_size,
         repeats=repeats,
         threads=torch.get_num_threads(),
+        dtype=dtype,
         device=device.type,
         machine=_machine(device),
         torch=torch.__version__,
@@ -228,7 +234,7 @@ def _parts_at(
     if layer.head is not None:
 
         def answer() -> None:
-            layer.exit(pooled_channels(features).to(features.dtype), context)
+            layer.exit(pooled_channels(features), context)
 
         parts.append(Part("exit", number, prev_sub_path, 0, answer))
     return parts

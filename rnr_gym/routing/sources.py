@@ -92,7 +92,7 @@ def open_source(
         FileNotFoundError: there are no images, or there is no profile.
     """
     # First, because whoever has no profile should not wait for images.
-    profile = open_profile(backbone, weights, device, cost)
+    profile = open_profile(backbone, weights, device, dtype, cost)
     if isinstance(backend, RouteTable):
         return _charging(backend, profile)
     if not isinstance(backbone, str | Backbone):
@@ -132,6 +132,7 @@ def open_profile(
     backbone: str | Backbone = "rnr-digits",
     weights: str | None = PRETRAINED,
     device: str = "cpu",
+    dtype: str = "float32",
     cost: str | Profile = MACS,
     **other: Any,
 ) -> Profile | None:
@@ -149,15 +150,20 @@ def open_profile(
                 f"{str(cost)!r}"
             )
         return profiles.of_file(str(cost))
+    if checks.choice("dtype", dtype, (*DTYPES, AUTO)) == AUTO:
+        raise ValueError(
+            f'`dtype` must be float32 or bfloat16 with `cost="time"`, got {AUTO!r}: each has its '
+            "own profile"
+        )
 
     if isinstance(backbone, Backbone):
-        return profiles.of_backbone(backbone, backbone.config, str(backbone.device))
+        return profiles.of_backbone(backbone, backbone.config, str(backbone.device), dtype)
     # The weights of a name do not matter here, but a file is an architecture of its own.
     architecture = zoo.ARCHITECTURES.get(backbone) if isinstance(backbone, str) else None
     if architecture is not None:
-        return profiles.of_backbone(backbone, architecture.config, checks.device(device))
+        return profiles.of_backbone(backbone, architecture.config, checks.device(device), dtype)
     config = zoo.named(backbone, weights).config
-    return profiles.of_backbone(backbone, config, checks.device(device))
+    return profiles.of_backbone(backbone, config, checks.device(device), dtype)
 
 
 def open_images(

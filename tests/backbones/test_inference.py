@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym.backbones import inference
 from rnr_gym.backbones.fused_conv import HAS_FUSED_CONV, FusedConv
@@ -41,6 +42,19 @@ def test_fused_conv_matches_conv_and_relu(name, batch_size):
     # In another memory format, too.
     last = images.to(memory_format=torch.channels_last)
     torch.testing.assert_close(sequence(last), expected)
+
+
+@needs_fused_conv
+@pytest.mark.parametrize("name", convs())
+def test_operations_are_counted_as_those_of_conv(name):
+    sequence = nn.Sequential(convs()[name], nn.ReLU()).requires_grad_(False)
+    counts = []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            sequence(torch.zeros(2, 4, 9, 9))
+        counts.append(counter.get_total_flops())
+        fuse(sequence)
+    assert counts[0] == counts[1] > 0
 
 
 @needs_fused_conv

@@ -241,16 +241,21 @@ def test_profile_of_other_exits_is_refused(images, backbone):
 
 
 def test_damaged_cache_is_refused(images, backbone):
-    path = profiles.cache_file(backbone.config, "cpu")
+    path = profiles.cache_file(backbone.config, "cpu", "float32")
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(ValueError, match="must be JSON, and is damaged"):
         open_source(images, backbone=backbone, cost="time")
 
 
-def test_devices_have_profiles_of_their_own(backbone):
-    cpu = profiles.cache_file(backbone.config, "cpu")
-    assert profiles.cache_file(backbone.config, "cuda") != cpu
-    assert profiles.cache_file(backbone.config, "cuda:0") == profiles.cache_file(
-        backbone.config, "cuda:1"
-    )
+def test_devices_and_dtypes_have_profiles_of_their_own(backbone):
+    def file(device, dtype="float32"):
+        return profiles.cache_file(backbone.config, device, dtype)
+
+    assert len({file("cpu"), file("cuda"), file("cpu", "bfloat16")}) == 3
+    assert file("cuda:0") == file("cuda:1")
+
+
+def test_time_needs_a_dtype_by_name(images, backbone):
+    with pytest.raises(ValueError, match="`dtype` must be float32 or bfloat16 with"):
+        open_source(images, backbone=backbone, dtype="auto", cost="time")

@@ -110,10 +110,23 @@ def test_profile_is_kept_for_environments(cache_dir, monkeypatch):
     monkeypatch.setattr(profiling, "REPEATS", 1)
     measured = rnr.profile("rnr-digits", batch_size=BATCH, progress=False)
     config = zoo.ARCHITECTURES["rnr-digits"].config
-    assert profiles.cache_file(config, "cpu").is_relative_to(cache_dir)
+    assert profiles.cache_file(config, "cpu", "float32").is_relative_to(cache_dir)
     assert open_profile("rnr-digits", cost="time").digest == measured.digest
     env = rnr.RoutingEnv(cost="time")
     assert env.routing_spec.plain_cost == measured.times.plain
+
+
+def test_half_precision_has_a_profile_of_its_own(cache_dir, images, monkeypatch):
+    monkeypatch.setattr(profiling, "REPEATS", 1)
+    backbone = small.backbone("multipath")
+    kwargs = {"dataset": images, "backbone": backbone, "cost": "time"}
+    rnr.profile(backbone, batch_size=2, progress=False)
+    with pytest.raises(FileNotFoundError, match=r"profile\(backbone, dtype=\"bfloat16\"\)"):
+        rnr.RoutingEnv(**kwargs, dtype="bfloat16")
+    half = rnr.profile(backbone, batch_size=2, dtype="bfloat16", progress=False)
+    assert half.dtype == "bfloat16"
+    env = rnr.RoutingEnv(**kwargs, dtype="bfloat16")
+    assert env.routing_spec.plain_cost == half.times.plain
 
 
 def test_profile_of_object_is_kept_and_written(cache_dir, images):
@@ -132,6 +145,7 @@ def test_profile_of_object_is_kept_and_written(cache_dir, images):
         ("backbone", {"backbone": 3}),
         ("batch_size", {"batch_size": 0}),
         ("device", {"device": "nowhere"}),
+        ("dtype", {"dtype": "auto"}),
     ],
 )
 def test_profile_rejects(cache_dir, argument, kwargs):
