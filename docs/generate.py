@@ -45,6 +45,8 @@ DEPLOYMENT = (
 )
 HALF_PRECISION = ROOT / "benchmarks" / "half_precision.json"
 SCALING = ROOT / "benchmarks" / "scaling.json"
+DEPLOYMENT = ROOT / "benchmarks" / "deployment.json"
+TIME_AS_COST = ROOT / "benchmarks" / "time_as_cost.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
@@ -55,6 +57,8 @@ AT_BUDGETS = tuple(f"accuracy_at_{budget:g}" for budget in BUDGETS)
 """The columns of the leaderboard that are shown."""
 REFERENCES = ("random", "static", "confidence", "ppo", "dqn", "fqi", "oracle")
 """Routers of the reference scores, in the order of the tables."""
+COSTS = {"macs": "MACs", "time": "time"}
+"""What was charged while a router was fitted."""
 ABOUT = {
     "RNR-Digits-v0": (
         "scikit-learn's digits, untouched and with corruptions of five severities. Small enough "
@@ -99,6 +103,7 @@ def write_pages(folder: Path) -> None:
         "parts/deployment.md": deployment_table(),
         "parts/half_precision.md": half_precision_table(),
         "parts/scaling.md": scaling_tables(),
+        "parts/time_as_cost.md": time_table(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
         "parts/conflicts.md": conflicts_list(),
@@ -478,6 +483,26 @@ def scaling_tables() -> str:
             f"Measured on: {conditions}.\n",
         ]
     )
+def time_table() -> str:
+    """What `benchmarks/time_as_cost.py` has measured."""
+    measured = json.loads(TIME_AS_COST.read_text())
+    budgets = measured[0]["budgets"]
+    rows = []
+    conditions = []
+    for entry in measured:
+        for cost in ("macs", "time"):
+            accuracies = [percent(value, None) for value in entry[cost]["accuracy"]]
+            rows.append([entry["env"], entry["router"], COSTS[cost], *accuracies])
+        glance_time, glance_macs = entry["shares"]["glance"]
+        machine = entry["profile"]
+        conditions.append(
+            f"- `{entry['env']}`: {machine['machine']}, {machine['threads']} threads, batches of "
+            f"{machine['batch_size']}, torch {machine['torch']}. The glance takes "
+            f"{glance_time:.1%} of the plain network's time, and {glance_macs:.1%} of its MACs."
+        )
+    columns = ["id", "router", "fitted under", *[f"at {budget:g}" for budget in budgets]]
+    # Every router of an environment was charged by one profile.
+    return table(columns, rows) + "\n" + "\n".join(dict.fromkeys(conditions)) + "\n"
 
 
 def leaderboard_tables() -> str:

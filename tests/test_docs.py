@@ -63,7 +63,7 @@ TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less
 DOWNLOADS = "downloads images"
 STARTS_CLUSTER = "starts a cluster that would stay"
 NEEDS_REPORT = "needs what a command has written that is not run here"
-QUICK = {"enter", "envs", "evaluate", "export", "render", "train", "validate"}
+QUICK = {"enter", "envs", "evaluate", "export", "profile", "render", "train", "validate"}
 """Subcommands that are run."""
 NOT_RUN = {
     "make quickstart": INSTALLS,
@@ -112,6 +112,8 @@ NOT_RUN = {
     "--out reports/digits": TAKES_MINUTES,
     "rnr-gym compare RNR-Digits-v0 --agents random static blind confidence thresholds ppo "
     "--seeds 2 --out reports/first": TAKES_MINUTES,
+    "rnr-gym compare RNR-Digits-v0 --agents static thresholds --seeds 1 --cost time "
+    "--out reports/time": TAKES_MINUTES,
     "rnr-gym validate reports/digits": NEEDS_REPORT,
     "rnr-gym validate reports/first": NEEDS_REPORT,
     "rnr-gym finetune runs/dqn --out runs/dqn-finetuned": TAKES_MINUTES,

@@ -29,7 +29,7 @@ def profile(backbone):
 
 
 def change_dtype(content):
-    content["dtype"] = "bfloat16"
+    content["dtype"] = "float16"
 
 
 def change_threads(content):
