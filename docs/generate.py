@@ -45,7 +45,6 @@ DEPLOYMENT = (
 )
 HALF_PRECISION = ROOT / "benchmarks" / "half_precision.json"
 SCALING = ROOT / "benchmarks" / "scaling.json"
-DEPLOYMENT = ROOT / "benchmarks" / "deployment.json"
 TIME_AS_COST = ROOT / "benchmarks" / "time_as_cost.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
@@ -483,6 +482,8 @@ def scaling_tables() -> str:
             f"Measured on: {conditions}.\n",
         ]
     )
+
+
 def time_table() -> str:
     """What `benchmarks/time_as_cost.py` has measured."""
     measured = json.loads(TIME_AS_COST.read_text())
