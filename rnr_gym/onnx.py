@@ -141,7 +141,7 @@ class RoutedNetwork(nn.Module):
                 for name in ("norms1", "norms2"):
                     setattr(branch, name, ChosenNorm(getattr(branch, name)))
         self.policy = copy.deepcopy(classifier.router.policy).cpu()
-        self.reads_features = classifier.router.recipe.summary_scale > 0.0
+        self.reads_features = classifier.router.reads_features
         self.spec = classifier.spec
         # Looked up here, since torch would trace how they are computed.
         self.stem_waits = self.spec.stem_waits

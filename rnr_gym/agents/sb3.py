@@ -81,6 +81,7 @@ class Sb3Router(RouterBase):
         name: the learner's, in `RECIPES`.
         recipe: the learner's.
         masked: whether the policy is given the action masks of the layer.
+        reads_features: whether what it decides depends on pooled features.
     """
 
     def __init__(self, spec: RoutingSpec, policy: BasePolicy, name: str, recipe: Recipe) -> None:
@@ -89,6 +90,7 @@ class Sb3Router(RouterBase):
         self.name = name
         self.recipe = recipe
         self.masked = recipe.algorithm.endswith(":MaskablePPO")
+        self.reads_features = recipe.summary_scale > 0.0
         # Looked up once, since a policy goes through its parameters each time.
         self.device = policy.device
 

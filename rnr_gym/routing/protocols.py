@@ -66,8 +66,11 @@ class RoutingState(Protocol):
         """This batch with `other`'s images, in order, at the positions `batch_idx`."""
         ...
 
-    def summary(self) -> NDArray[np.float32]:
-        """float32 `(N, S)`: see `observations.SummaryLayout`; zeros for answered images."""
+    def summary(self, features: bool = True) -> NDArray[np.float32]:
+        """float32 `(N, S)`: see `observations.SummaryLayout`; zeros for answered images.
+
+        Without `features`, pooled features may be zeros: not everyone reads them.
+        """
         ...
 
 
@@ -97,6 +100,8 @@ class Router(Protocol):
     """Whatever selects actions.
 
     The signature is that of Stable-Baselines3's `predict`, so its models are routers as they are.
+    One that has an attribute `reads_features`, and it is False, does not depend on the pooled
+    features in observations, which are not computed for it then.
     """
 
     def predict(

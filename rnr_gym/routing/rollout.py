@@ -19,11 +19,15 @@ def observation(
     state: RoutingState,
     spec: RoutingSpec,
     tradeoff: NDArray[np.float64],
+    features: bool = True,
 ) -> NDArray[np.float32]:
-    """float32 `(N, D)`: what a router sees of N images at trade-offs `(N,)`."""
+    """float32 `(N, D)`: what a router sees of N images at trade-offs `(N,)`.
+
+    Without `features`, for a router that does not read them, pooled features may be zeros.
+    """
     return observe(
         spec.layout,
-        summary=state.summary(),
+        summary=state.summary(features),
         layer=state.layer,
         prev_sub_path=state.prev_sub_path,
         compute=spec.compute(spec.charged(state)),
@@ -45,9 +49,10 @@ def route(
     tradeoffs = np.broadcast_to(tradeoff, batch_size)
     episode_start = np.ones(batch_size, np.bool_)
     memory: Any = None
+    features = getattr(router, "reads_features", True)
     # Images that exit early wait for the others; their actions are ignored.
     while not state.done.all():
-        obs = observation(state, spec, tradeoffs)
+        obs = observation(state, spec, tradeoffs, features)
         actions, memory = router.predict(obs, memory, episode_start, deterministic=True)
         state = state.step(spec.executable(state.layer, actions))
         episode_start = np.zeros(batch_size, np.bool_)

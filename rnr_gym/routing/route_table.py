@@ -474,8 +474,8 @@ class TableState:
         node[batch_idx] = other.node
         return TableState(self.table, image_idx, node)
 
-    def summary(self) -> NDArray[np.float32]:
-        """float32 `(N, S)`; zeros for answered images."""
+    def summary(self, features: bool = True) -> NDArray[np.float32]:
+        """float32 `(N, S)`; zeros for answered images. It always has the pooled features."""
         # Answers have no summary; any prefix does for the lookup, since its row is cleared.
         done = self.done
         node = np.where(done, 0, self.node)

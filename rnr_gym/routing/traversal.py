@@ -208,12 +208,15 @@ class Traversal:
             )
 
     @torch.no_grad()
-    def summary(self) -> NDArray[np.float32]:
-        """float32 `(N, S)`: what the network knows of each image, see `SummaryLayout`."""
+    def summary(self, features: bool = True) -> NDArray[np.float32]:
+        """float32 `(N, S)`: what the network knows of each image, see `SummaryLayout`.
+
+        Without `features`, pooled features are zeros.
+        """
         backbone = self.backbone
-        parts = [self._pooled()]
+        parts = [self._pooled(features)]
         if not backbone.summary_groups:
-            parts.append(self._glance_z_scores())
+            parts.append(self._glance_z_scores(features))
             parts.append(self.glance_logits.float().softmax(1))
 
         probabilities = self.exit_logits.float().softmax(1)
@@ -227,10 +230,12 @@ class Traversal:
             return quantised(summary, backbone.pooled_width)
         return summary
 
-    def _pooled(self) -> Tensor:
+    def _pooled(self, features: bool) -> Tensor:
         """Z-scored pooled features `(N, pooled_width)`; zeros before the stem has run."""
         backbone = self.backbone
         z_scores = backbone.summary_mean.new_zeros(len(self.layer), backbone.pooled_width)
+        if not features:
+            return z_scores
         for group in self.groups:
             if group.layer == 0 and self.stem_waits:
                 continue
@@ -244,10 +249,10 @@ class Traversal:
             z_scores[batch_idx, : pooled.shape[1]] = pooled
         return z_scores
 
-    def _glance_z_scores(self) -> Tensor:
+    def _glance_z_scores(self, features: bool) -> Tensor:
         """The glance's pooled features `(N, G)`, z-scored; zeros where it did not run."""
-        if 0 not in self.exit_layers:
-            return self.glance_pooled.float()
+        if not features or 0 not in self.exit_layers:
+            return self.glance_pooled.new_zeros(self.glance_pooled.shape, dtype=torch.float32)
         return glance_z_scores(self.backbone, self.glance_pooled)
 
     def _grad_mode(self) -> AbstractContextManager[Any]:

@@ -57,6 +57,36 @@ class Recorder:
         return actions, f"memory {len(self.memories)}"
 
 
+class FeatureReader:
+    """Takes the full path, keeps what it observes, and says whether it reads pooled features."""
+
+    def __init__(self, spec, reads_features):
+        self.full_path = spec.full_path
+        self.reads_features = reads_features
+        self.seen = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        self.seen.append(observation)
+        return np.full(len(observation), self.full_path), state
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_only_pooled_features_are_left_out_for_who_does_not_read_them(kind):
+    backbone = small.backbone(kind)
+    source = Live(backbone, small.images(4), RoutingSpec.of(backbone))
+    routers = [FeatureReader(source.spec, reads) for reads in (True, False)]
+    for router in routers:
+        rollout.route(source.start(np.arange(4)), source.spec, router, 0.1)
+
+    where = source.spec.layout.summary
+    for whole, without in zip(*(router.seen for router in routers), strict=True):
+        assert whole[:, where.pooled].any() or whole[:, where.glance].any()
+        expected = whole.copy()
+        expected[:, where.pooled] = 0.0
+        expected[:, where.glance] = 0.0
+        assert_array_equal(without, expected)
+
+
 def test_follow_gives_each_image_its_path(source, start):
     paths = small.paths(source.spec, 4)
     state = rollout.follow(start, paths)
