@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rnr_gym.sb3 import make_vec_env as make_vec_env
 
     fit_run = runs.fit
+    load_folder = data.load_folder
     load_images = data.load
     load_run = runs.load
 
@@ -64,6 +65,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "evaluate_paths": "experiments.evaluation",
     "export_onnx": "onnx",
     "fit_run": ("experiments.runs", "fit"),
+    "load_folder": "data",
     "load_images": ("data", "load"),
     "load_run": ("experiments.runs", "load"),
     "make_vec_env": "sb3",

@@ -1,4 +1,4 @@
-"""Labelled images by data set and split, loaded once per process and shared read-only.
+"""Labelled images by data set and split, opened once per process and shared read-only.
 
 May import `storage`, `claims`, `checks` and `progress` only: data sets know neither networks nor
 environments.
@@ -13,10 +13,20 @@ from typing import NamedTuple
 from torch import Generator, Tensor
 
 from rnr_gym import checks
-from rnr_gym.data import augmentation, cifar, digits
+from rnr_gym.data import augmentation, cifar, digits, imagenet
+from rnr_gym.data.folders import load_folder
 from rnr_gym.data.images import SPLITS, ImageSet
 
-__all__ = ["DATASETS", "SPLITS", "Dataset", "ImageSet", "check_split", "dataset", "load"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Dataset",
+    "ImageSet",
+    "check_split",
+    "dataset",
+    "load",
+    "load_folder",
+]
 
 
 class Dataset(NamedTuple):
@@ -72,6 +82,12 @@ DATASETS = {
         augment=augmentation.photographs,
         mirrored=True,
         classes=cifar.CIFAR100.classes,
+    ),
+    "imagenet": Dataset(
+        load=imagenet.load,
+        augment=augmentation.photographs,
+        mirrored=True,
+        classes=imagenet.CLASSES,
     ),
 }
 

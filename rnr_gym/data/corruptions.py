@@ -66,7 +66,9 @@ def corrupted(images: ImageSet) -> ImageSet:
     severity = torch.randint(1, SEVERITIES + 1, (len(images),), generator=generator)
 
     pixels = []
-    for image, which, level in zip(images.images, kind.tolist(), severity.tolist(), strict=True):
+    for image, which, level in zip(
+        np.asarray(images.images), kind.tolist(), severity.tolist(), strict=True
+    ):
         # A copy, because the set is read-only and torch warns of tensors that are.
         corrupt = CORRUPTIONS[which]
         pixels.append(corrupt(torch.from_numpy(image.copy()), level, generator).numpy())

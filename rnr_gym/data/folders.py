@@ -1,10 +1,10 @@
-"""Images from class folders, `<root>/<name>/{train,test}/<class>/*`, decoded into the cache."""
+"""Images from class folders: small ones decoded once, into the cache, others when they are read."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from rnr_gym import claims, storage
+from rnr_gym import checks, claims, storage
+from rnr_gym.data.images import ImageSet
+from rnr_gym.data.streaming import BROKEN, Crop, StreamedImages, digest_of_file, unreadable
 from rnr_gym.progress import progress_bar
 
 NAMES = {"train": ("train",), "test": ("test", "val")}
 """What the folder of a part may be called."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+"""Of the files that are streamed, in capitals too; others in a class folder are no images."""
 
 Decoded = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images uint8 `(N, C, H, W)` and labels int64 `(N,)`."""
@@ -32,7 +36,7 @@ def data_dir(data_root: str | None = None) -> Path:
 
 
 def load(dataset_dir: Path, part: str, classes: tuple[str, ...], side: tuple[int, int]) -> Decoded:
-    """Every image of a part, by class and then by file name.
+    """Every image of a part of `<root>/<name>/{train,test}/<class>/*`, by class, then by file name.
 
     Args:
         dataset_dir: `<root>/<name>`.
@@ -71,6 +75,80 @@ def load(dataset_dir: Path, part: str, classes: tuple[str, ...], side: tuple[int
         ) from error
 
 
+def load_folder(
+    path: str | Path,
+    size: int = 224,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+    channels: int = 3,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """Your own images, `<path>/<class>/*`, of any number and any size.
+
+    They are decoded when they are read, by several threads, and never all held in memory. Images
+    come by class, then by file name. A set for each split is a folder for each, or the parts that
+    `ImageSet.take` gives.
+
+    Args:
+        path: a folder with one folder for each class. JPEG, PNG, WebP, BMP and GIF files are read,
+            the last by their first frame; other files are ignored.
+        size: side of the square that is cut out of the middle of each image.
+        resize: the shorter side of each image before that; None for 8/7 of `size`, as torchvision
+            cuts 224 out of 256.
+        interpolation: `"bilinear"`, `"bicubic"` or `"nearest"`, as the network was trained.
+        channels: 3 for RGB, to which grey images are converted; 1 for grey.
+        classes: the class folders in label order; None for all in alphabetical order.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: an argument is unfit, class folders are missing or unknown, or there is no
+            image. A damaged image is one when it is read; the message names the file.
+    """
+    images_dir = Path(checks.path("path", path)).expanduser()
+    crop = Crop.of(size, resize, interpolation, channels)
+    if not images_dir.is_dir():
+        raise FileNotFoundError(
+            f"`path` must be a folder with a folder for each class, got {str(path)!r}, which does "
+            "not exist or is a file"
+        )
+    if classes is None:
+        classes = sorted(entry.name for entry in images_dir.iterdir() if entry.is_dir())
+    elif isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise ValueError(f"`classes` must be a sequence of names, got {classes!r}")
+    return stream(images_dir, tuple(classes), crop, "path")
+
+
+def stream(
+    images_dir: Path, classes: tuple[str, ...], crop: Crop, argument: str = "data_root"
+) -> ImageSet:
+    """Every image of class folders `<images_dir>/<class>/*`, undecoded, by class then by file name.
+
+    `argument` is the one that errors are about. Raises `ValueError` as `load_folder` does.
+    """
+    _check_classes(images_dir, classes, argument)
+    files: list[str] = []
+    counts = []
+    for name in classes:
+        names = [entry.name for entry in os.scandir(images_dir / name)]
+        # Names that start with a dot are the system's own.
+        images = [file for file in names if file.lower().endswith(SUFFIXES) and file[0] != "."]
+        files += [f"{name}/{file}" for file in sorted(images)]
+        counts.append(len(images))
+    if not files:
+        raise ValueError(
+            f"`{argument}` must hold images, <class>/*, that end in {', '.join(SUFFIXES)}, got "
+            f"{str(images_dir)!r}, which has none in its {len(classes)} class folders"
+        )
+
+    return ImageSet(
+        images=StreamedImages(images_dir, files, crop),
+        labels=np.repeat(np.arange(len(classes)), counts),
+        original_id=np.arange(len(files)),
+        severity=np.zeros(len(files), np.int64),
+        classes=classes,
+    )
+
+
 def part_dir(dataset_dir: Path, part: str) -> Path:
     """The folder of a part, under whichever of its `NAMES` it is there.
 
@@ -87,7 +165,7 @@ def part_dir(dataset_dir: Path, part: str) -> Path:
     )
 
 
-def _check_classes(images_dir: Path, classes: tuple[str, ...]) -> None:
+def _check_classes(images_dir: Path, classes: tuple[str, ...], argument: str = "data_root") -> None:
     present = {entry.name for entry in images_dir.iterdir() if entry.is_dir()}
     missing = sorted(set(classes) - present)
     unknown = sorted(present - set(classes))
@@ -100,7 +178,7 @@ def _check_classes(images_dir: Path, classes: tuple[str, ...]) -> None:
         differences.append(f"unknown: {', '.join(unknown[:5])}")
     if differences:
         raise ValueError(
-            f"`data_root` must have the {len(classes)} class folders of {images_dir.parent.name}, "
+            f"`{argument}` must have the {len(classes)} class folders of {images_dir.parent.name}, "
             f"got {str(images_dir)!r} ({'; '.join(differences)})"
         )
 
@@ -111,10 +189,9 @@ def _digest(files: list[LabelledFile], side: tuple[int, int]) -> str:
     # Their content, since sizes and times can be those of another folder's files.
     for label, file in files:
         try:
-            with file.open("rb", buffering=0) as content:
-                digest = hashlib.sha256(content.read()).digest()
+            digest = digest_of_file(file)
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise unreadable("data_root", file, error) from error
         parts.append(f"{label} ".encode() + digest)
     return storage.short_hash(*parts)
 
@@ -138,20 +215,13 @@ def _decode(files: list[LabelledFile], side: tuple[int, int], title: str) -> Dec
     return images, labels
 
 
-def _unreadable(file: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"`data_root` must hold readable images, got {str(file)!r} ({error}); replace or remove it"
-    )
-
-
 def _pixels(file: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
     """One image as RGB, uint8 `(3, H, W)`."""
     try:
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
-    # Pillow raises each of these for some broken files.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(file, error) from error
+    except BROKEN as error:
+        raise unreadable("data_root", file, error) from error
 
     if pixels.shape[:2] != side:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the rule that splits them."""
+"""Labelled images, in memory or in files, and the rule that splits them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnr_gym import checks
+from rnr_gym.data.streaming import StreamedImages
 
 SPLITS = ("train", "route", "test")
 """`train` fits backbone weights, `route` fits routers and calibration, `test` is for final figures
@@ -19,7 +20,8 @@ class ImageSet:
     """Labelled images, read-only, so that every environment of a process can share them.
 
     Attributes:
-        images: uint8 `(N, C, H, W)`, 0..255.
+        images: uint8 `(N, C, H, W)`, 0..255: an array, or files that are decoded when they are
+            read, as `load_folder` gives. Either is indexed in the same way.
         labels: int64 `(N,)`, 0..len(classes)-1.
         original_id: int64 `(N,)`; images with the same number are versions of one original.
             Statistics resample originals.
@@ -29,7 +31,7 @@ class ImageSet:
     Raises `ValueError` if shapes or labels do not fit together, or if there is no image.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | StreamedImages
     labels: NDArray[np.int64]
     original_id: NDArray[np.int64]
     severity: NDArray[np.int64]
@@ -38,6 +40,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         for name in ("images", "labels", "original_id", "severity"):
             array = getattr(self, name)
+            if name == "images" and isinstance(array, StreamedImages):
+                continue
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"`{name}` must be a NumPy array, got {type(array).__name__}")
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -62,20 +66,40 @@ class ImageSet:
 
         # `frozen` protects the attributes, not the contents of the arrays.
         for array in (self.images, self.labels, self.original_id, self.severity):
-            array.flags.writeable = False
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, idx: NDArray[np.integer] | NDArray[np.bool_]) -> ImageSet:
-        """The images chosen by an index array or a mask, in that order."""
+        """The images chosen by an index array or a mask, in that order; files stay undecoded."""
+        if isinstance(self.images, StreamedImages):
+            images: NDArray[np.uint8] | StreamedImages = self.images.take(idx)
+        else:
+            images = self.images[idx]
         return replace(
             self,
-            images=self.images[idx],
+            images=images,
             labels=self.labels[idx],
             original_id=self.original_id[idx],
             severity=self.severity[idx],
         )
+
+    def prefetch(self, idx: NDArray[np.integer]) -> None:
+        """Announce which images will be read next, in what order; more than fit are ignored.
+
+        Files are decoded in the background meanwhile. It changes no result, and does nothing for
+        images in memory.
+        """
+        if isinstance(self.images, StreamedImages):
+            self.images.prefetch(idx)
+
+    def fingerprint(self) -> bytes:
+        """Bytes that change with any pixel: the pixels, or a digest of the files and their crop."""
+        if isinstance(self.images, StreamedImages):
+            return self.images.digest.encode()
+        return self.images.tobytes()
 
     @classmethod
     def of(

@@ -183,9 +183,12 @@ class Episodes:
             options = [StartOptions()] * len(batch_idx)
 
         # Each episode draws from its own generator, so the order of positions does not matter.
+        upcoming = []
         for position, start in zip(batch_idx.tolist(), options, strict=True):
             sampler = self.samplers[position]
             index, tradeoff = sampler.sample(self.tradeoff_range, start)
+            # Nothing at the end of a permutation: the next one has not been drawn.
+            upcoming += sampler.unseen[-1:].tolist()
             self.image_idx[position] = index
             self.tradeoff[position] = tradeoff
 
@@ -194,6 +197,8 @@ class Episodes:
         for array in (self.executed, self.label, self.prediction, self.loss):
             array[batch_idx] = UNKNOWN
         started = self.source.start(self.image_idx[batch_idx])
+        # What comes after these episodes is decoded while they run.
+        self.source.prefetch(np.array(upcoming, np.int64))
         # Positions that are not named keep their episodes.
         if self._state is None:
             self._state = started

@@ -44,6 +44,10 @@ class Live:
         """int64 `(N,)`: the label of every image."""
         return self.images.labels
 
+    def prefetch(self, image_idx: Indices) -> None:
+        """Announce which images will start next: those in files are decoded meanwhile."""
+        self.images.prefetch(image_idx)
+
     def start(self, image_idx: Indices) -> Traversal:
         """The images `(N,)` of this source, waiting at layer 0; without gradients."""
         pixels = torch.from_numpy(self.images.images[image_idx])

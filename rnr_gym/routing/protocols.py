@@ -87,6 +87,10 @@ class RoutingSource(Protocol):
         """int64: the label of every image."""
         ...
 
+    def prefetch(self, image_idx: Indices) -> None:
+        """Announce which images will start next; a source may prepare them meanwhile."""
+        ...
+
     def start(self, image_idx: Indices) -> Any:
         """The `RoutingState` in which the images `(N,)` of this source wait at layer 0."""
         ...

@@ -111,6 +111,9 @@ class RouteTable:
         """M: nodes of the tree from here on are answers."""
         return len(self.summary)
 
+    def prefetch(self, image_idx: Indices) -> None:
+        """Do nothing: a table has no images to prepare."""
+
     def start(self, image_idx: Indices) -> TableState:
         """The images `(N,)` of this table, waiting at layer 0."""
         image_idx = np.asarray(image_idx)
@@ -515,6 +518,8 @@ def build(
         )
         for low in bar:
             batch = slice(low, min(low + BATCH_SIZE, num_images))
+            # The next batch is decoded while this one goes down all paths.
+            images.prefetch(np.arange(num_images)[low : low + 2 * BATCH_SIZE])
             pixels = torch.from_numpy(np.array(images.images[batch])).to(backbone.device)
             labels = torch.from_numpy(np.array(images.labels[batch])).to(backbone.device)
             start = Traversal.start(backbone, pixels, spec.exit_layers)

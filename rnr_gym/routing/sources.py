@@ -287,9 +287,12 @@ def _check_fit(backbone: Backbone, images: ImageSet) -> None:
     """Raise `ValueError` unless the images have the backbone's shape and classes."""
     shape = images.images.shape[1:]
     if shape != backbone.image_shape:
+        hint = ""
+        if shape[0] != backbone.image_shape[0]:
+            hint = f"; `load_folder(..., channels={backbone.image_shape[0]})` converts image files"
         raise ValueError(
             f"`dataset` must hold images of the backbone's shape {backbone.image_shape}, got "
-            f"{shape}"
+            f"{shape}{hint}"
         )
     if len(images.classes) != backbone.num_classes:
         raise ValueError(
@@ -318,7 +321,7 @@ def _digest_without_times(source: RoutingSource) -> str:
     parts = [spec.digest.encode(), source.labels.tobytes()]
     if isinstance(source, Live):
         parts.append(storage.digest(source.backbone.state_dict()).encode())
-        parts.append(source.images.images.tobytes())
+        parts.append(source.images.fingerprint())
         # Named only where it is another one, so that older digests hold.
         if source.dtype != "float32":
             parts.append(source.dtype.encode())

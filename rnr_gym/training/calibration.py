@@ -38,7 +38,7 @@ WHITENING_EPSILON = 5e-4
 
 def set_pixel_statistics(backbone: Backbone, train: ImageSet) -> None:
     """Store mean and standard deviation of each channel, of training pixels scaled to 0..1."""
-    scaled = train.images.astype(np.float32) / 255.0  # (N, C, H, W)
+    scaled = np.asarray(train.images, np.float32) / 255.0  # (N, C, H, W)
     mean = torch.from_numpy(scaled.mean((0, 2, 3)))  # (C,)
     std = torch.from_numpy(scaled.std((0, 2, 3)))
     backbone.image_mean.copy_(mean[:, None, None])
@@ -104,7 +104,10 @@ def batches(
     else:
         order = torch.randperm(len(images), generator=generator)
 
-    for image_idx in order.split(batch_size):
+    for start in range(0, len(order), batch_size):
+        image_idx = order[start : start + batch_size]
+        # The next batch is decoded while this one is used.
+        images.prefetch(order[start : start + 2 * batch_size].numpy())
         pixels = torch.from_numpy(images.images[image_idx.numpy()])
         labels = torch.from_numpy(images.labels[image_idx.numpy()])
         yield pixels.to(backbone.device), labels.to(backbone.device)

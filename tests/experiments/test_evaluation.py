@@ -38,6 +38,9 @@ class RecordingSource:
         self.labels = source.labels
         self.started = []
 
+    def prefetch(self, image_idx):
+        self.source.prefetch(image_idx)
+
     def start(self, image_idx):
         self.started.append(np.array(image_idx))
         return self.source.start(image_idx)
