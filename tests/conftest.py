@@ -71,6 +71,14 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
+def real_imagenet():
+    """The folder with images of ImageNet's 1,000 classes in `imagenet/val`."""
+    if REAL_DATA is None or not (Path(REAL_DATA) / "imagenet" / "val").is_dir():
+        pytest.skip("RNR_GYM_DATA names no folder with imagenet/val")
+    return Path(REAL_DATA)
+
+
+@pytest.fixture(scope="session")
 def some_digits():
     """40 digits of all severities: small enough for route tables of the registered backbones."""
     digits = data.load("digits", "route")

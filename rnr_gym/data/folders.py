@@ -115,6 +115,8 @@ def load_folder(
         classes = sorted(entry.name for entry in images_dir.iterdir() if entry.is_dir())
     elif isinstance(classes, str) or not isinstance(classes, Sequence):
         raise ValueError(f"`classes` must be a sequence of names, got {classes!r}")
+    elif len(set(map(str, classes))) < len(classes):
+        raise ValueError(f"`classes` must differ, got {checks.shortened(classes)}")
     return stream(images_dir, tuple(classes), crop, "path")
 
 

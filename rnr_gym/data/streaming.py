@@ -56,7 +56,8 @@ class Crop(NamedTuple):
             resize = round(size * 8 / 7)
         resize = checks.integer("resize", resize, size)
         interpolation = checks.choice("interpolation", interpolation, INTERPOLATIONS)
-        if channels not in MODES:
+        is_whole = isinstance(channels, int) and not isinstance(channels, bool)
+        if not is_whole or channels not in MODES:
             raise ValueError(f"`channels` must be 1 or 3, got {channels!r}")
         return cls(size, resize, interpolation, channels)
 

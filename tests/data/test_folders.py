@@ -431,3 +431,64 @@ def test_data_dir_is_argument_variable_or_cache(
 
     expected = expected.replace("CACHE", str(cache_dir))
     assert os.fspath(folders.data_dir(argument)) == expected
+
+
+def stream(dataset_dir, **kwargs):
+    return folders.load_folder(dataset_dir / "train", size=6, resize=6, **kwargs)
+
+
+def test_streamed_folder_has_images_by_class_then_file_name(dataset_dir, contents, cache_dir):
+    images = stream(dataset_dir)
+    pixels, labels = contents["train"]
+    order = np.argsort(labels, kind="stable")
+    assert images.classes == CLASSES
+    np.testing.assert_array_equal(images.labels, labels[order])
+    # Pictures of 8 x 6: the middle of the longer side is cut out.
+    np.testing.assert_array_equal(images.images[:], pixels[order][:, :, 1:7])
+    assert cached_files(cache_dir) == []
+
+
+def test_streamed_folder_takes_classes_in_order_given(dataset_dir):
+    images = stream(dataset_dir, classes=CLASSES[::-1])
+    assert images.classes == CLASSES[::-1]
+    np.testing.assert_array_equal(images.images[10:], stream(dataset_dir).images[:5])
+
+
+def test_streamed_folder_ignores_what_is_no_image(dataset_dir):
+    (dataset_dir / "train" / "README.txt").write_text("three animals")
+    for name in ("Thumbs.db", "._0.png", "notes.txt"):
+        (dataset_dir / "train" / "bee" / name).write_text("no image")
+    save_red(dataset_dir / "train" / "bee" / "RED.PNG")
+    assert len(stream(dataset_dir)) == 16
+
+
+@pytest.mark.parametrize(
+    ("argument", "kwargs"),
+    [
+        ("path", {"path": 3}),
+        ("size", {"size": 0}),
+        ("size", {"size": (6, 6)}),
+        ("resize", {"size": 8, "resize": 7}),
+        ("interpolation", {"interpolation": "lanczos"}),
+        ("channels", {"channels": 4}),
+        ("channels", {"channels": "RGB"}),
+        ("channels", {"channels": [3]}),
+        ("channels", {"channels": True}),
+        ("classes", {"classes": "ant"}),
+        ("classes", {"classes": {"ant": 0}}),
+        ("classes", {"classes": ("ant", "bee", "bee", "cat")}),
+        ("path", {"classes": ("ant", "bee", "wasp")}),
+    ],
+)
+def test_load_folder_rejects(dataset_dir, argument, kwargs):
+    with pytest.raises(ValueError, match=rf"^`{argument}` must"):
+        folders.load_folder(**{"path": dataset_dir / "train", **kwargs})
+
+
+def test_load_folder_needs_a_folder_of_classes(dataset_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="`path` must be a folder with a folder for each"):
+        folders.load_folder(tmp_path / "nowhere")
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    message = r"`path` must hold images, <class>/\*, that end in .jpg, .* none in its 1 class"
+    with pytest.raises(ValueError, match=message):
+        folders.load_folder(tmp_path / "empty")
