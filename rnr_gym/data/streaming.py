@@ -92,7 +92,8 @@ class StreamedImages:
     `WORKERS` threads decode: Pillow lets go of Python's lock while it does, so threads use all
     cores, share the pixels with whoever reads them, and take any index array at any time. Worker
     processes, torch's `DataLoader` among them, would have to be given an order beforehand and send
-    every image through a pipe. The pixels do not depend on threads or on `prefetch`.
+    every image to this one; `benchmarks/streaming.py` measures both. The pixels depend neither on
+    threads nor on `prefetch`.
 
     Copies in memory and in other processes have the names of the files, and decode for themselves.
 
