@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,11 +71,16 @@ def by_data_loader(images: ImageSet, batches: list[np.ndarray], workers: int) ->
         pass
 
 
+def with_next(batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every batch with the one after it; that of the last is empty."""
+    return zip(batches, [*batches[1:], batches[0][:0]], strict=True)
+
+
 def all_ahead(images: ImageSet, batches: list[np.ndarray]) -> None:
-    """Read the batches, each announced while the one before is read."""
-    for number, idx in enumerate(batches):
-        images.prefetch(np.concatenate(batches[number : number + 2]))
+    """Read the batches, each announced when the one before has been read."""
+    for idx, next_idx in with_next(batches):
         images.images[idx]
+        images.prefetch(next_idx)
 
 
 @torch.inference_mode()
@@ -88,10 +93,11 @@ def alone(pixels: torch.Tensor, batches: list[np.ndarray], network: Callable) ->
 @torch.inference_mode()
 def routed(images: ImageSet, batches: list[np.ndarray], network: Callable, ahead: bool) -> None:
     """Read every batch and run the network on it; the next one is announced if `ahead`."""
-    for number, idx in enumerate(batches):
+    for idx, next_idx in with_next(batches):
+        pixels = torch.from_numpy(images.images[idx]).float()
         if ahead:
-            images.prefetch(np.concatenate(batches[number : number + 2]))
-        network(torch.from_numpy(images.images[idx]).float())
+            images.prefetch(next_idx)
+        network(pixels)
 
 
 def waiting(pixels: torch.Tensor) -> None:

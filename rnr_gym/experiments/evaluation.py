@@ -78,9 +78,10 @@ def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluati
     parts = []
     for start in range(0, num_images, BATCH):
         image_idx = np.arange(start, min(start + BATCH, num_images))
-        # The next batch is decoded while this one is routed.
-        source.prefetch(np.arange(start, min(start + 2 * BATCH, num_images)))
-        state = rollout.route(source.start(image_idx), spec, router, tradeoff)
+        started = source.start(image_idx)
+        # Decoded while this batch is routed.
+        source.prefetch(np.arange(start + BATCH, min(start + 2 * BATCH, num_images)))
+        state = rollout.route(started, spec, router, tradeoff)
         charged = Charge(state.macs, spec.charged(state))
         parts.append(_evaluation(source, state, image_idx, charged, router_macs))
     return Evaluation.joined(parts)
@@ -116,8 +117,9 @@ def evaluate_paths(
     parts = []
     for start in range(0, len(image_idx), BATCH):
         batch = slice(start, start + BATCH)
-        source.prefetch(image_idx[start : start + 2 * BATCH])
-        state = rollout.follow(source.start(image_idx[batch]), paths[batch])
+        started = source.start(image_idx[batch])
+        source.prefetch(image_idx[start + BATCH : start + 2 * BATCH])
+        state = rollout.follow(started, paths[batch])
         charged = Charge(state.macs, source.spec.charged(state))
         if static:
             charged = static_charge(source.spec, paths[batch])

@@ -518,10 +518,10 @@ def build(
         )
         for low in bar:
             batch = slice(low, min(low + BATCH_SIZE, num_images))
-            # The next batch is decoded while this one goes down all paths.
-            images.prefetch(np.arange(num_images)[low : low + 2 * BATCH_SIZE])
             pixels = torch.from_numpy(np.array(images.images[batch])).to(backbone.device)
             labels = torch.from_numpy(np.array(images.labels[batch])).to(backbone.device)
+            # Decoded while this batch goes down all paths.
+            images.prefetch(np.arange(batch.stop, min(batch.stop + BATCH_SIZE, num_images)))
             start = Traversal.start(backbone, pixels, spec.exit_layers)
             builder.visit(start, 0, batch, labels)
 

@@ -106,10 +106,10 @@ def batches(
 
     for start in range(0, len(order), batch_size):
         image_idx = order[start : start + batch_size]
-        # The next batch is decoded while this one is used.
-        images.prefetch(order[start : start + 2 * batch_size].numpy())
         pixels = torch.from_numpy(images.images[image_idx.numpy()])
         labels = torch.from_numpy(images.labels[image_idx.numpy()])
+        # Decoded while this batch is used.
+        images.prefetch(order[start + batch_size : start + 2 * batch_size].numpy())
         yield pixels.to(backbone.device), labels.to(backbone.device)
 
 

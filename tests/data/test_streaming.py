@@ -9,17 +9,21 @@ import weakref
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 import rnr_gym as rnr
+from rnr_gym import data
 from rnr_gym.data import streaming
 from rnr_gym.data.streaming import Crop, StreamedImages
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.sources import digest_of
 from rnr_gym.routing.spec import RoutingSpec
+from rnr_gym.training import calibration
+from rnr_gym.training.pretraining import Pretraining, Schedule
 from tests.fixtures import small
 
 SIDE = 8
@@ -306,7 +310,7 @@ def test_table_and_evaluation_equal_those_in_memory(
     monkeypatch.setattr(route_table, "BATCH_SIZE", batch)
     spec = RoutingSpec.of(network)
     table = route_table.build(network, streamed, spec, progress=False)
-    # Each image once, although batches are announced twice.
+    # Each image once, although it is announced and read.
     assert sorted(decoded) == list(range(COUNT))
     expected = route_table.build(network, in_memory, spec, progress=False)
     for name in ("labels", "summary", "prediction", "loss"):
@@ -373,6 +377,32 @@ def test_vector_environments_equal_those_in_memory(network, streamed, in_memory,
             expected_obs, *_, expected_infos = expected.step(actions)
     finally:
         envs.close()
+
+
+def test_image_of_other_channels_says_what_converts_it(network, folder):
+    grey = rnr.load_folder(folder, size=SIDE, channels=1)
+    message = r"shape \(3, 8, 8\), got \(1, 8, 8\); `load_folder\(..., channels=3\)` converts"
+    with pytest.raises(ValueError, match=message):
+        gym.make("RNR-v0", backbone=network, dataset=grey)
+
+
+def test_shuffled_batches_are_announced(network, streamed, in_memory, decoded):
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    batches = zip(
+        calibration.batches(network, streamed, 5, generators[0]),
+        calibration.batches(network, in_memory, 5, generators[1]),
+        strict=True,
+    )
+    for read, (batch, expected) in enumerate(batches, 1):
+        for actual, wanted in zip(batch, expected, strict=True):
+            assert torch.equal(actual, wanted)
+        settled(streamed)
+        assert len(decoded) == min(5 * (read + 1), COUNT)
+
+
+def test_training_refuses_images_in_files(network, streamed):
+    with pytest.raises(ValueError, match="`images` must be in memory here"):
+        Pretraining(network, streamed, data.dataset("imagenet"), Schedule())
 
 
 def test_frame_shows_the_image(network, streamed, in_memory):
