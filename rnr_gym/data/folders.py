@@ -87,7 +87,8 @@ def load_folder(
 
     They are decoded when they are read, by several threads, and never all held in memory. Images
     come by class, then by file name. A set for each split is a folder for each, or the parts that
-    `ImageSet.take` gives.
+    `ImageSet.take` gives. Pixels are those that torchvision's transforms make: transparency and
+    the orientation that a camera notes are ignored.
 
     Args:
         path: a folder with one folder for each class. JPEG, PNG, WebP, BMP and GIF files are read,

@@ -39,7 +39,7 @@ class Crop(NamedTuple):
     Attributes:
         size: side of the square that is cut out of the middle.
         resize: the shorter side before that, at least `size`.
-        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`, antialiased.
+        interpolation: `"nearest"`, or, both antialiased, `"bilinear"` or `"bicubic"`.
         channels: 3 for RGB, to which grey images are converted; 1 for grey, also of RGB images.
     """
 

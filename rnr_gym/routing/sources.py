@@ -287,9 +287,10 @@ def _check_fit(backbone: Backbone, images: ImageSet) -> None:
     """Raise `ValueError` unless the images have the backbone's shape and classes."""
     shape = images.images.shape[1:]
     if shape != backbone.image_shape:
+        channels = backbone.image_shape[0]
         hint = ""
-        if shape[0] != backbone.image_shape[0]:
-            hint = f"; `load_folder(..., channels={backbone.image_shape[0]})` converts image files"
+        if shape[0] != channels and channels in (1, 3):
+            hint = f"; `load_folder(..., channels={channels})` converts image files"
         raise ValueError(
             f"`dataset` must hold images of the backbone's shape {backbone.image_shape}, got "
             f"{shape}{hint}"
