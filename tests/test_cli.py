@@ -341,7 +341,7 @@ INVALID = {
     ),
     "data name": (
         ["data", "mnist"],
-        "`dataset` must be one of digits, cifar10, cifar10-corrupted, cifar100, imagenet, got 'mnist'",
+        "cifar10, cifar10-corrupted, cifar100, imagenet, got 'mnist'",
     ),
     "render episodes": (
         [*RENDER, "--episodes", 0],
