@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,48 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rnr_gym import checks
-from rnr_gym.backbones.blocks import (
-    Glance,
-    PooledHead,
-    ResidualGlance,
-    WhitenedStem,
-    pooled_channels,
-    strided,
-)
-from rnr_gym.backbones.layer import Layer, LayerSpec
-from rnr_gym.backbones.macs import MacTable, conv_macs
+from rnr_gym.backbones.blocks import Glance, ResidualGlance, pooled_channels
+from rnr_gym.backbones.macs import MacTable
 
 
 class Backbone(nn.Module):
     """A routable network: `stem`, `layers`, `head` and, optionally, `glance`.
 
     Sub-path numbers grow with cost and the last is the full path. With exits, number 0 is the exit
-    at every layer. A subclass gives `kind`, the layers (`_layer`) and the plain network (`plain`),
-    and, where they are not False, `has_identity` and `reads_prev_sub_path`. Stages, stem, heads and
-    glance are built here.
-
-    Args:
-        image_shape: `(C, H, W)`.
-        classes: number of classes.
-        widths: channels of each stage, ascending multiples of 8; every stage but the first halves
-            the resolution.
-        blocks: layers of each stage; their sum is T, the number of decisions.
-        exits: the layers (1 and above) with an exit head; empty, and no glance, for a backbone
-            without exits.
-        glance_widths: output channels of the glance's convolutions; empty for no glance. The glance
-            is layer 0's exit.
-        glance_strides: their strides; empty if the stem is whitened.
-        summary_groups: 0 for a summary of all pooled features in full precision. Otherwise they are
-            averaged over that many groups of channels, the glance's are left out, and every value
-            is quantised to 8 bits, which makes a route table small enough to be bundled.
-        whitened: False for a convolutional stem at full resolution and a glance of plain
-            convolutions. True for a whitened stem at half the resolution (`WhitenedStem`), a
-            `ResidualGlance`, and exit heads that read the glance's pooled features and class
-            probabilities, so that no exit is worse than the glance.
-        own_config: the subclass's own constructor arguments, JSON-able, for `config`.
-
-    Raises `ValueError` if the arguments do not fit together.
+    at every layer. This is the contract that traversals, routers and training rely on;
+    `rnr_gym.testing.check_backbone` checks it. The constructor of a subclass makes `config`,
+    `image_shape`, `num_classes`, `stem_width`, `stem`, `layers`, `head` and `glance`, sets what
+    differs from the defaults, and ends with `_complete`.
 
     Attributes:
         config: JSON-able constructor arguments and `kind`, from which the same architecture can be
@@ -65,7 +35,10 @@ class Backbone(nn.Module):
         has_exits: whether number 0 is the exit.
         exits_read_glance: whether exit heads read the glance, which then has to run for them.
         has_identity: whether the cheapest sub-path apart from the exit computes nothing.
-        summary_groups: as the argument.
+        stem_width: channels of the stem's output.
+        summary_groups: 0 for a summary of all pooled features in full precision. Otherwise they are
+            averaged over that many groups of channels, the glance's are left out, and every value
+            is quantised to 8 bits.
         reads_prev_sub_path: whether what a layer does depends on the previous sub-path: its norms
             and, if the stream is pruned, its cost.
         mac_table: the MACs of every decision.
@@ -83,10 +56,18 @@ class Backbone(nn.Module):
     kind: str
     has_identity: bool = False
     reads_prev_sub_path: bool = False
+    has_exits: bool = False
+    exits_read_glance: bool = False
+    summary_groups: int = 0
+
+    config: dict[str, Any]
+    image_shape: tuple[int, ...]
+    num_classes: int
+    stem_width: int
 
     stem: nn.Module
     layers: Any  # an `nn.ModuleList` of `Layer`, whose items type checkers take for mere modules
-    head: PooledHead
+    head: nn.Module
     glance: Glance | ResidualGlance | None
 
     image_mean: Tensor
@@ -97,134 +78,14 @@ class Backbone(nn.Module):
     glance_std: Tensor
     loss_scale: Tensor
 
-    def __init__(
-        self,
-        *,
-        image_shape: Sequence[int],
-        classes: int,
-        widths: Sequence[int],
-        blocks: Sequence[int],
-        exits: Sequence[int],
-        glance_widths: Sequence[int],
-        glance_strides: Sequence[int],
-        summary_groups: int,
-        whitened: bool,
-        own_config: Mapping[str, Any],
-    ) -> None:
-        super().__init__()
-        check_shape(image_shape, widths, blocks, exits)
-        check_glance(glance_widths, glance_strides, checks.flag("whitened", whitened))
-        # As lists, because arrays are neither true nor false.
-        widths, blocks, exits = list(widths), list(blocks), list(exits)
-        glance_widths, glance_strides = list(glance_widths), list(glance_strides)
-        checks.integer("classes", classes, 2)
-        checks.integer("summary_groups", summary_groups, 0)
-
-        self.config: dict[str, Any] = {
-            "kind": self.kind,
-            "image_shape": list(image_shape),
-            "classes": classes,
-            "widths": list(widths),
-            "blocks": list(blocks),
-            "exits": sorted(exits),
-            "glance_widths": list(glance_widths),
-            "glance_strides": list(glance_strides),
-            **own_config,
-        }
-        # Defaults are left out, so that configs in older files compare equal.
-        if summary_groups:
-            self.config["summary_groups"] = summary_groups
-        if whitened:
-            self.config["whitened"] = True
-
-        self.image_shape = tuple(image_shape)
-        self.num_classes = classes
-        self.stem_width = widths[0]
-        self.summary_groups = summary_groups
-        self.has_exits = bool(exits) or bool(glance_widths)
-        # Without a glance there is nothing for exit heads to read.
-        self.exits_read_glance = whitened and bool(exits) and bool(glance_widths)
-
-        # In this order: exit heads need the glance's width, and the order in which modules are made
-        # decides which random weights a seed gives.
-        side, stem_macs = self._build_stem(whitened)
-        self.glance = self._build_glance(whitened, glance_widths, glance_strides)
-        self.layers = nn.ModuleList(self._build_layers(widths, blocks, exits, side))
-        self.head = PooledHead(widths[-1], classes)
-
-        self.num_layers = len(self.layers)
-        self.num_paths: int = self.layers[0].num_paths
+    def _complete(self, valid: NDArray[np.bool_], mac_table: MacTable) -> None:
+        """Finish a constructor that has made the modules: sizes, masks, costs and statistics."""
+        self.valid = valid
+        self.mac_table = mac_table
+        self.num_layers, self.num_paths = valid.shape
         self.full_path = self.num_paths - 1
         self._check_summary_groups()
-        self.valid = self._valid()
-        self.mac_table = self._count_macs(stem_macs)
         self._register_statistics()
-
-    def _build_stem(self, whitened: bool) -> tuple[tuple[int, int], int]:
-        """Make `stem`; returns `(height, width)` of its output in pixels, and its MACs."""
-        if whitened:
-            stem = WhitenedStem(self.image_shape, self.stem_width)
-            self.stem = stem
-            return stem.side, stem.macs
-
-        channels, height, width_px = self.image_shape
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, self.stem_width, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(self.stem_width),
-            nn.ReLU(inplace=True),
-        )
-        side = (height, width_px)
-        return side, conv_macs(channels, self.stem_width, side)
-
-    def _build_glance(
-        self, whitened: bool, widths: Sequence[int], strides: Sequence[int]
-    ) -> Glance | ResidualGlance | None:
-        if not widths:
-            return None
-        if whitened:
-            return ResidualGlance(self.image_shape, self.num_classes, widths)
-        return Glance(self.image_shape, self.num_classes, widths, strides)
-
-    def _build_layers(
-        self,
-        widths: Sequence[int],
-        blocks: Sequence[int],
-        exits: Sequence[int],
-        side: tuple[int, int],
-    ) -> list[Layer]:
-        layers: list[Layer] = []
-        in_width = widths[0]
-        for stage, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True)):
-            for block in range(num_blocks):
-                # A stage changes resolution and width at once, in its first block.
-                halve = stage > 0 and block == 0
-                if halve:
-                    side = strided(side, 2)
-
-                head = None
-                if len(layers) in exits:
-                    head = self._exit_head(in_width)
-
-                layer_spec = LayerSpec(
-                    in_width=in_width,
-                    width=width,
-                    halve=halve,
-                    side=side,
-                    first_sub_path=self.first_sub_path,
-                )
-                layers.append(self._layer(layer_spec, head))
-                in_width = width
-        return layers
-
-    def _exit_head(self, in_width: int) -> PooledHead:
-        context = 0
-        if self.exits_read_glance and self.glance is not None:
-            context = self.glance.width + self.num_classes
-        return PooledHead(in_width, self.num_classes, context)
-
-    def _layer(self, layer_spec: LayerSpec, head: PooledHead | None) -> Layer:
-        """The layer that fits `layer_spec`."""
-        raise NotImplementedError
 
     def _check_summary_groups(self) -> None:
         """Raise `ValueError` if the channels of some feature map cannot be grouped evenly."""
@@ -239,36 +100,6 @@ class Backbone(nn.Module):
                 "`summary_groups` must be 0 or divide every width at which features arrive, "
                 f"{sorted(arriving)}, got {groups}"
             )
-
-    def _valid(self) -> NDArray[np.bool_]:
-        # Every layer has every sub-path; only the exits, number 0, need not be there.
-        valid = np.ones((self.num_layers, self.num_paths), np.bool_)
-        if self.has_exits:
-            valid[0, 0] = self.glance is not None
-            valid[1:, 0] = [layer.head is not None for layer in list(self.layers)[1:]]
-        return valid
-
-    def _count_macs(self, stem_macs: int) -> MacTable:
-        num_layers = self.num_layers
-        num_paths = self.num_paths
-        layers = np.zeros((num_layers, num_paths, num_paths), np.int64)
-        exits = np.zeros((num_layers, num_paths), np.int64)
-        head = np.zeros(num_paths, np.int64)
-
-        # No image comes from an exit or pays for one as a layer: those entries stay zero.
-        for prev_sub_path in range(self.first_sub_path, num_paths):
-            for layer_idx, layer in enumerate(self.layers):
-                in_width = self.in_width(layer_idx, prev_sub_path)
-                for sub_path in range(self.first_sub_path, num_paths):
-                    layers[layer_idx, prev_sub_path, sub_path] = layer.macs(sub_path, in_width)
-                if layer.head is not None:
-                    exits[layer_idx, prev_sub_path] = layer.head.macs(in_width)
-            head[prev_sub_path] = self.head.macs(self.in_width(num_layers, prev_sub_path))
-
-        # The glance reads the image itself, whatever `prev_sub_path` is said to be.
-        if self.glance is not None:
-            exits[0] = self.glance.macs
-        return MacTable(stem=stem_macs, layers=layers, exits=exits, head=head)
 
     def _register_statistics(self) -> None:
         """Make the buffers that calibration fills."""
@@ -295,7 +126,7 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """In which features are computed; pooled features, logits and statistics stay float32."""
-        for weight in self.stem.parameters():
+        for weight in chain(self.stem.parameters(), self.layers.parameters()):
             return weight.dtype
         return self.image_mean.dtype
 
@@ -393,46 +224,3 @@ class Backbone(nn.Module):
         It shares this backbone's weights or, where a layer has to be converted, copies them.
         """
         raise NotImplementedError
-
-
-def check_shape(
-    image_shape: Sequence[int],
-    widths: Sequence[int],
-    blocks: Sequence[int],
-    exits: Sequence[int],
-) -> None:
-    """Raise `ValueError` if image shape, stages and exits do not fit together."""
-    if len(checks.integers("image_shape", image_shape, 1)) != 3:
-        raise ValueError(f"`image_shape` must be (channels, height, width), got {image_shape!r}")
-    checks.integers("widths", widths, 8)
-    checks.integers("blocks", blocks, 1)
-    if len(widths) != len(blocks) or not len(widths):
-        raise ValueError(
-            "`widths` and `blocks` must have one entry per stage, "
-            f"got {list(widths)} and {list(blocks)}"
-        )
-    if any(width % 8 for width in widths) or list(widths) != sorted(widths):
-        raise ValueError(f"`widths` must be ascending multiples of 8, got {list(widths)}")
-
-    num_layers = sum(blocks)
-    checks.integers("exits", exits, 0)
-    if any(not 1 <= layer < num_layers for layer in exits):
-        raise ValueError(
-            f"`exits` must name layers 1..{num_layers - 1} (layer 0 exits by the glance), "
-            f"got {sorted(exits)}"
-        )
-
-
-def check_glance(widths: Sequence[int], strides: Sequence[int], whitened: bool) -> None:
-    """Raise `ValueError` if widths and strides of the glance do not fit together."""
-    checks.integers("glance_widths", widths, 1)
-    checks.integers("glance_strides", strides, 1)
-    if whitened and len(strides):
-        raise ValueError(
-            f"`glance_strides` must be empty if the stem is whitened, got {list(strides)}"
-        )
-    if not whitened and len(widths) != len(strides):
-        raise ValueError(
-            "`glance_widths` and `glance_strides` must have one entry per convolution, "
-            f"got {list(widths)} and {list(strides)}"
-        )

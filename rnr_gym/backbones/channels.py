@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnr_gym import checks
-from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, residual_branch
 from rnr_gym.backbones.folding import fused
 from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import conv_macs
+from rnr_gym.backbones.staged import StagedNet
 
 
 class PrefixBatchNorm(nn.BatchNorm2d):
@@ -194,15 +194,15 @@ class PrunedConvLayer(Layer):
         return nn.Sequential(*modules)
 
 
-class ChannelPrunedNet(Backbone):
+class ChannelPrunedNet(StagedNet):
     """A network whose layers can each stop after any of k ordered channel groups.
 
     Args:
         style: `"residual"` (blocks of two convolutions, inner channels pruned) or `"vgg"` (single
             convolutions, stream pruned).
         groups: k, the channel groups of a layer; widths must be multiples of 8 * k.
-        image_shape, classes, widths, blocks, exits: as for `Backbone`.
-        glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits: as for `StagedNet`.
+        glance_widths, glance_strides, summary_groups, whitened: as for `StagedNet`.
     """
 
     kind = "channels"
@@ -222,7 +222,7 @@ class ChannelPrunedNet(Backbone):
         whitened: bool = False,
     ) -> None:
         check_groups(style, groups, widths)
-        # Before `Backbone` builds the layers, which read them.
+        # Before `StagedNet` builds the layers, which read them.
         self.style = style
         self.groups = groups
         self.reads_prev_sub_path = style == "vgg"

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnr_gym import checks
-from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PlainBlock, PooledHead, Shortcut, round_to_eight
 from rnr_gym.backbones.folding import fused
 from rnr_gym.backbones.layer import Layer, LayerSpec
 from rnr_gym.backbones.macs import conv_macs
+from rnr_gym.backbones.staged import StagedNet
 
 
 class Branch(nn.Module):
@@ -127,7 +127,7 @@ class MultiPathLayer(Layer):
         return conv_macs(in_width, inner, self.side) + conv_macs(inner, self.widths[-1], self.side)
 
 
-class MultiPathResNet(Backbone):
+class MultiPathResNet(StagedNet):
     """A CIFAR-style ResNet whose blocks offer identity and residual branches of growing width.
 
     The full path (widest branch everywhere) is a ResNet with parameter-free shortcuts (He et al.
@@ -136,8 +136,8 @@ class MultiPathResNet(Backbone):
     Args:
         inner: inner widths as fractions of the stage's, ascending, the last 1; each is rounded to a
             multiple of 8.
-        image_shape, classes, widths, blocks, exits: as for `Backbone`.
-        glance_widths, glance_strides, summary_groups, whitened: as for `Backbone`.
+        image_shape, classes, widths, blocks, exits: as for `StagedNet`.
+        glance_widths, glance_strides, summary_groups, whitened: as for `StagedNet`.
     """
 
     kind = "multipath"
@@ -158,7 +158,7 @@ class MultiPathResNet(Backbone):
         whitened: bool = False,
     ) -> None:
         check_fractions(inner)
-        # Before `Backbone` builds the layers, which read it.
+        # Before `StagedNet` builds the layers, which read it.
         self.inner = tuple(inner)
         super().__init__(
             image_shape=image_shape,
