@@ -7,5 +7,6 @@ from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
 from rnr_gym.backbones.layer import Layer
 from rnr_gym.backbones.multipath import MultiPathResNet
+from rnr_gym.backbones.offshelf import Routable, routable
 
-__all__ = ["Backbone", "ChannelPrunedNet", "Layer", "MultiPathResNet"]
+__all__ = ["Backbone", "ChannelPrunedNet", "Layer", "MultiPathResNet", "Routable", "routable"]

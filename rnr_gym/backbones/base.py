@@ -199,11 +199,7 @@ class Backbone(nn.Module):
 
         uint8 images are scaled to 0..1 first; float images have to be. Returns them in `dtype`.
         """
-        # Channels last, as convolutions of few channels run fastest.
-        images = images.contiguous(memory_format=torch.channels_last)
-        if images.dtype == torch.uint8:
-            images = images.to(self.image_mean.dtype).div_(255.0)
-        return (images - self.image_mean).div_(self.image_std).to(self.dtype)
+        return normalised(images, self.image_mean, self.image_std).to(self.dtype)
 
     def pool(self, features: Tensor) -> Tensor:
         """What a summary holds of features `(N, C, H, W)`, before it is z-scored.
@@ -224,3 +220,12 @@ class Backbone(nn.Module):
         It shares this backbone's weights or, where a layer has to be converted, copies them.
         """
         raise NotImplementedError
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images `(N, C, H, W)`, uint8 or float 0..1, less a mean and over a deviation `(C, 1, 1)`."""
+    # Channels last, as convolutions of few channels run fastest.
+    images = images.contiguous(memory_format=torch.channels_last)
+    if images.dtype == torch.uint8:
+        images = images.to(mean.dtype).div_(255.0)
+    return (images - mean).div_(std)

@@ -1,0 +1,353 @@
+"""A network as a graph of operations, and networks cut out of that graph.
+
+`torch.fx` follows the images through the network. Modules that it cannot follow, because what they
+do depends on values, stay whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+
+WHOLE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
+"""Modules that stay whole even if they are subclasses from another library."""
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
+MAY_ALIAS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
+"""Modules that may return their input, or a view of it."""
+MAY_ALIAS_NAMES = frozenset(
+    ("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand")
+) | frozenset(("contiguous", "dropout", "stochastic_depth", "to", "float", "getitem", "chunk"))
+"""The same of functions and methods."""
+
+
+class NetworkGraph:
+    """A network as it treats one batch of images.
+
+    Args:
+        model: prepared images `(N, C, H, W)` -> logits `(N, classes)`, in evaluation mode.
+        images: a batch `(N, C, H, W)`, prepared.
+
+    Raises `ValueError`, which names the module, if the network cannot be followed or cannot run.
+
+    Attributes:
+        nodes: the operations, in the order in which they run.
+        input: the images.
+        output: the logits.
+        values: of each operation: the shape of a tensor, any other value itself.
+        squares: of each convolution and linear layer: the mean square of each channel that it
+            reads, over images and pixels.
+        position: the place of each operation in `nodes`.
+        cuts: the tensors through which all that the logits depend on has to pass, in order.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.root = _OneInput(model)
+        tracer = _Tracer()
+        graph = tracer.trace(self.root)
+        if "model" in tracer.whole:
+            raise ValueError(
+                f"`model` must be a network that torch.fx can follow, got {type(model).__name__} "
+                f"({tracer.whole['model']})"
+            )
+        traced = fx.GraphModule(self.root, graph)
+        traced.graph.eliminate_dead_code()
+
+        self.nodes = list(traced.graph.nodes)
+        self.position = {node: place for place, node in enumerate(self.nodes)}
+        self.input = self.nodes[0]
+        self.output = self.nodes[-1].args[0]
+        recorder = _Recorder(traced)
+        recorder.run(images)
+        self.values: dict[Node, Any] = recorder.values
+        self.squares: dict[Node, Tensor] = recorder.squares
+
+        self._features = {self.input}
+        for node in self.nodes:
+            if self.shape(node) is not None and not self._features.isdisjoint(node.all_input_nodes):
+                self._features.add(node)
+        self.cuts = self._find_cuts()
+
+    def module(self, node: Node) -> nn.Module | None:
+        """The module that an operation runs; None for functions, methods and parameters."""
+        if node.op != "call_module":
+            return None
+        return self.root.get_submodule(str(node.target))
+
+    def shape(self, node: Node) -> tuple[int, ...] | None:
+        """The shape of an operation's tensor; None if it gives something else."""
+        value = self.values.get(node)
+        return value.sizes if isinstance(value, Shape) else None
+
+    def name(self, node: Node) -> str:
+        """The name of a module as the user knows it; of another operation, of the one around it."""
+        if node.op in ("call_module", "get_attr"):
+            return str(node.target).removeprefix("model.")
+        around = self.modules_around(node)
+        return around[-1] if around else node.name
+
+    def modules_around(self, node: Node) -> list[str]:
+        """Names of the modules that an operation is part of, the outermost first."""
+        names = [entry[0] for entry in node.meta.get("nn_module_stack", {}).values()]
+        return [name.removeprefix("model.") for name in names if name not in ("", "model")]
+
+    def inputs(self, node: Node) -> list[Node]:
+        """The tensors that an operation reads and that depend on the images."""
+        return [other for other in node.all_input_nodes if other in self._features]
+
+    def _find_cuts(self) -> list[Node]:
+        # What the logits depend on, found from the end.
+        needed = {self.output}
+        for node in reversed(self.nodes):
+            if node in needed:
+                needed.update(self.inputs(node))
+
+        # An edge passes by all operations between its ends.
+        passed_by = [0] * (len(self.nodes) + 1)
+        for node in needed:
+            for source in self.inputs(node):
+                passed_by[self.position[source] + 1] += 1
+                passed_by[self.position[node]] -= 1
+        cuts = []
+        edges = 0
+        for place, node in enumerate(self.nodes):
+            edges += passed_by[place]
+            if edges == 0 and node in needed:
+                cuts.append(node)
+        return cuts
+
+    def between(self, start: Node, end: Node) -> list[Node]:
+        """The operations after one cut, up to and with another."""
+        return self.nodes[self.position[start] + 1 : self.position[end] + 1]
+
+    def carve(
+        self,
+        start: Node,
+        end: Node,
+        instead: Mapping[Node, Node] | None = None,
+        modules: Mapping[Node, nn.Module] | None = None,
+    ) -> fx.GraphModule:
+        """What leads from one cut to another, as a network of the same modules.
+
+        Args:
+            start: what it reads.
+            end: what it returns.
+            instead: operations that are left out, each with the one whose tensor takes its place.
+            modules: modules that run instead of the network's own.
+        """
+        return _Carving(self, start, instead or {}, modules or {}).network(end)
+
+
+class Shape:
+    """The shape of a tensor, told apart from shapes that a network computes with."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.sizes = tuple(tensor.shape)
+
+
+class _OneInput(nn.Module):
+    """A network without its optional arguments."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+
+class _Tracer(fx.Tracer):
+    """Follows a network into its modules, as far as it can.
+
+    Attributes:
+        whole: names of the modules that it could not follow, with the reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: dict[str, str] = {}
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, WHOLE) or super().is_leaf_module(module, qualified_name)
+
+    def call_module(
+        self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        stack = self.module_stack.copy()
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        # A module may do anything with what stands for its input, so any error may come.
+        except Exception as error:
+            name = self.path_of_module(module)
+            self.whole[name] = str(error).splitlines()[0] if str(error) else repr(error)
+            self.module_stack = stack
+            proxy = self.create_proxy("call_module", name, args, kwargs)
+            proxy.node.meta["nn_module_stack"] = {**stack, name: (name, type(module))}
+            return proxy
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a network and records what its operations give and read."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.extra_traceback = False
+        self.values: dict[Node, Any] = {}
+        self.squares: dict[Node, Tensor] = {}
+
+    def run_node(self, node: Node) -> Any:
+        if node.op == "call_module":
+            self._record_squares(node)
+        try:
+            value = super().run_node(node)
+        except Exception as error:
+            name = str(node.target).removeprefix("model.")
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            raise ValueError(
+                f"`example` must hold images that `model` can classify; its `{name}` fails "
+                f"({reason})"
+            ) from error
+        self.values[node] = Shape(value) if isinstance(value, Tensor) else value
+        return value
+
+    def _record_squares(self, node: Node) -> None:
+        module = self.fetch_attr(str(node.target))
+        x = self.env.get(node.args[0]) if node.args else None
+        if not isinstance(x, Tensor):
+            return
+        if isinstance(module, nn.Conv2d) and x.ndim == 4:
+            self.squares[node] = x.float().square().mean((0, 2, 3))
+        elif isinstance(module, nn.Linear):
+            self.squares[node] = x.float().square().flatten(0, -2).mean(0)
+
+
+class _Carving:
+    """A new graph, copied from a part of a network's."""
+
+    def __init__(
+        self,
+        source: NetworkGraph,
+        start: Node,
+        instead: Mapping[Node, Node],
+        modules: Mapping[Node, nn.Module],
+    ) -> None:
+        self.source = source
+        self.start = start
+        self.instead = instead
+        self.modules = modules
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+        self.features = self.graph.placeholder("features")
+        self.copies: dict[Node, Node] = {start: self.features}
+
+    def network(self, end: Node) -> fx.GraphModule:
+        """Copy what leads to `end`."""
+        end = self._taken(end)
+        needed = self._needed(end)
+        for node in self.source.nodes:
+            if node in needed and node not in self.copies:
+                self._copy(node)
+        self.graph.output(self.copies[end])
+        self._protect_features()
+        return fx.GraphModule(self.root, self.graph)
+
+    def _taken(self, node: Node) -> Node:
+        while node in self.instead:
+            node = self.instead[node]
+        return node
+
+    def _needed(self, end: Node) -> set[Node]:
+        """The operations that `end` depends on."""
+        needed = {end}
+        waiting = [end]
+        while waiting:
+            node = waiting.pop()
+            if node is self.start or self._is_outside_size(node):
+                continue
+            for read in map(self._taken, node.all_input_nodes):
+                if read not in needed:
+                    needed.add(read)
+                    waiting.append(read)
+        return needed
+
+    def _is_outside_size(self, node: Node) -> bool:
+        """Whether it is a number that follows from the shape of a tensor before the start."""
+        if node.op == "get_attr" or self.source.shape(node) is not None:
+            return False
+        # Through other numbers, up to the tensors that have these sizes.
+        waiting = list(node.all_input_nodes)
+        while waiting:
+            read = waiting.pop()
+            if self.source.shape(read) is None:
+                waiting += read.all_input_nodes
+            elif self.source.position[read] < self.source.position[self.start]:
+                return True
+        return False
+
+    def _copy(self, node: Node) -> None:
+        if self._is_outside_size(node):
+            self.copies[node] = self._size_here(node)
+            return
+        copied = self.graph.node_copy(node, lambda read: self.copies[self._taken(read)])
+        self.copies[node] = copied
+        # Names are flat, and those of operations, so that one module may have several versions.
+        if node.op == "call_module":
+            copied.target = node.name
+            self.root[node.name] = self.modules.get(node, self.source.module(node))
+        elif node.op == "get_attr":
+            copied.target = node.name
+            self.root[node.name] = operator.attrgetter(str(node.target))(self.source.root)
+
+    def _size_here(self, node: Node) -> Any:
+        """The batch size, of the features; any other size, as it was when the graph was made."""
+        is_size = node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+        is_item = node.target is operator.getitem and node.args[1] == 0
+        if is_size or is_item:
+            return self.graph.call_method("size", (self.features, 0))
+        return self.source.values[node]
+
+    def _protect_features(self) -> None:
+        """Copy the features first if something would write into them: others may need them."""
+        for node in self.graph.nodes:
+            if _writes(node, self._module_here(node)) and self._aliases_features(node.args[0]):
+                break
+        else:
+            return
+        with self.graph.inserting_after(self.features):
+            copied = self.graph.call_method("clone", (self.features,))
+        self.features.replace_all_uses_with(copied, lambda user: user is not copied)
+
+    def _aliases_features(self, node: Any) -> bool:
+        """Whether a tensor may share memory with the features."""
+        if not isinstance(node, Node):
+            return False
+        if node is self.features:
+            return True
+        module = self._module_here(node)
+        name = getattr(node.target, "__name__", node.target)
+        if module is not None:
+            passes = isinstance(module, MAY_ALIAS) or type(module).__name__ == "StochasticDepth"
+        else:
+            passes = name in MAY_ALIAS_NAMES
+        passes = passes or _writes(node, module)
+        return passes and bool(node.args) and self._aliases_features(node.args[0])
+
+    def _module_here(self, node: Node) -> nn.Module | None:
+        return self.root[str(node.target)] if node.op == "call_module" else None
+
+
+def _writes(node: Node, module: nn.Module | None) -> bool:
+    """Whether an operation writes into the tensor that it reads first."""
+    if not node.args:
+        return False
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.target in IN_PLACE or node.kwargs.get("inplace"):
+        return True
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.endswith("_") and not name.endswith("__")

@@ -1,0 +1,321 @@
+"""A routable backbone from an ordinary network, whose weights stay as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from rnr_gym import checks
+from rnr_gym.backbones.base import Backbone, normalised
+from rnr_gym.backbones.discovery import Block, find_blocks, named_blocks
+from rnr_gym.backbones.graphs import NetworkGraph
+from rnr_gym.backbones.layer import Layer
+from rnr_gym.backbones.macs import MacTable
+from rnr_gym.backbones.report import BlockReport, Report
+from rnr_gym.backbones.slicing import Choice
+
+
+def routable(
+    model: nn.Module,
+    example: Tensor,
+    blocks: Sequence[str] | None = None,
+    groups: int = 4,
+    skip: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    transforms: Any = None,
+    summary_groups: int = 0,
+) -> Routable:
+    """Make an ordinary classification network routable; its weights stay as they are.
+
+    >>> backbone = rnr.routable(model, example=images, transforms=weights.transforms())
+    >>> print(backbone.report)
+
+    The sub-paths of a block are: skipping it, where it is residual and keeps its shape; the most
+    important quarter, half and three quarters of its inner channels; all of it. Sub-paths that a
+    block does not have are not valid there. `rnr_gym.calibrate` measures the batch-norms of the
+    narrow ones, which need it, on images without labels.
+
+    Args:
+        model: images -> logits `(N, classes)`. It is copied.
+        example: images `(N, C, H, W)`, uint8 or float 0..1, as they will be classified. Channels
+            are ordered by what they contribute on these images, so that real ones are best.
+        blocks: names of the modules that become layers, in order; None to find them.
+        groups: how many groups the inner channels of a block form; 1 for no narrow sub-paths.
+        skip: whether residual blocks may be skipped.
+        mean: of each channel of images in 0..1, subtracted before the network sees them; None
+            for 0. Likewise `std`, by which they are divided; None for 1.
+        transforms: what torchvision's `Weights.transforms()` returns, in place of `mean` and `std`.
+        summary_groups: as for `StagedNet`.
+
+    Raises `ValueError`, which names the module where there is one, if there are no such blocks, the
+    network cannot run on the images or has weights that are not finite, or an argument does not
+    fit.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"`model` must be a torch module, got {type(model).__name__}")
+    if not isinstance(example, Tensor) or example.ndim != 4 or len(example) == 0:
+        shown = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ValueError(f"`example` must be a batch of images (N, C, H, W), got {shown}")
+    checks.integer("groups", groups, 1)
+    checks.flag("skip", skip)
+    if isinstance(blocks, str):
+        raise ValueError(f"`blocks` must be a sequence of names, got {blocks!r}")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not tensor.isfinite().all():
+            raise ValueError(f"`{name}` of `model` must be finite, got NaN or infinity")
+
+    channels = example.shape[1]
+    if transforms is not None:
+        mean, std = transforms.mean, transforms.std
+    return Routable(
+        model=model,
+        example=example,
+        blocks=blocks,
+        groups=groups,
+        skip=skip,
+        mean=_per_channel("mean", [0.0] * channels if mean is None else mean, channels),
+        std=_per_channel("std", [1.0] * channels if std is None else std, channels),
+        summary_groups=checks.integer("summary_groups", summary_groups, 0),
+    )
+
+
+class Segment(nn.Module):
+    """A part of a network, from one tensor to another.
+
+    Args:
+        network: what runs.
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def fold(self) -> None:
+        """From now on, run convolutions that have their norm in them."""
+        network = self.network
+        for node in network.graph.nodes:
+            source = node.args[0] if node.args else None
+            if not isinstance(source, fx.Node) or len(source.users) > 1:
+                continue
+            conv = getattr(network, str(source.target), None)
+            norm = getattr(network, str(node.target), None)
+            # Without statistics a norm depends on the batch.
+            has_statistics = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+            if isinstance(conv, nn.Conv2d) and has_statistics:
+                fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
+                setattr(network, str(source.target), fused)
+                setattr(network, str(node.target), nn.Identity())
+
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = self.network(features)
+        return output
+
+
+class RoutableLayer(Layer):
+    """One block of a network, and what lies between it and the block before.
+
+    Args:
+        paths: what runs, by number of the sub-path; numbers may be missing.
+        macs: their MACs.
+        num_paths: how many numbers there are.
+        width: channels of the output.
+    """
+
+    def __init__(
+        self, paths: dict[int, Segment], macs: dict[int, int], num_paths: int, width: int
+    ) -> None:
+        super().__init__()
+        self.paths = nn.ModuleDict({str(number): path for number, path in paths.items()})
+        self.path_macs = macs
+        self.num_paths = num_paths
+        self.widths = [width] * num_paths
+        self.head = None
+
+    def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
+        features: Tensor = self.paths[str(sub_path)](x)
+        return features
+
+    def macs(self, sub_path: int, in_width: int) -> int:
+        return self.path_macs[sub_path]
+
+
+class Routable(Backbone):
+    """An ordinary classification network that `routable` has made routable.
+
+    Each layer is a block. The full path runs the network's own operations in their own order, so
+    its logits are those of the network. Narrow sub-paths have weights of their own, copies of those
+    of the most important channels: training them changes nothing on the full path. There are
+    neither exits nor a glance.
+
+    Args:
+        model, example, blocks, groups, skip, summary_groups: as for `routable`.
+        mean: one number per channel; likewise `std`.
+
+    Attributes:
+        report: what was found; a table when printed.
+    """
+
+    kind = "routable"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        blocks: Sequence[str] | None,
+        groups: int,
+        skip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        summary_groups: int,
+    ) -> None:
+        super().__init__()
+        title = type(model).__name__
+        self.config = {"kind": self.kind, "model": title}
+        self.image_shape = tuple(example.shape[1:])
+        self.summary_groups = summary_groups
+        self.glance = None
+        self.check_images(example)
+
+        model = copy.deepcopy(model).eval()
+        like = next(model.parameters(), example.float())
+        example = example.to(like.device)
+        statistics = [torch.tensor(values).to(like)[:, None, None] for values in (mean, std)]
+        prepared = normalised(example, *statistics)
+        with torch.no_grad():
+            network = NetworkGraph(model, prepared)
+            logits = network.shape(network.output)
+            if logits is None or len(logits) != 2:
+                raise ValueError(f"`model` must return logits (N, classes), got {logits}")
+            self.num_classes = logits[1]
+            if blocks is None:
+                found = find_blocks(network)
+            else:
+                found = named_blocks(network, blocks)
+            choices = [Choice.of(network, block, groups, skip) for block in found]
+            choices = [choice for choice in choices if choice.is_one]
+            if not choices:
+                raise ValueError(
+                    "`model` must have blocks that can be skipped or narrowed, got "
+                    f"{title} ({_listed(found)})"
+                )
+            self._build(network, choices, groups, prepared[:1])
+            self.image_mean, self.image_std = statistics
+            self.to(like.device, like.dtype).eval()
+            self._check_logits(model, prepared)
+
+    def _build(
+        self,
+        network: NetworkGraph,
+        choices: Sequence[Choice],
+        groups: int,
+        image: Tensor,
+    ) -> None:
+        """Make stem, layers and head, and count the MACs of a prepared image `(1, C, H, W)`."""
+        self.has_identity = any(choice.skips for choice in choices)
+        # Sub-path 0 skips; where no block can be skipped, numbers begin with the narrowest.
+        first = 1 - int(self.has_identity)
+        num_paths = groups + 1 - first
+
+        start = choices[0].block.start
+        self.stem = Segment(network.carve(network.input, start))
+        self.stem_width = (network.shape(start) or ())[1]
+        stem_macs, features = counted(self.stem, image)
+
+        layers = []
+        reports = []
+        for choice in choices:
+            paths = {}
+            macs = {}
+            for number, part in choice.parts(network, start).items():
+                paths[number - first] = Segment(part)
+                macs[number - first], output = counted(paths[number - first], features)
+            for number in _wasteful(macs):
+                del paths[number], macs[number]
+            layers.append(RoutableLayer(paths, macs, num_paths, output.shape[1]))
+            block = choice.block
+            reports.append(BlockReport(block.name, block.kind, choice.widths, macs))
+            # The last to run was the whole block.
+            features = output
+            start = block.end
+
+        self.layers = nn.ModuleList(layers)
+        self.head = Segment(network.carve(start, network.output))
+        head_macs, _ = counted(self.head, features)
+        self._complete(self._valid(num_paths), self._mac_table(stem_macs, head_macs, num_paths))
+        self.report = Report(self.config["model"], stem_macs, reports, head_macs)
+
+    def _valid(self, num_paths: int) -> NDArray[np.bool_]:
+        valid = np.zeros((len(self.layers), num_paths), np.bool_)
+        for layer_idx, layer in enumerate(self.layers):
+            valid[layer_idx, list(layer.path_macs)] = True
+        return valid
+
+    def _mac_table(self, stem_macs: int, head_macs: int, num_paths: int) -> MacTable:
+        layers = np.zeros((len(self.layers), num_paths, num_paths), np.int64)
+        for layer_idx, layer in enumerate(self.layers):
+            for sub_path, macs in layer.path_macs.items():
+                # Whatever came before: the stream between blocks keeps its width.
+                layers[layer_idx, :, sub_path] = macs
+        return MacTable(
+            stem=stem_macs,
+            layers=layers,
+            exits=np.zeros(layers.shape[:2], np.int64),
+            head=np.full(num_paths, head_macs),
+        )
+
+    def _check_logits(self, model: nn.Module, prepared: Tensor) -> None:
+        """Raise `ValueError` unless the full path answers as the network does."""
+        try:
+            assert_close(self.plain()(prepared), model(prepared))
+        except AssertionError as error:
+            raise ValueError(
+                "`model` must give the same logits whenever it sees the same images, got "
+                f"{type(model).__name__}, whose full path differs ({error})"
+            ) from error
+
+    def plain(self) -> nn.Sequential:
+        wholes = [layer.paths[str(self.full_path)] for layer in self.layers]
+        return nn.Sequential(self.stem, *wholes, self.head).train(self.training)
+
+
+def counted(network: nn.Module, features: Tensor) -> tuple[int, Tensor]:
+    """MACs of a network on one image's features, and its output."""
+    with FlopCounterMode(display=False) as counter:
+        output = network(features)
+    # torch counts a multiply and an add as two.
+    return counter.get_total_flops() // 2, output
+
+
+def _wasteful(macs: dict[int, int]) -> list[int]:
+    """The sub-paths that cost no less than the next one."""
+    numbers = sorted(macs, reverse=True)
+    cheapest = macs[numbers[0]]
+    wasteful = []
+    for number in numbers[1:]:
+        if macs[number] >= cheapest:
+            wasteful.append(number)
+        else:
+            cheapest = macs[number]
+    return wasteful
+
+
+def _per_channel(name: str, values: Any, channels: int) -> list[float]:
+    """One number for each channel; those of `std` are above 0."""
+    low = 0.0 if name == "mean" else 1e-6
+    return checks.numbers(name, values, (channels,), low).tolist()
+
+
+def _listed(blocks: Sequence[Block]) -> str:
+    if not blocks:
+        return "no blocks were found"
+    return "blocks: " + ", ".join(block.name for block in blocks)
