@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rnr_gym.backbones import Backbone as Backbone
     from rnr_gym.backbones import ChannelPrunedNet as ChannelPrunedNet
     from rnr_gym.backbones import MultiPathResNet as MultiPathResNet
+    from rnr_gym.backbones import Routable as Routable
+    from rnr_gym.backbones import routable as routable
     from rnr_gym.classifier import RoutedClassifier as RoutedClassifier
     from rnr_gym.data import ImageSet as ImageSet
     from rnr_gym.envs import RoutingEnv as RoutingEnv
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from rnr_gym.routing.spec import RoutingSpec as RoutingSpec
     from rnr_gym.routing.traversal import Traversal as Traversal
     from rnr_gym.sb3 import make_vec_env as make_vec_env
+    from rnr_gym.testing import check_backbone as check_backbone
+    from rnr_gym.training.calibration import calibrate_paths as calibrate_paths
 
     fit_run = runs.fit
     load_folder = data.load_folder
@@ -51,6 +55,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "ImageSet": "data",
     "MultiPathResNet": "backbones",
     "Profile": "routing.profiles",
+    "Routable": "backbones",
     "RouteTable": "routing.route_table",
     "RoutedClassifier": "classifier",
     "Router": "routing.protocols",
@@ -59,6 +64,8 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "RoutingVectorEnv": "envs",
     "TRADEOFF_RANGE": "routing.rewards",
     "Traversal": "routing.traversal",
+    "calibrate_paths": "training.calibration",
+    "check_backbone": "testing",
     "enter_paths": "experiments.entries",
     "enter_router": "experiments.entries",
     "evaluate": "experiments.evaluation",
@@ -70,6 +77,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "load_run": ("experiments.runs", "load"),
     "make_vec_env": "sb3",
     "profile": "routing.profiling",
+    "routable": "backbones",
 }
 """The module of each public name; with the attribute's name there, if it is another."""
 
@@ -77,6 +85,9 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    # A module, which is also loaded when it is first used.
+    if name == "testing":
+        return import_module("rnr_gym.testing")
     if name not in _HOMES:
         raise AttributeError(f"module `rnr_gym` has no attribute {name!r}")
 

@@ -17,7 +17,7 @@ ORDER = (
     {"data"},
     {"backbones"},
     {"routing"},
-    {"training", "envs"},
+    {"training", "envs", "testing"},
     {"sb3"},
     {"agents"},
     {"classifier"},

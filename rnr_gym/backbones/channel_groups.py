@@ -148,7 +148,7 @@ class Channels:
         if self._axes[source] == last:
             self._make(node, last, source)
         else:
-            self._mix(node, axis=last)
+            self._mix(node)
 
     def _begin(self, node: Node, axis: int) -> ChannelSet:
         """New channels."""
@@ -220,10 +220,15 @@ class Channels:
         self._begin(node, axes.index(self._axes[source]))
         self._join(node, source)
 
-    def _mix(self, node: Node, axis: int = 1) -> None:
+    def _mix(self, node: Node) -> None:
         """Channels of an operation that may need all channels of what it reads."""
-        for source in self.network.inputs(node):
+        sources = self.network.inputs(node)
+        for source in sources:
             self._sets[source].fixed = True
+        # A norm over channels that come last leaves them there.
+        axis = 1
+        if self.network.shape(node) == self.network.shape(sources[0]):
+            axis = self._axes[sources[0]]
         self._begin(node, axis).fixed = True
 
     def _is_apart(self, node: Node) -> bool:

@@ -42,8 +42,8 @@ def routable(
 
     The sub-paths of a block are: skipping it, where it is residual and keeps its shape; the most
     important quarter, half and three quarters of its inner channels; all of it. Sub-paths that a
-    block does not have are not valid there. `rnr_gym.calibrate` measures the batch-norms of the
-    narrow ones, which need it, on images without labels.
+    block does not have are not valid there. `rnr_gym.calibrate_paths` fits the narrow ones to
+    images, which need no labels.
 
     Args:
         model: images -> logits `(N, classes)`. It is copied.
@@ -109,9 +109,10 @@ class Segment(nn.Module):
                 continue
             conv = getattr(network, str(source.target), None)
             norm = getattr(network, str(node.target), None)
+            if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue
             # Without statistics a norm depends on the batch.
-            has_statistics = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-            if isinstance(conv, nn.Conv2d) and has_statistics:
+            if norm.running_mean is not None:
                 fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
                 setattr(network, str(source.target), fused)
                 setattr(network, str(node.target), nn.Identity())
@@ -197,10 +198,7 @@ class Routable(Backbone):
             if logits is None or len(logits) != 2:
                 raise ValueError(f"`model` must return logits (N, classes), got {logits}")
             self.num_classes = logits[1]
-            if blocks is None:
-                found = find_blocks(network)
-            else:
-                found = named_blocks(network, blocks)
+            found = find_blocks(network) if blocks is None else named_blocks(network, blocks)
             choices = [Choice.of(network, block, groups, skip) for block in found]
             choices = [choice for choice in choices if choice.is_one]
             if not choices:

@@ -1,4 +1,4 @@
-"""Blocks with fewer inner channels: copies of their modules that have only the weights they need."""
+"""Blocks with fewer inner channels: copies of their modules with some of the weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Choice(NamedTuple):
     @property
     def widths(self) -> list[list[int]]:
         """Inner channels of each narrow way and, last, of the whole block."""
-        return [list(map(len, widths)) for widths in zip(*(idx for _, idx in self.kept))]
+        by_set = [map(len, idx) for _, idx in self.kept]
+        return [list(widths) for widths in zip(*by_set, strict=True)]
 
     def parts(self, network: NetworkGraph, start: Node) -> dict[int, fx.GraphModule]:
         """What runs for each way: 0 skips, 1, 2, ... compute so many groups, the last all.
@@ -95,7 +96,9 @@ def narrowed_modules(
         module = network.module(node)
         if node in made or node in read:
             assert module is not None
-            modules[node] = narrowed(module, made.get(node), read.get(node))
+            modules[node] = narrowed(
+                module, made.get(node), read.get(node), network.means.get(node)
+            )
         elif isinstance(module, nn.BatchNorm2d) and not changed.isdisjoint(network.inputs(node)):
             modules[node] = copy.deepcopy(module)
         if node in modules or not changed.isdisjoint(network.inputs(node)):
@@ -104,13 +107,21 @@ def narrowed_modules(
 
 
 @torch.no_grad()
-def narrowed(module: nn.Module, made: Tensor | None, read: Tensor | None) -> nn.Module:
+def narrowed(
+    module: nn.Module,
+    made: Tensor | None = None,
+    read: Tensor | None = None,
+    means: Tensor | None = None,
+) -> nn.Module:
     """A copy of a convolution, linear layer or batch-norm with some of its channels.
+
+    What it would read of the other channels is replaced by a constant, in its bias.
 
     Args:
         module: is left as it is.
         made: the channels that it gives, `(n,)`; None for all.
         read: the channels that it reads; None for all, and for modules that keep channels apart.
+        means: of all channels that `module` reads, `(C,)`.
     """
     narrow = copy.deepcopy(module)
     if isinstance(narrow, nn.BatchNorm2d):
@@ -119,9 +130,16 @@ def narrowed(module: nn.Module, made: Tensor | None, read: Tensor | None) -> nn.
         narrow.num_features = len(made)
         return narrow
 
-    if read is not None:
+    if read is not None and means is not None:
         assert isinstance(narrow, nn.Conv2d | nn.Linear)
-        narrow.weight = _parameter(narrow.weight, narrow.weight[:, read.to(narrow.weight.device)])
+        weight = narrow.weight
+        read = read.to(weight.device)
+        left_out = means.to(weight).index_fill(0, read, 0.0)
+        constant = weight.flatten(1).unflatten(1, (len(means), -1)).sum(2) @ left_out  # (out,)
+        if narrow.bias is not None:
+            constant += narrow.bias
+        narrow.bias = nn.Parameter(constant, requires_grad=weight.requires_grad)
+        narrow.weight = _parameter(weight, weight[:, read])
     if made is not None:
         _take(narrow, ("weight", "bias"), made)
 
@@ -148,5 +166,5 @@ def _take(module: nn.Module, names: tuple[str, ...], idx: Tensor) -> None:
         setattr(module, name, rows)
 
 
-def _parameter(old: nn.Parameter, values: Tensor) -> nn.Parameter:
+def _parameter(old: Tensor, values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.contiguous(), requires_grad=old.requires_grad)

@@ -11,12 +11,14 @@ from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import WhitenedStem
 from rnr_gym.data import ImageSet
+from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 from rnr_gym.training.random_paths import (
     fixed_path,
@@ -32,6 +34,8 @@ MEASURED_ON_EACH = 2_560
 """Images for each path that shares batch-norm statistics; with many such paths, fewer suffice."""
 UNIFORM_SHARE = 3
 """How often each uniform path runs for one set of `spread_paths`."""
+MIXTURES = 3
+"""Random paths that run, beside the uniform ones, where there are no labels."""
 WHITENING_EPSILON = 5e-4
 """Added to the eigenvalues of patches, or filters of the weakest directions would amplify noise."""
 
@@ -87,6 +91,58 @@ def calibrate(
             logits, _ = path_logits(backbone, images, path, ())
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
         backbone.loss_scale.fill_(1.0 / float(torch.cat(losses).mean()))
+
+
+@torch.no_grad()
+def calibrate_paths(
+    backbone: Backbone,
+    images: Tensor | NDArray[np.uint8] | ImageSet,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> None:
+    """Fit an off-the-shelf network's narrow sub-paths to images, which need no labels.
+
+    Measures the batch-norms that only narrow sub-paths run, half under uniform and half under
+    random paths, and the statistics of summaries. Nothing of the full path changes.
+
+    Args:
+        backbone: the network, changed in place and left in evaluation mode.
+        images: some hundreds, uint8 `(N, C, H, W)`, as they will be classified.
+        seed: of the order of images and of random paths.
+        batch_size: images that are measured at once.
+
+    Raises `ValueError` if the images do not fit the backbone or are fewer than 2.
+    """
+    if not isinstance(images, ImageSet):
+        pixels = torch.as_tensor(images)
+        backbone.check_images(pixels)
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"`images` must be uint8, got {pixels.dtype}")
+        images = ImageSet.of(pixels.cpu().numpy(), np.zeros(len(pixels), np.int64))
+    if len(images) < 2:
+        raise ValueError(f"`images` must be at least 2, got {len(images)}")
+    generator = torch.Generator().manual_seed(seed)
+    first_image, _ = next(batches(backbone, images, 1))
+    backbone.check_images(first_image)
+
+    def run_narrow_paths(pixels: Tensor) -> None:
+        # One image has no variance, if its last feature maps are one pixel.
+        if len(pixels) > 1:
+            paths = uniform_paths(backbone)
+            paths += [random_path(backbone, generator) for _ in range(MIXTURES)]
+            for path in paths:
+                path_logits(backbone, pixels, _offered(backbone, path), ())
+
+    narrow_norms = _norms(backbone) - full_path_norms(backbone, first_image)
+    shuffled = batches(backbone, images, batch_size, generator)
+    _measure_norms(backbone, narrow_norms, shuffled, run_narrow_paths, len(images))
+    measure_summaries(backbone, images, generator, batch_size)
+
+
+def _offered(backbone: Backbone, path: list[int]) -> list[int]:
+    """A path with the nearest sub-path to each that its layer has and that is no exit."""
+    onward = RoutingSpec.of(backbone).onward  # (T, K)
+    return onward[np.arange(len(path)), path].tolist()
 
 
 def batches(
@@ -239,7 +295,8 @@ def measure_summaries(
 
         # Without exits the stem runs at once, so that layer 0 has features to measure.
         traversal = Traversal.start(backbone, images, ())
-        for layer, sub_path in enumerate(random_path(backbone, generator)):
+        path = _offered(backbone, random_path(backbone, generator))
+        for layer, sub_path in enumerate(path):
             (group,) = traversal.groups
             pooled = backbone.pool(group.features).cpu().double()  # (N, C)
             powers = torch.stack([torch.ones_like(pooled), pooled, pooled**2])  # (3, N, C)
@@ -254,6 +311,8 @@ def measure_summaries(
         # A channel that is always zero stays zero.
         backbone.summary_std[layer] = torch.where(std > 1e-6, std, 1.0).float()
 
+    if backbone.glance is None:
+        return
     glance = torch.cat(glances)  # (N, G)
     backbone.glance_mean.copy_(glance.mean(0).float())
     backbone.glance_std.copy_(glance.std(0).clamp(min=1e-6).float())
