@@ -55,8 +55,8 @@ def check_backbone(backbone: Backbone, images: Tensor | None = None, seed: int =
     _check_parts(backbone)
     spec = RoutingSpec.of(backbone)
     _check_costs(spec)
-    _check_plain(backbone, images)
     _check_layers(backbone, images)
+    _check_plain(backbone, images)
 
     paths = _paths(spec, np.random.default_rng(seed))
     for path in paths:

@@ -19,26 +19,33 @@ from torch.nn import functional as F
 
 from rnr_gym.backbones.graphs import NetworkGraph
 
-APART = (
+ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid),
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d),
-    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Upsample),
+    *(nn.Identity, nn.Dropout, nn.Dropout2d),
 )
-"""Modules that treat each channel by itself, and all alike."""
-APART_FUNCTIONS = (
-    *(operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub),
-    *(torch.add, torch.mul, torch.sub, torch.relu, torch.relu_, torch.sigmoid, torch.tanh),
-    *(F.relu, F.relu_, F.relu6, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh),
-    *(F.leaky_relu, F.elu, F.mish, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout),
-    *("add", "add_", "mul", "mul_", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous"),
-    *("clone", "expand_as", "stochastic_depth", "drop_connect", "drop_path"),
+"""Modules that treat each value by itself."""
+ACTIVATION_FUNCTIONS = (
+    *(torch.relu, torch.relu_, torch.sigmoid, torch.tanh, F.relu, F.relu_, F.relu6, F.gelu),
+    *(F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh, F.leaky_relu, F.elu, F.mish),
+    *(F.dropout, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous", "clone"),
+    *("stochastic_depth", "drop_connect", "drop_path"),
 )
 """The same of functions, and of methods and functions of other libraries by name."""
-POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-POOLING_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.mean, "mean")
 DROPPING = ("StochasticDepth", "DropPath")
 """Class names of modules that drop whole branches while a network learns."""
+MAPS = (
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.ZeroPad2d, nn.Upsample),
+)
+"""Other modules that treat each channel by itself, and all alike."""
+MAP_FUNCTIONS = (
+    *(operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub),
+    *(torch.add, torch.mul, torch.sub, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    *("add", "add_", "mul", "mul_", "expand_as"),
+)
+POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+POOLING_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.mean, "mean")
 
 
 class ChannelSet:
@@ -119,7 +126,7 @@ class Channels:
             self._keep(node, [first])
             self._sets[node].carriers.append(node)
             self._sets[node].fixed |= module.running_mean is None
-        elif isinstance(module, APART) or type(module).__name__ in DROPPING or self._is_apart(node):
+        elif is_activation(node, module) or _is_map(node, module):
             self._keep(node, self.network.inputs(node))
         elif is_pooling(node, module) or _name(node) in ("view", "reshape", "flatten"):
             self._reshape(node, first)
@@ -231,10 +238,19 @@ class Channels:
             axis = self._axes[sources[0]]
         self._begin(node, axis).fixed = True
 
-    def _is_apart(self, node: Node) -> bool:
-        if node.op == "call_module":
-            return False
-        return node.target in APART_FUNCTIONS or _name(node) in APART_FUNCTIONS
+
+def is_activation(node: Node, module: nn.Module | None) -> bool:
+    """Whether an operation treats each value by itself."""
+    if module is not None:
+        return isinstance(module, ACTIVATIONS) or type(module).__name__ in DROPPING
+    return node.target in ACTIVATION_FUNCTIONS or _name(node) in ACTIVATION_FUNCTIONS
+
+
+def _is_map(node: Node, module: nn.Module | None) -> bool:
+    """Whether an operation of one or more tensors treats each channel by itself."""
+    if module is not None:
+        return isinstance(module, MAPS)
+    return node.target in MAP_FUNCTIONS or _name(node) in MAP_FUNCTIONS
 
 
 def is_pooling(node: Node, module: nn.Module | None) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.fx import Node
 
-from rnr_gym.backbones.channel_groups import APART, APART_FUNCTIONS, DROPPING, is_pooling
+from rnr_gym.backbones.channel_groups import is_activation, is_pooling
 from rnr_gym.backbones.graphs import ADDITIONS, NetworkGraph
 
 
@@ -102,7 +102,7 @@ def _block(network: NetworkGraph, start: Node, end: Node) -> Block:
     kind = "plain"
     if sums:
         kind = "residual" if len(skips) == sums else "projected"
-    return Block(_title(network, inside), kind, start, end, skips)
+    return Block(_title(network, inside, has_sum=sums > 0), kind, start, end, skips)
 
 
 def _summands(network: NetworkGraph, total: Node) -> Iterator[Node]:
@@ -170,16 +170,6 @@ def _activated(network: NetworkGraph, node: Node, norms: bool = False) -> Node:
     return node
 
 
-def is_activation(node: Node, module: nn.Module | None) -> bool:
-    """Whether an operation treats each value by itself."""
-    if len(node.all_input_nodes) != 1:
-        return False
-    if module is not None:
-        return isinstance(module, APART) or type(module).__name__ in DROPPING
-    name = getattr(node.target, "__name__", node.target)
-    return node.target in APART_FUNCTIONS or name in APART_FUNCTIONS
-
-
 def _is_map(network: NetworkGraph, node: Node) -> bool:
     return len(network.shape(node) or ()) == 4
 
@@ -192,12 +182,22 @@ def _is_sum(network: NetworkGraph, node: Node) -> bool:
     return node.target in ADDITIONS and len(network.inputs(node)) > 1
 
 
-def _title(network: NetworkGraph, inside: Sequence[Node]) -> str:
+def _title(network: NetworkGraph, inside: Sequence[Node], has_sum: bool) -> str:
     """The module that holds all operations and no others; else the first and the last module."""
-    stacks = [network.modules_around(node) for node in inside if network.module(node) is not None]
+    stacks = []
+    for node in inside:
+        module = network.module(node)
+        # The activation after a sum may belong to the module around.
+        if module is not None or (has_sum and not is_activation(node, module)):
+            stacks.append(network.modules_around(node))
     common = [names[0] for names in zip(*stacks, strict=False) if len(set(names)) == 1]
+    holding = []
     for name in common:
         held = [node for node in network.nodes if name in network.modules_around(node)]
         if set(held) <= set(inside):
-            return name
-    return f"{network.name(inside[0])} to {network.name(inside[-1])}"
+            holding.append(name)
+    if not holding:
+        modules = [node for node in inside if network.module(node) is not None]
+        return f"{network.name(modules[0])} to {network.name(modules[-1])}"
+    # A block is the module that adds; a stage may have one block only.
+    return holding[-1] if has_sum else holding[0]

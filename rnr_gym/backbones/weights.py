@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rnr_gym import storage
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.offshelf import Routable
 
 WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 """Where the package keeps its bundled files."""
@@ -43,7 +44,14 @@ def save(backbone: Backbone, path: Path, metadata: dict[str, Any] | None = None)
     """Write a backbone's weights, its `config` and `metadata` to one safetensors file.
 
     A tensor is stored in fewer bits if that loses nothing, as after `round_weights`.
+
+    Raises `ValueError` for an off-the-shelf network, which cannot be built again from a config.
     """
+    if isinstance(backbone, Routable):
+        raise ValueError(
+            "`backbone` must be of this package's architectures to be saved, got "
+            f"{backbone.config['model']}; save that model, and call `routable` again"
+        )
     tensors: dict[str, Tensor] = {}
     for name, tensor in backbone.state_dict().items():
         tensors |= _stored(name, tensor)
