@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import WhitenedStem
 from rnr_gym.data import ImageSet
-from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 from rnr_gym.training.random_paths import (
     fixed_path,
@@ -34,8 +33,10 @@ MEASURED_ON_EACH = 2_560
 """Images for each path that shares batch-norm statistics; with many such paths, fewer suffice."""
 UNIFORM_SHARE = 3
 """How often each uniform path runs for one set of `spread_paths`."""
-MIXTURES = 3
-"""Random paths that run, beside the uniform ones, where there are no labels."""
+WHOLE_SHARE = 2
+"""How often a block runs whole, relative to all its narrow sub-paths together, while those of an
+off-the-shelf network are measured. Its weights were never trained for narrow sub-paths, so that few
+of them at once keep its accuracy, and routers take paths near the full one."""
 WHITENING_EPSILON = 5e-4
 """Added to the eigenvalues of patches, or filters of the weakest directions would amplify noise."""
 
@@ -102,13 +103,13 @@ def calibrate_paths(
 ) -> None:
     """Fit an off-the-shelf network's narrow sub-paths to images, which need no labels.
 
-    Measures the batch-norms that only narrow sub-paths run, half under uniform and half under
-    random paths, and the statistics of summaries. Nothing of the full path changes.
+    Measures the batch-norms that only narrow sub-paths run, while two thirds of the other blocks
+    run whole, and the statistics of summaries. Nothing of the full path changes.
 
     Args:
         backbone: the network, changed in place and left in evaluation mode.
         images: some hundreds, uint8 `(N, C, H, W)`, as they will be classified.
-        seed: of the order of images and of random paths.
+        seed: of the order of images and of the paths.
         batch_size: images that are measured at once.
 
     Raises `ValueError` if the images do not fit the backbone or are fewer than 2.
@@ -119,30 +120,37 @@ def calibrate_paths(
         if pixels.dtype != torch.uint8:
             raise ValueError(f"`images` must be uint8, got {pixels.dtype}")
         images = ImageSet.of(pixels.cpu().numpy(), np.zeros(len(pixels), np.int64))
+    backbone.check_images(torch.from_numpy(np.array(images.images[:1])))
     if len(images) < 2:
         raise ValueError(f"`images` must be at least 2, got {len(images)}")
     generator = torch.Generator().manual_seed(seed)
-    first_image, _ = next(batches(backbone, images, 1))
-    backbone.check_images(first_image)
 
     def run_narrow_paths(pixels: Tensor) -> None:
-        # One image has no variance, if its last feature maps are one pixel.
+        # One image has no variance where its feature map is one pixel.
         if len(pixels) > 1:
-            paths = uniform_paths(backbone)
-            paths += [random_path(backbone, generator) for _ in range(MIXTURES)]
-            for path in paths:
-                path_logits(backbone, pixels, _offered(backbone, path), ())
+            for path in _paths_near_full(backbone, generator):
+                path_logits(backbone, pixels, path, ())
 
+    def draw_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
+        return _paths_near_full(backbone, generator)[0]
+
+    first_image, _ = next(batches(backbone, images, 1))
     narrow_norms = _norms(backbone) - full_path_norms(backbone, first_image)
     shuffled = batches(backbone, images, batch_size, generator)
     _measure_norms(backbone, narrow_norms, shuffled, run_narrow_paths, len(images))
-    measure_summaries(backbone, images, generator, batch_size)
+    measure_summaries(backbone, images, generator, batch_size, draw_path)
 
 
-def _offered(backbone: Backbone, path: list[int]) -> list[int]:
-    """A path with the nearest sub-path to each that its layer has and that is no exit."""
-    onward = RoutingSpec.of(backbone).onward  # (T, K)
-    return onward[np.arange(len(path)), path].tolist()
+def _paths_near_full(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
+    """Paths on which every layer takes each of its narrow sub-paths once, else runs whole."""
+    narrow = list(range(backbone.narrowest, backbone.full_path))
+    whole = [backbone.full_path] * max(1, WHOLE_SHARE * len(narrow))
+    columns = []
+    for offered in backbone.valid:
+        numbers = [number if offered[number] else backbone.full_path for number in narrow]
+        column = torch.tensor(numbers + whole)
+        columns.append(column[torch.randperm(len(column), generator=generator)])
+    return torch.stack(columns, 1).tolist()
 
 
 def batches(
@@ -278,10 +286,12 @@ def measure_summaries(
     train: ImageSet,
     generator: torch.Generator,
     batch_size: int = 512,
+    draw_path: Callable[[Backbone, torch.Generator], list[int]] = random_path,
 ) -> None:
     """Store mean and standard deviation of pooled features, under random routing.
 
     There is one of each for every layer and channel, and for every channel of the glance.
+    `draw_path` gives the path of a batch.
     """
     num_batches = math.ceil(MEASURED / batch_size)
     # Count, sum and sum of squares; in double precision, since squares of means are subtracted.
@@ -295,8 +305,7 @@ def measure_summaries(
 
         # Without exits the stem runs at once, so that layer 0 has features to measure.
         traversal = Traversal.start(backbone, images, ())
-        path = _offered(backbone, random_path(backbone, generator))
-        for layer, sub_path in enumerate(path):
+        for layer, sub_path in enumerate(draw_path(backbone, generator)):
             (group,) = traversal.groups
             pooled = backbone.pool(group.features).cpu().double()  # (N, C)
             powers = torch.stack([torch.ones_like(pooled), pooled, pooled**2])  # (3, N, C)
