@@ -46,6 +46,7 @@ DEPLOYMENT = (
 HALF_PRECISION = ROOT / "benchmarks" / "half_precision.json"
 SCALING = ROOT / "benchmarks" / "scaling.json"
 TIME_AS_COST = ROOT / "benchmarks" / "time_as_cost.json"
+OFFSHELF = ROOT / "benchmarks" / "offshelf.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
@@ -103,6 +104,7 @@ def write_pages(folder: Path) -> None:
         "parts/half_precision.md": half_precision_table(),
         "parts/scaling.md": scaling_tables(),
         "parts/time_as_cost.md": time_table(),
+        "parts/offshelf.md": offshelf_table(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
         "parts/conflicts.md": conflicts_list(),
@@ -504,6 +506,39 @@ def time_table() -> str:
     columns = ["id", "router", "fitted under", *[f"at {budget:g}" for budget in budgets]]
     # Every router of an environment was charged by one profile.
     return table(columns, rows) + "\n" + "\n".join(dict.fromkeys(conditions)) + "\n"
+
+
+def offshelf_table() -> str:
+    """What `benchmarks/offshelf.py` has found in other networks."""
+    measured = json.loads(OFFSHELF.read_text())
+    rows = []
+    for entry in measured.pop("networks"):
+        rows.append(
+            [
+                f"`{entry['network']}`",
+                str(entry["layers"]),
+                str(entry["skippable"]),
+                str(entry["narrowable"]),
+                f"{entry['macs'] / 1e9:.3f} G",
+                f"{entry['published']:.3f} G",
+                f"{entry['cheapest']:.3f}",
+                f"{entry['difference']:.2g}",
+                f"{entry['seconds']:.1f}",
+            ]
+        )
+    conditions = ", ".join(f"{key} {value}" for key, value in measured.items())
+    columns = [
+        "network",
+        "layers",
+        "can be skipped",
+        "can be narrowed",
+        "MACs",
+        "published",
+        "cheapest",
+        "difference",
+        "seconds to convert",
+    ]
+    return table(columns, rows) + f"\nMeasured on: {conditions}.\n"
 
 
 def leaderboard_tables() -> str:

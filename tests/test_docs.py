@@ -104,6 +104,7 @@ NOT_RUN = {
     "--out benchmarks/deployment-bfloat16.json": TAKES_MINUTES,
     "python benchmarks/half_precision.py --out benchmarks/half_precision.json": TAKES_MINUTES,
     "python benchmarks/scaling.py --out benchmarks/scaling.json": TAKES_MINUTES,
+    "python benchmarks/offshelf.py --out benchmarks/offshelf.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
     "rnr-gym classify rnr-cifar10 photo.jpg --compute 0.3": "needs an image",

@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         full_path: the number of the full path, K - 1.
         has_exits: whether number 0 is the exit.
         exits_read_glance: whether exit heads read the glance, which then has to run for them.
-        has_identity: whether the cheapest sub-path apart from the exit computes nothing.
+        has_identity: whether the cheapest sub-path apart from the exit skips its block.
         stem_width: channels of the stem's output.
         summary_groups: 0 for a summary of all pooled features in full precision. Otherwise they are
             averaged over that many groups of channels, the glance's are left out, and every value

@@ -44,6 +44,7 @@ MAP_FUNCTIONS = (
     *(torch.add, torch.mul, torch.sub, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
     *("add", "add_", "mul", "mul_", "expand_as"),
 )
+NORM_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 POOLING_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.mean, "mean")
 
@@ -118,7 +119,9 @@ class Channels:
         """Find out where the channels of an operation's tensor come from."""
         module = self.network.module(node)
         first = self.network.inputs(node)[0]
-        if isinstance(module, nn.Conv2d):
+        if module is not None and not _has_only_known_tensors(module):
+            self._mix(node)
+        elif isinstance(module, nn.Conv2d):
             self._follow_conv(node, module, first)
         elif isinstance(module, nn.Linear):
             self._follow_linear(node, first)
@@ -209,10 +212,12 @@ class Channels:
         sizes = self.network.shape(node) or ()
         count = self._sets[source].size
         places = [axis for axis in range(1, len(sizes)) if sizes[axis] == count]
+        # A number that is written down would be wrong for fewer channels.
+        is_fixed = count in node.args
         before = prod((self.network.shape(source) or ())[1:])
         keeps_pixels = is_pooling(node, self.network.module(node)) and self._axes[source] == 1
         is_one_pixel = before == count or keeps_pixels
-        if len(places) == 1 and prod(sizes[1:]) == count and is_one_pixel:
+        if len(places) == 1 and prod(sizes[1:]) == count and is_one_pixel and not is_fixed:
             self._begin(node, places[0])
             self._join(node, source)
         else:
@@ -237,6 +242,19 @@ class Channels:
         if self.network.shape(node) == self.network.shape(sources[0]):
             axis = self._axes[sources[0]]
         self._begin(node, axis).fixed = True
+
+
+def _has_only_known_tensors(module: nn.Module) -> bool:
+    """Whether a module can be narrowed, or has nothing to be narrowed.
+
+    Subclasses and parametrizations may have more, which depends on the number of channels.
+    """
+    tensors = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    if isinstance(module, nn.LayerNorm | nn.Conv2d | nn.Linear):
+        return tensors <= {"weight", "bias"} and not module._forward_pre_hooks
+    if isinstance(module, nn.BatchNorm2d):
+        return tensors <= NORM_TENSORS
+    return not tensors
 
 
 def is_activation(node: Node, module: nn.Module | None) -> bool:

@@ -116,6 +116,8 @@ class Segment(nn.Module):
                 fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
                 setattr(network, str(source.target), fused)
                 setattr(network, str(node.target), nn.Identity())
+        # As images arrive.
+        network.to(memory_format=torch.channels_last)
 
     def forward(self, features: Tensor) -> Tensor:
         output: Tensor = self.network(features)
