@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone, normalised
+from rnr_gym.backbones.carving import carved
 from rnr_gym.backbones.discovery import Block, find_blocks, named_blocks
 from rnr_gym.backbones.graphs import NetworkGraph
 from rnr_gym.backbones.layer import Layer
@@ -227,7 +228,7 @@ class Routable(Backbone):
         num_paths = groups + 1 - first
 
         start = choices[0].block.start
-        self.stem = Segment(network.carve(network.input, start))
+        self.stem = Segment(carved(network, network.input, start))
         self.stem_width = (network.shape(start) or ())[1]
         stem_macs, features = counted(self.stem, image)
 
@@ -249,7 +250,7 @@ class Routable(Backbone):
             start = block.end
 
         self.layers = nn.ModuleList(layers)
-        self.head = Segment(network.carve(start, network.output))
+        self.head = Segment(carved(network, start, network.output))
         head_macs, _ = counted(self.head, features)
         self._complete(self._valid(num_paths), self._mac_table(stem_macs, head_macs, num_paths))
         self.report = Report(self.config["model"], stem_macs, reports, head_macs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from rnr_gym.backbones.carving import carved
 from rnr_gym.backbones.channel_groups import Channels, ChannelSet, kept_channels
 from rnr_gym.backbones.discovery import Block
 from rnr_gym.backbones.graphs import NetworkGraph
@@ -61,12 +62,12 @@ class Choice(NamedTuple):
         block = self.block
         parts = {}
         if self.skips:
-            parts[0] = network.carve(start, block.end, instead=self.skips)
+            parts[0] = carved(network, start, block.end, instead=self.skips)
         for group in range(self.groups - 1 if self.kept else 0):
             kept = [(channels, idx[group]) for channels, idx in self.kept]
             modules = narrowed_modules(network, block.start, block.end, kept)
-            parts[group + 1] = network.carve(start, block.end, modules=modules)
-        parts[self.groups] = network.carve(start, block.end)
+            parts[group + 1] = carved(network, start, block.end, modules=modules)
+        parts[self.groups] = carved(network, start, block.end)
         return parts
 
 
