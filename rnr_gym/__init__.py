@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rnr_gym.sb3 import make_vec_env as make_vec_env
     from rnr_gym.testing import check_backbone as check_backbone
     from rnr_gym.training.calibration import calibrate_paths as calibrate_paths
+    from rnr_gym.training.exits import fit_exits as fit_exits
 
     fit_run = runs.fit
     load_folder = data.load_folder
@@ -71,6 +72,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "evaluate": "experiments.evaluation",
     "evaluate_paths": "experiments.evaluation",
     "export_onnx": "onnx",
+    "fit_exits": "training.exits",
     "fit_run": ("experiments.runs", "fit"),
     "load_folder": "data",
     "load_images": ("data", "load"),

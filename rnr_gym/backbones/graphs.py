@@ -53,7 +53,12 @@ class NetworkGraph:
         self.nodes = list(traced.graph.nodes)
         self.position = {node: place for place, node in enumerate(self.nodes)}
         self.input = self.nodes[0]
-        self.output = self.nodes[-1].args[0]
+        output = self.nodes[-1].args[0]
+        if not isinstance(output, Node):
+            raise ValueError(
+                f"`model` must return logits (N, classes), got {type(output).__name__} of outputs"
+            )
+        self.output = output
         recorder = _Recorder(traced)
         recorder.run(images)
         self.values: dict[Node, Any] = recorder.values

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone, normalised
+from rnr_gym.backbones.blocks import PooledHead
 from rnr_gym.backbones.carving import carved
 from rnr_gym.backbones.discovery import Block, find_blocks, named_blocks
 from rnr_gym.backbones.graphs import NetworkGraph
@@ -31,6 +32,7 @@ def routable(
     blocks: Sequence[str] | None = None,
     groups: int = 4,
     skip: bool = True,
+    exits: Sequence[int] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     transforms: Any = None,
@@ -53,6 +55,8 @@ def routable(
         blocks: names of the modules that become layers, in order; None to find them.
         groups: how many groups the inner channels of a block form; 1 for no narrow sub-paths.
         skip: whether residual blocks may be skipped.
+        exits: layers (1 and above) that get an exit head, by the numbers of the report; sub-path 0
+            is then the exit. `rnr_gym.fit_exits` has to fit the heads.
         mean: of each channel of images in 0..1, subtracted before the network sees them; None
             for 0. Likewise `std`, by which they are divided; None for 1.
         transforms: what torchvision's `Weights.transforms()` returns, in place of `mean` and `std`.
@@ -84,6 +88,7 @@ def routable(
         blocks=blocks,
         groups=groups,
         skip=skip,
+        exits=checks.integers("exits", exits, 1),
         mean=_per_channel("mean", [0.0] * channels if mean is None else mean, channels),
         std=_per_channel("std", [1.0] * channels if std is None else std, channels),
         summary_groups=checks.integer("summary_groups", summary_groups, 0),
@@ -133,17 +138,23 @@ class RoutableLayer(Layer):
         macs: their MACs.
         num_paths: how many numbers there are.
         width: channels of the output.
+        head: the exit's head, or None.
     """
 
     def __init__(
-        self, paths: dict[int, Segment], macs: dict[int, int], num_paths: int, width: int
+        self,
+        paths: dict[int, Segment],
+        macs: dict[int, int],
+        num_paths: int,
+        width: int,
+        head: PooledHead | None,
     ) -> None:
         super().__init__()
         self.paths = nn.ModuleDict({str(number): path for number, path in paths.items()})
         self.path_macs = macs
         self.num_paths = num_paths
         self.widths = [width] * num_paths
-        self.head = None
+        self.head = head
 
     def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
         features: Tensor = self.paths[str(sub_path)](x)
@@ -158,11 +169,11 @@ class Routable(Backbone):
 
     Each layer is a block. The full path runs the network's own operations in their own order, so
     its logits are those of the network. Narrow sub-paths have weights of their own, copies of those
-    of the most important channels: training them changes nothing on the full path. There are
-    neither exits nor a glance.
+    of the most important channels: training them changes nothing on the full path. There is no
+    glance.
 
     Args:
-        model, example, blocks, groups, skip, summary_groups: as for `routable`.
+        model, example, blocks, groups, skip, exits, summary_groups: as for `routable`.
         mean: one number per channel; likewise `std`.
 
     Attributes:
@@ -178,6 +189,7 @@ class Routable(Backbone):
         blocks: Sequence[str] | None,
         groups: int,
         skip: bool,
+        exits: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
         summary_groups: int,
@@ -188,6 +200,7 @@ class Routable(Backbone):
         self.image_shape = tuple(example.shape[1:])
         self.summary_groups = summary_groups
         self.glance = None
+        self.has_exits = bool(exits)
         self.check_images(example)
 
         model = copy.deepcopy(model).eval()
@@ -209,7 +222,11 @@ class Routable(Backbone):
                     "`model` must have blocks that can be skipped or narrowed, got "
                     f"{title} ({_listed(found)})"
                 )
-            self._build(network, choices, groups, prepared[:1])
+            if any(layer >= len(choices) for layer in exits):
+                raise ValueError(
+                    f"`exits` must name layers 1..{len(choices) - 1}, got {sorted(exits)}"
+                )
+            self._build(network, choices, groups, exits, prepared[:1])
             self.image_mean, self.image_std = statistics
             self.to(like.device, like.dtype).eval()
             self._check_logits(model, prepared)
@@ -219,30 +236,37 @@ class Routable(Backbone):
         network: NetworkGraph,
         choices: Sequence[Choice],
         groups: int,
+        exits: Sequence[int],
         image: Tensor,
     ) -> None:
         """Make stem, layers and head, and count the MACs of a prepared image `(1, C, H, W)`."""
         self.has_identity = any(choice.skips for choice in choices)
-        # Sub-path 0 skips; where no block can be skipped, numbers begin with the narrowest.
-        first = 1 - int(self.has_identity)
-        num_paths = groups + 1 - first
+        # Skipping comes after the exit; where no block can be skipped, the narrowest does.
+        offset = self.first_sub_path - 1 + int(self.has_identity)
+        num_paths = groups + 1 + offset
 
         start = choices[0].block.start
         self.stem = Segment(carved(network, network.input, start))
         self.stem_width = (network.shape(start) or ())[1]
         stem_macs, features = counted(self.stem, image)
 
-        layers = []
+        layers: list[RoutableLayer] = []
         reports = []
         for choice in choices:
             paths = {}
             macs = {}
             for number, part in choice.parts(network, start).items():
-                paths[number - first] = Segment(part)
-                macs[number - first], output = counted(paths[number - first], features)
+                paths[number + offset] = Segment(part)
+                macs[number + offset], output = counted(paths[number + offset], features)
             for number in _wasteful(macs):
                 del paths[number], macs[number]
-            layers.append(RoutableLayer(paths, macs, num_paths, output.shape[1]))
+            head = None
+            if len(layers) in exits:
+                head = PooledHead(features.shape[1], self.num_classes)
+                # Until it is fitted, all classes are equally likely.
+                nn.init.zeros_(head.linear.weight)
+                nn.init.zeros_(head.linear.bias)
+            layers.append(RoutableLayer(paths, macs, num_paths, output.shape[1], head))
             block = choice.block
             reports.append(BlockReport(block.name, block.kind, choice.widths, macs))
             # The last to run was the whole block.
@@ -259,20 +283,25 @@ class Routable(Backbone):
         valid = np.zeros((len(self.layers), num_paths), np.bool_)
         for layer_idx, layer in enumerate(self.layers):
             valid[layer_idx, list(layer.path_macs)] = True
+            if layer.head is not None:
+                valid[layer_idx, 0] = True
         return valid
 
     def _mac_table(self, stem_macs: int, head_macs: int, num_paths: int) -> MacTable:
         layers = np.zeros((len(self.layers), num_paths, num_paths), np.int64)
+        exits = np.zeros((len(self.layers), num_paths), np.int64)
+        # Whatever came before, because the stream between blocks keeps its width.
         for layer_idx, layer in enumerate(self.layers):
             for sub_path, macs in layer.path_macs.items():
-                # Whatever came before: the stream between blocks keeps its width.
                 layers[layer_idx, :, sub_path] = macs
-        return MacTable(
-            stem=stem_macs,
-            layers=layers,
-            exits=np.zeros(layers.shape[:2], np.int64),
-            head=np.full(num_paths, head_macs),
-        )
+            if layer.head is not None:
+                exits[layer_idx] = layer.head.macs(layer.head.linear.in_features)
+        head = np.full(num_paths, head_macs)
+
+        # No image comes from an exit.
+        for costs in (layers.swapaxes(0, 1), exits.T, head):
+            costs[: self.first_sub_path] = 0
+        return MacTable(stem=stem_macs, layers=layers, exits=exits, head=head)
 
     def _check_logits(self, model: nn.Module, prepared: Tensor) -> None:
         """Raise `ValueError` unless the full path answers as the network does."""

@@ -114,6 +114,30 @@ def calibrate_paths(
 
     Raises `ValueError` if the images do not fit the backbone or are fewer than 2.
     """
+    image_set = as_image_set(backbone, images)
+    generator = torch.Generator().manual_seed(seed)
+
+    def run_narrow_paths(pixels: Tensor) -> None:
+        # One image has no variance where its feature map is one pixel.
+        if len(pixels) > 1:
+            for path in paths_near_full(backbone, generator):
+                path_logits(backbone, pixels, path, ())
+
+    def draw_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
+        return paths_near_full(backbone, generator)[0]
+
+    first_image, _ = next(batches(backbone, image_set, 1))
+    narrow_norms = _norms(backbone) - full_path_norms(backbone, first_image)
+    shuffled = batches(backbone, image_set, batch_size, generator)
+    _measure_norms(backbone, narrow_norms, shuffled, run_narrow_paths, len(image_set))
+    measure_summaries(backbone, image_set, generator, batch_size, draw_path)
+
+
+def as_image_set(backbone: Backbone, images: Tensor | NDArray[np.uint8] | ImageSet) -> ImageSet:
+    """Images that need no labels as a set.
+
+    Raises `ValueError` if they do not fit the backbone or are fewer than 2.
+    """
     if not isinstance(images, ImageSet):
         pixels = torch.as_tensor(images)
         backbone.check_images(pixels)
@@ -123,25 +147,10 @@ def calibrate_paths(
     backbone.check_images(torch.from_numpy(np.array(images.images[:1])))
     if len(images) < 2:
         raise ValueError(f"`images` must be at least 2, got {len(images)}")
-    generator = torch.Generator().manual_seed(seed)
-
-    def run_narrow_paths(pixels: Tensor) -> None:
-        # One image has no variance where its feature map is one pixel.
-        if len(pixels) > 1:
-            for path in _paths_near_full(backbone, generator):
-                path_logits(backbone, pixels, path, ())
-
-    def draw_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
-        return _paths_near_full(backbone, generator)[0]
-
-    first_image, _ = next(batches(backbone, images, 1))
-    narrow_norms = _norms(backbone) - full_path_norms(backbone, first_image)
-    shuffled = batches(backbone, images, batch_size, generator)
-    _measure_norms(backbone, narrow_norms, shuffled, run_narrow_paths, len(images))
-    measure_summaries(backbone, images, generator, batch_size, draw_path)
+    return images
 
 
-def _paths_near_full(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
+def paths_near_full(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
     """Paths on which every layer takes each of its narrow sub-paths once, else runs whole."""
     narrow = list(range(backbone.narrowest, backbone.full_path))
     whole = [backbone.full_path] * max(1, WHOLE_SHARE * len(narrow))

@@ -427,6 +427,14 @@ def test_output_has_to_be_logits():
     rejects(r"`model` must return logits \(N, classes\), got \(2, 8", nn.Conv2d(3, 8, 3))
 
 
+def test_output_has_to_be_one_tensor():
+    class Several(offshelf.NeverSeen):
+        def forward(self, images):
+            return {"logits": super().forward(images)}
+
+    rejects("`model` must return logits .*, got immutable_dict of outputs", Several().eval())
+
+
 def test_network_that_looks_at_values_is_named():
     class Outer(nn.Module):
         def __init__(self):

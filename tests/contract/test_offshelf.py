@@ -118,3 +118,24 @@ def test_classifier_is_not_saved(backbone, images, tmp_path):
 def test_images_have_to_fit_the_network(backbone, dataset, match):
     with pytest.raises(ValueError, match=match):
         gym.make("RNR-v0", backbone=backbone, dataset=dataset)
+
+
+def test_exits_end_episodes(images):
+    torch.manual_seed(0)
+    network = offshelf.NeverSeen(SHAPE, classes=3).eval()
+    backbone = rnr.routable(network, small.pixels_of(images)[:8], groups=2, exits=[2])
+    rnr.fit_exits(backbone, images)
+    env = gym.make("RNR-v0", backbone=backbone, dataset=images)
+    check_env(env.unwrapped, skip_render_check=True)
+    assert env.action_space.n == 4
+
+    env.reset(seed=0)
+    # There is no exit at layer 0: the nearest sub-path skips the block.
+    _, _, terminated, _, info = env.step(0)
+    assert (terminated, info["executed"]) == (False, 1)
+    env.step(3)
+    _, _, terminated, _, info = env.step(0)
+    assert (terminated, info["executed"]) == (True, 0)
+    # What an environment without exits routes is not charged for them.
+    bare = gym.make("RNR-v0", backbone=backbone, dataset=images, exits=False)
+    assert not bare.unwrapped.source.spec.mac_table.exits.any()
