@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ class ChannelSet:
 
     def absorb(self, other: ChannelSet) -> None:
         """Make two sets one."""
-        self.unit = max(self.unit, other.unit)
+        self.unit = lcm(self.unit, other.unit)
         self.fixed = self.fixed or other.fixed or self.size != other.size
         self.has_pixels = self.has_pixels or other.has_pixels
         self.writers += other.writers
@@ -148,7 +148,7 @@ class Channels:
         elif conv.in_channels == conv.out_channels:
             self._keep(node, [source])
             channels = self._sets[node]
-            channels.unit = max(channels.unit, conv.in_channels // conv.groups)
+            channels.unit = lcm(channels.unit, conv.in_channels // conv.groups)
             channels.carriers.append(node)
         else:
             self._mix(node)
@@ -183,10 +183,10 @@ class Channels:
         for source in sources:
             shape = self.network.shape(source) or ()
             fits = fits and self._axes[source] == axis and len(shape) == len(sizes)
-        # A parameter of one value per channel would have to be narrowed, too.
-        for parameter in node.all_input_nodes:
-            if parameter.op == "get_attr":
-                fits = fits and prod(self.network.shape(parameter) or ()) == 1
+        # A parameter with a value for each channel would have to be narrowed, too.
+        for other in node.all_input_nodes:
+            if other not in sources:
+                fits = fits and prod(self.network.shape(other) or ()) == 1
         if not fits:
             self._mix(node)
             return

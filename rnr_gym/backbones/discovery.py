@@ -108,6 +108,8 @@ def _block(network: NetworkGraph, start: Node, end: Node) -> Block:
 def _summands(network: NetworkGraph, total: Node) -> Iterator[Node]:
     """What a sum of two or more is made of."""
     for node in network.inputs(total):
+        while isinstance(network.module(node), nn.Identity):
+            (node,) = network.inputs(node)
         if _is_sum(network, node) and len(node.users) == 1:
             yield from _summands(network, node)
         else:
@@ -179,7 +181,8 @@ def _is_conv(network: NetworkGraph, node: Node) -> bool:
 
 
 def _is_sum(network: NetworkGraph, node: Node) -> bool:
-    return node.target in ADDITIONS and len(network.inputs(node)) > 1
+    # A keyword may be a factor.
+    return node.target in ADDITIONS and len(network.inputs(node)) > 1 and not node.kwargs
 
 
 def _title(network: NetworkGraph, inside: Sequence[Node], has_sum: bool) -> str:

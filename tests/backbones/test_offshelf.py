@@ -325,6 +325,47 @@ def test_module_that_cannot_be_followed_stays_whole():
     check_backbone(backbone)
 
 
+class NormWithActivation(nn.BatchNorm2d):
+    """A norm of another library, which does more than normalise."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Scaled(nn.Module):
+    """Blocks with an identity as shortcut, and with factors for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.shortcut = nn.Identity()
+        self.factor = nn.Parameter(torch.rand(32))
+        self.conv1 = nn.Conv2d(16, 32, 3, padding=1)
+        self.norm = NormWithActivation(32)
+        self.conv2 = nn.Conv2d(32, 16, 3, padding=1)
+        self.conv3 = nn.Conv2d(16, 32, 3, padding=1)
+        self.conv4 = nn.Conv2d(32, 16, 3, padding=1)
+        self.answer = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.conv2(self.norm(self.conv1(x))) + self.shortcut(x)
+        x = x + self.conv4(self.conv3(x) * self.factor.view(1, -1, 1, 1))
+        return self.answer(x.mean((2, 3)))
+
+
+def test_norm_of_another_library_is_narrowed_but_not_folded():
+    torch.manual_seed(0)
+    backbone = routable(Scaled().eval(), offshelf.pixels(2))
+    # The factors are left as they are, so that block is skipped or whole.
+    assert backbone.valid.tolist() == [[True] * 5, [True, False, False, False, True]]
+    check_backbone(backbone)
+    images = offshelf.pixels(3)
+    with torch.no_grad():
+        expected = small.travel_full_path(backbone, images).logits
+        assert_close(small.travel_full_path(folded(backbone), images).logits, expected)
+
+
 def test_calibration_changes_narrow_norms_only():
     backbone = routable(offshelf.network("resnet, basic"), offshelf.pixels(4))
     images = offshelf.pixels(24, seed=2)
