@@ -13,7 +13,7 @@ from math import lcm, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 from torch.nn import functional as F
 
@@ -283,41 +283,3 @@ def _name(node: Node) -> str:
     if node.op == "call_module":
         return ""
     return str(getattr(node.target, "__name__", node.target))
-
-
-def importance(network: NetworkGraph, channels: ChannelSet) -> Tensor:
-    """How much the readers of a set would miss each of its units, `(size / unit,)`.
-
-    For every reader, the mean square of a channel times the squared norm of the weights that read
-    it: the energy that the channel brings into what the reader makes of it.
-    """
-    total = torch.zeros(channels.size)
-    for reader in channels.readers:
-        module = network.module(reader)
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        squares = module.weight.detach().float().square()  # (out, in) or (out, in, H, W)
-        read = squares.sum([axis for axis in range(squares.ndim) if axis != 1])
-        total += (network.squares[reader] * read).cpu()
-    return total.unflatten(0, (-1, channels.unit)).sum(1)
-
-
-def kept_channels(network: NetworkGraph, channels: ChannelSet, groups: int) -> list[Tensor]:
-    """For 1, 2, ..., all `groups` groups, the channels that they hold, int64 `(n,)`, ascending.
-
-    Groups are formed by importance, the most important channels first, and hold a multiple of 8
-    channels where there are enough.
-    """
-    unit = channels.unit
-    step = unit
-    if unit < 8 and 8 % unit == 0 and channels.size >= 8 * groups:
-        step = 8
-    order = importance(network, channels).argsort(descending=True, stable=True)
-    kept = []
-    for group in range(1, groups + 1):
-        count = channels.size
-        if group < groups:
-            count = min(count, max(step, step * round(count * group / (groups * step))))
-        units = order[: count // unit].sort().values
-        inside = torch.arange(unit)
-        kept.append((units[:, None] * unit + inside).flatten())
-    return kept

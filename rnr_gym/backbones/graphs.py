@@ -32,8 +32,6 @@ class NetworkGraph:
         input: the images.
         output: the logits.
         values: of each operation: the shape of a tensor, any other value itself.
-        means: of each convolution and linear layer: the mean of each channel that it reads, over
-            images and pixels; likewise `squares`, of the channels' squares.
         position: the place of each operation in `nodes`.
         cuts: the tensors through which all that the logits depend on has to pass, in order.
     """
@@ -62,8 +60,6 @@ class NetworkGraph:
         recorder = _Recorder(traced)
         recorder.run(images)
         self.values: dict[Node, Any] = recorder.values
-        self.means: dict[Node, Tensor] = recorder.means
-        self.squares: dict[Node, Tensor] = recorder.squares
 
         self._features = {self.input}
         for node in self.nodes:
@@ -173,18 +169,14 @@ class _Tracer(fx.Tracer):
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a network and records what its operations give and read."""
+    """Runs a network and records what its operations give."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
         self.extra_traceback = False
         self.values: dict[Node, Any] = {}
-        self.means: dict[Node, Tensor] = {}
-        self.squares: dict[Node, Tensor] = {}
 
     def run_node(self, node: Node) -> Any:
-        if node.op == "call_module":
-            self._record_channels(node)
         try:
             value = super().run_node(node)
         except Exception as error:
@@ -196,18 +188,3 @@ class _Recorder(fx.Interpreter):
             ) from error
         self.values[node] = Shape(value) if isinstance(value, Tensor) else value
         return value
-
-    def _record_channels(self, node: Node) -> None:
-        """Mean and mean square of what a convolution or linear layer reads."""
-        module = self.fetch_attr(str(node.target))
-        source = node.args[0] if node.args else None
-        x = self.env.get(source) if isinstance(source, Node) else None
-        if not isinstance(x, Tensor):
-            return
-        if isinstance(module, nn.Conv2d) and x.ndim == 4:
-            x = x.movedim(1, 3)
-        elif not isinstance(module, nn.Linear):
-            return
-        x = x.float().flatten(0, -2)  # (N * H * W, C)
-        self.means[node] = x.mean(0)
-        self.squares[node] = x.square().mean(0)

@@ -228,7 +228,7 @@ class Routable(Backbone):
                 raise ValueError(
                     f"`exits` must name layers 1..{len(choices) - 1}, got {sorted(exits)}"
                 )
-            self._build(network, choices, groups, exits, prepared[:1])
+            self._build(network, choices, groups, exits, prepared)
             self.image_mean, self.image_std = statistics
             self.to(like.device, like.dtype).eval()
             self._check_logits(model, prepared)
@@ -239,9 +239,9 @@ class Routable(Backbone):
         choices: Sequence[Choice],
         groups: int,
         exits: Sequence[int],
-        image: Tensor,
+        images: Tensor,
     ) -> None:
-        """Make stem, layers and head, and count the MACs of a prepared image `(1, C, H, W)`."""
+        """Make stem, layers and head from what they do on prepared images `(N, C, H, W)`."""
         self.has_identity = any(choice.skips for choice in choices)
         # Skipping comes after the exit; where no block can be skipped, the narrowest does.
         offset = self.first_sub_path - 1 + int(self.has_identity)
@@ -250,16 +250,18 @@ class Routable(Backbone):
         start = choices[0].block.start
         self.stem = Segment(carved(network, network.input, start))
         self.stem_width = (network.shape(start) or ())[1]
-        stem_macs, features = counted(self.stem, image)
+        stem_macs = counted(self.stem, images[:1])
+        features = self.stem(images)
 
         layers: list[RoutableLayer] = []
         reports = []
         for choice in choices:
             paths = {}
             macs = {}
-            for number, part in choice.parts(network, start).items():
+            ways = choice.ways(network, start, features)
+            for number, part in ways.parts.items():
                 paths[number + offset] = Segment(part)
-                macs[number + offset], output = counted(paths[number + offset], features)
+                macs[number + offset] = counted(part, features[:1])
             for number in _wasteful(macs):
                 del paths[number], macs[number]
             head = None
@@ -268,16 +270,15 @@ class Routable(Backbone):
                 # Until it is fitted, all classes are equally likely.
                 nn.init.zeros_(head.linear.weight)
                 nn.init.zeros_(head.linear.bias)
-            layers.append(RoutableLayer(paths, macs, num_paths, output.shape[1], head))
+            features = paths[num_paths - 1](features)
+            layers.append(RoutableLayer(paths, macs, num_paths, features.shape[1], head))
             block = choice.block
-            reports.append(BlockReport(block.name, block.kind, choice.widths, macs))
-            # The last to run was the whole block.
-            features = output
+            reports.append(BlockReport(block.name, block.kind, ways.widths, macs))
             start = block.end
 
         self.layers = nn.ModuleList(layers)
         self.head = Segment(carved(network, start, network.output))
-        head_macs, _ = counted(self.head, features)
+        head_macs = counted(self.head, features[:1])
         self._complete(self._valid(num_paths), self._mac_table(stem_macs, head_macs, num_paths))
         self.report = Report(self.config["model"], stem_macs, reports, head_macs)
 
@@ -320,12 +321,12 @@ class Routable(Backbone):
         return nn.Sequential(self.stem, *wholes, self.head).train(self.training)
 
 
-def counted(network: nn.Module, features: Tensor) -> tuple[int, Tensor]:
-    """MACs of a network on one image's features, and its output."""
+def counted(network: nn.Module, features: Tensor) -> int:
+    """MACs of a network on one image's features."""
     with FlopCounterMode(display=False) as counter:
-        output = network(features)
+        network(features)
     # torch counts a multiply and an add as two.
-    return counter.get_total_flops() // 2, output
+    return counter.get_total_flops() // 2
 
 
 def _is_same(pair: nn.Module, fused: nn.Conv2d, channels: int) -> bool:
