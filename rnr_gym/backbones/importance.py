@@ -59,7 +59,7 @@ def readings_of(
 
         def record(module: nn.Module, args: tuple[Tensor], reader: Node = reader) -> None:
             axis = 1 if isinstance(module, nn.Conv2d) else -1
-            readings[reader] = _reading(args[0].movedim(axis, -1).flatten(0, -2))
+            readings[reader] = _reading(args[0].movedim(axis, -1).flatten(0, -2).float())
 
         hooks.append(network.get_submodule(reader.name).register_forward_pre_hook(record))
     network(features)

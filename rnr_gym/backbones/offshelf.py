@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone, normalised
@@ -20,9 +18,9 @@ from rnr_gym.backbones.blocks import PooledHead
 from rnr_gym.backbones.carving import carved
 from rnr_gym.backbones.discovery import Block, find_blocks, named_blocks
 from rnr_gym.backbones.graphs import NetworkGraph
-from rnr_gym.backbones.layer import Layer
 from rnr_gym.backbones.macs import MacTable
 from rnr_gym.backbones.report import BlockReport, Report
+from rnr_gym.backbones.segments import RoutableLayer, Segment, counted
 from rnr_gym.backbones.slicing import Choice
 
 
@@ -51,7 +49,8 @@ def routable(
     Args:
         model: images -> logits `(N, classes)`. It is copied.
         example: images `(N, C, H, W)`, uint8 or float 0..1, as they will be classified. Channels
-            are ordered by what they contribute on these images, so that real ones are best.
+            are ordered by what they contribute on these images, and those that are left out are
+            predicted from the others, so that some dozens of real ones are best.
         blocks: names of the modules that become layers, in order; None to find them.
         groups: how many groups the inner channels of a block form; 1 for no narrow sub-paths.
         skip: whether residual blocks may be skipped.
@@ -95,84 +94,13 @@ def routable(
     )
 
 
-class Segment(nn.Module):
-    """A part of a network, from one tensor to another.
-
-    Args:
-        network: what runs.
-    """
-
-    def __init__(self, network: fx.GraphModule) -> None:
-        super().__init__()
-        self.network = network
-
-    def fold(self) -> None:
-        """From now on, run convolutions that have their norm in them."""
-        network = self.network
-        for node in network.graph.nodes:
-            source = node.args[0] if node.args else None
-            if not isinstance(source, fx.Node) or len(source.users) > 1:
-                continue
-            conv = getattr(network, str(source.target), None)
-            norm = getattr(network, str(node.target), None)
-            if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-                continue
-            # Without statistics a norm depends on the batch.
-            if norm.running_mean is None:
-                continue
-            fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
-            if _is_same(nn.Sequential(conv, norm), fused, conv.in_channels):
-                setattr(network, str(source.target), fused)
-                setattr(network, str(node.target), nn.Identity())
-        # As images arrive.
-        network.to(memory_format=torch.channels_last)
-
-    def forward(self, features: Tensor) -> Tensor:
-        output: Tensor = self.network(features)
-        return output
-
-
-class RoutableLayer(Layer):
-    """One block of a network, and what lies between it and the block before.
-
-    Args:
-        paths: what runs, by number of the sub-path; numbers may be missing.
-        macs: their MACs.
-        num_paths: how many numbers there are.
-        width: channels of the output.
-        head: the exit's head, or None.
-    """
-
-    def __init__(
-        self,
-        paths: dict[int, Segment],
-        macs: dict[int, int],
-        num_paths: int,
-        width: int,
-        head: PooledHead | None,
-    ) -> None:
-        super().__init__()
-        self.paths = nn.ModuleDict({str(number): path for number, path in paths.items()})
-        self.path_macs = macs
-        self.num_paths = num_paths
-        self.widths = [width] * num_paths
-        self.head = head
-
-    def forward(self, x: Tensor, sub_path: int, prev_sub_path: int | None = None) -> Tensor:
-        features: Tensor = self.paths[str(sub_path)](x)
-        return features
-
-    def macs(self, sub_path: int, in_width: int) -> int:
-        return self.path_macs[sub_path]
-
-
 class Routable(Backbone):
     """An ordinary classification network that `routable` has made routable.
 
     Each layer is a block. The full path runs the network's own operations in their own order, so
     its logits are those of the network. Narrow sub-paths have weights of their own, copies of those
-    of the most important channels: training them changes nothing on the full path. There is no
-    glance.
+    of the most important channels, corrected for the others: training them changes nothing on the
+    full path. There is no glance.
 
     Args:
         model, example, blocks, groups, skip, exits, summary_groups: as for `routable`.
@@ -319,23 +247,6 @@ class Routable(Backbone):
     def plain(self) -> nn.Sequential:
         wholes = [layer.paths[str(self.full_path)] for layer in self.layers]
         return nn.Sequential(self.stem, *wholes, self.head).train(self.training)
-
-
-def counted(network: nn.Module, features: Tensor) -> int:
-    """MACs of a network on one image's features."""
-    with FlopCounterMode(display=False) as counter:
-        network(features)
-    # torch counts a multiply and an add as two.
-    return counter.get_total_flops() // 2
-
-
-def _is_same(pair: nn.Module, fused: nn.Conv2d, channels: int) -> bool:
-    """Whether two convolutions agree; subclasses may do more than convolve and normalise."""
-    pattern = torch.linspace(-9.0, 9.0, channels * 32 * 32).sin()
-    x = pattern.view(1, channels, 32, 32).to(fused.weight)
-    expected = pair(x)
-    scale = float(expected.abs().max()) + 1e-6
-    return torch.allclose(fused(x), expected, rtol=1e-3, atol=1e-3 * scale)
 
 
 def _wasteful(macs: dict[int, int]) -> list[int]:

@@ -165,7 +165,7 @@ def narrowed(
         assert isinstance(narrow, nn.Conv2d | nn.Linear)
         weight = narrow.weight
         read = read.to(weight.device)
-        matrix, constant = reading.prediction(read)
+        matrix, constant = (part.to(weight) for part in reading.prediction(read))
         others = weight[:, other_channels(weight.shape[1], read)]
         moved = (others.movedim(1, -1) @ matrix).movedim(-1, 1)
         bias = others.flatten(2).sum(2) @ constant if weight.ndim == 4 else others @ constant
