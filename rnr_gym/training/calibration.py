@@ -104,7 +104,8 @@ def calibrate_paths(
     """Fit an off-the-shelf network's narrow sub-paths to images, which need no labels.
 
     Measures the batch-norms that only narrow sub-paths run, while two thirds of the other blocks
-    run whole, and the statistics of summaries. Nothing of the full path changes.
+    run whole, and the statistics of summaries. Nothing of the full path changes. Paths on which
+    many more blocks are narrow may become worse.
 
     Args:
         backbone: the network, changed in place and left in evaluation mode.

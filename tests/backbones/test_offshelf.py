@@ -1,6 +1,7 @@
 """Ordinary networks as backbones: the full path is the network, narrow paths are parts of it."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -225,6 +226,33 @@ def test_model_stays_as_it_was():
     assert network.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(offshelf.pixels(2, (3, 40, 28)), id="oblong"),
+        pytest.param(torch.rand(2, 3, 32, 32), id="floats"),
+    ],
+)
+def test_images_of_other_forms_are_taken(example):
+    check_backbone(routable(offshelf.network("resnet, basic"), example))
+
+
+def test_network_in_double_precision_stays_so():
+    network = copy.deepcopy(offshelf.network("resnet, basic")).double()
+    backbone = routable(network, offshelf.pixels(2))
+    assert backbone.image_mean.dtype == torch.float64
+    check_backbone(backbone)
+
+
+def test_backbone_can_be_sent_to_other_processes():
+    backbone = offshelf.backbone("mobilenet v3")
+    received = pickle.loads(pickle.dumps(backbone))
+    images = offshelf.pixels(2)
+    expected = small.travel_full_path(backbone, images).logits
+    assert torch.equal(small.travel_full_path(received, images).logits, expected)
+    assert str(received.report) == str(backbone.report)
 
 
 def test_named_blocks_become_layers():
