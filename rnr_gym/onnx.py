@@ -20,6 +20,7 @@ from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import pooled_channels
 from rnr_gym.backbones.folding import affine
 from rnr_gym.backbones.multipath import Branch
+from rnr_gym.backbones.staged import StagedNet
 from rnr_gym.classifier import RoutedClassifier
 from rnr_gym.routing.observations import confidence_features, quantisation_steps
 from rnr_gym.routing.preferences import action_scores
@@ -66,7 +67,7 @@ def export_onnx(classifier: RoutedClassifier, path: str | Path) -> Path:
 
     Raises:
         ValueError: packages are missing (extra `onnx`), the router is another one, or the
-            backbone's feature maps change their width with the path.
+            backbone is off the shelf, or its feature maps change their width with the path.
     """
     path = Path(checks.path("path", path))
     if path.suffix != ".onnx":
@@ -126,6 +127,11 @@ class RoutedNetwork(nn.Module):
                 "fitted under time"
             )
         backbone = classifier.backbone
+        if not isinstance(backbone, StagedNet):
+            raise ValueError(
+                "`classifier` must have a backbone of this package, got one of kind "
+                f"{backbone.kind!r}"
+            )
         for idx, layer in enumerate(backbone.layers):
             widths = layer.widths[backbone.first_sub_path :]
             if len(set(widths)) > 1:

@@ -12,7 +12,7 @@ from rnr_gym import storage
 from rnr_gym.agents import FitConfig, agent, sb3
 from rnr_gym.onnx import RoutedNetwork
 from rnr_gym.routing.preferences import action_scores
-from tests.fixtures import small
+from tests.fixtures import offshelf, small
 from tests.fixtures.files import snapshot
 from tests.fixtures.profiles import profile_of
 from tests.fixtures.routing import assert_near
@@ -63,6 +63,17 @@ def run_file(path, images, tradeoff):
         rows.append(session.run(None, feed))
     logits, path, macs = zip(*rows, strict=True)
     return np.concatenate(logits), np.stack(path), np.concatenate(macs)
+
+
+def test_network_off_the_shelf_is_refused(tmp_path):
+    pixels = offshelf.pixels(10)
+    labels = np.arange(10) % offshelf.CLASSES
+    images = rnr.ImageSet.of((pixels * 255).byte().numpy(), labels)
+    kwargs = {"backbone": offshelf.backbone("never seen"), "dataset": images}
+    router = agent("ppo").fit(FitConfig("RNR-v0", kwargs, steps=1024, progress=False))
+    classifier = rnr.RoutedClassifier(kwargs["backbone"], router, agent="ppo")
+    with pytest.raises(ValueError, match="must have a backbone of this package"):
+        rnr.export_onnx(classifier, tmp_path / "routed.onnx")
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -48,7 +48,8 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _fold_sequence(sequence: nn.Sequential) -> None:
     """Fold each norm of a sequence that follows a convolution, of whatever form."""
     for (position, conv), (next_position, norm) in pairwise(enumerate(sequence)):
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+        # No subclasses, which may do more than their names say.
+        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
             continue
         # Without statistics a norm depends on the batch. All of ours scale and shift, too.
         if norm.running_mean is None or not norm.affine:

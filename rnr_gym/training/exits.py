@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnr_gym.backbones.base import Backbone, pooled_channels
+from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.blocks import pooled_channels
 from rnr_gym.data import ImageSet
 from rnr_gym.routing.traversal import Traversal
 from rnr_gym.training.calibration import as_image_set, batches, paths_near_full

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from rnr_gym.backbones.base import Backbone
+from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
 
 
 def fixed_path(backbone: Backbone, sub_path: int) -> list[int]:
-    """The same sub-path at every layer."""
-    return [sub_path] * backbone.num_layers
+    """The same sub-path at every layer, or the nearest one that it offers."""
+    return _offered(backbone, [[sub_path] * backbone.num_layers])[0]
 
 
 def random_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
-    """A path drawn uniformly from those that do not exit."""
+    """A path that does not exit, whose sub-paths are drawn uniformly.
+
+    As everywhere here, a layer that does not offer a sub-path gets the nearest one that it has.
+    """
     size = (backbone.num_layers,)
     sub_paths = torch.randint(
         backbone.first_sub_path,
@@ -26,7 +30,7 @@ def random_path(backbone: Backbone, generator: torch.Generator) -> list[int]:
         size,
         generator=generator,
     )
-    return sub_paths.tolist()
+    return _offered(backbone, [sub_paths.tolist()])[0]
 
 
 def spread_paths(backbone: Backbone, generator: torch.Generator) -> list[list[int]]:
@@ -40,13 +44,20 @@ def spread_paths(backbone: Backbone, generator: torch.Generator) -> list[list[in
     for layer in range(backbone.num_layers):
         shuffled = sub_paths[torch.randperm(len(sub_paths), generator=generator)]
         columns.append(shuffled[pairs[:, layer % 2]])
-    return torch.stack(columns, 1).tolist()
+    return _offered(backbone, torch.stack(columns, 1).tolist())
 
 
 def uniform_paths(backbone: Backbone) -> list[list[int]]:
     """The same width at every layer, for every width but the full one."""
     widths = range(backbone.narrowest, backbone.full_path)
     return [fixed_path(backbone, width) for width in widths]
+
+
+def _offered(backbone: Backbone, paths: list[list[int]]) -> list[list[int]]:
+    """Paths of the nearest sub-paths that each layer offers, apart from exits."""
+    onward = RoutingSpec.of(backbone).onward  # (T, K)
+    offered: list[list[int]] = onward[np.arange(backbone.num_layers), paths].tolist()
+    return offered
 
 
 def path_logits(

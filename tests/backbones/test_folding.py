@@ -87,6 +87,19 @@ def test_convolutions_of_any_form_are_folded(conv):
     torch.testing.assert_close(network_folded(images), network(images).detach())
 
 
+class NormWithActivation(nn.BatchNorm2d):
+    """As other libraries have it."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+def test_norm_that_does_more_stays():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), NormWithActivation(4)).eval()
+    images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(folded(network)(images), network(images).detach())
+
+
 def test_norm_without_statistics_stays():
     norm = nn.BatchNorm2d(4, track_running_stats=False)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), norm).eval()

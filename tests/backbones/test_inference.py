@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from rnr_gym.backbones import inference
 from rnr_gym.backbones.fused_conv import HAS_FUSED_CONV, FusedConv
 from rnr_gym.backbones.inference import chosen_dtype, for_inference, fuse
+from rnr_gym.routing.rollout import follow
 from rnr_gym.routing.spec import RoutingSpec
-from tests.fixtures import small
+from rnr_gym.routing.traversal import Traversal
+from tests.fixtures import offshelf, small
 from tests.fixtures.routing import assert_near, states_along
 
 needs_fused_conv = pytest.mark.skipif(not HAS_FUSED_CONV, reason="torch without oneDNN")
@@ -128,6 +131,23 @@ def test_half_precision_is_close_and_summaries_stay_single(kind, exits):
         scale = other.logits.detach().abs().max().clamp(min=1.0)
         assert (state.logits - other.logits.detach()).abs().max() < 0.05 * scale
         assert (state.macs == other.macs).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["never seen", "efficientnet", "convnext"])
+def test_network_off_the_shelf_runs_close_to_itself(family, dtype):
+    backbone = offshelf.backbone(family)
+    pixels = offshelf.pixels(8)
+    spec = RoutingSpec.of(backbone)
+    network = for_inference(backbone, dtype)
+    for sub_path in range(spec.num_paths):
+        path = spec.onward[:, sub_path]
+        expected = follow(Traversal.start(backbone, pixels), path).logits.detach()
+        actual = follow(Traversal.start(network, pixels), path)
+        assert actual.summary().dtype == np.float32
+        bound = 0.05 if dtype == "bfloat16" else 1e-5
+        difference = (actual.logits.float() - expected).abs().max()
+        assert difference <= bound * expected.abs().max().clamp(min=1.0)
 
 
 def test_the_backbone_keeps_its_dtype_and_weights():

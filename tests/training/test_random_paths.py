@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnr_gym.training import random_paths
-from tests.fixtures import small
+from tests.fixtures import offshelf, small
 
 KINDS = pytest.mark.parametrize("kind", small.KINDS)
 
@@ -58,3 +58,13 @@ def test_uniform_paths_have_all_widths_but_full(kind, widths):
     backbone = small.untrained(kind)
     expected = [[width] * 3 for width in widths]
     assert random_paths.uniform_paths(backbone) == expected
+
+
+def test_paths_take_only_what_layers_offer():
+    backbone = offshelf.backbone("resnet, basic")
+    generator = torch.Generator().manual_seed(0)
+    paths = [random_paths.random_path(backbone, generator) for _ in range(20)]
+    paths += random_paths.spread_paths(backbone, generator)
+    paths += random_paths.uniform_paths(backbone)
+    assert not backbone.valid.all()
+    assert backbone.valid[np.arange(backbone.num_layers), np.array(paths)].all()
