@@ -146,7 +146,7 @@ class Routable(Backbone):
             self.num_classes = logits[1]
             found = find_blocks(network) if blocks is None else named_blocks(network, blocks)
             choices = [Choice.of(network, block, groups, skip) for block in found]
-            choices = [choice for choice in choices if choice.is_one]
+            choices = [choice for choice in choices if choice.has_several]
             if not choices:
                 raise ValueError(
                     "`model` must have blocks that can be skipped or narrowed, got "

@@ -49,7 +49,7 @@ class Choice(NamedTuple):
         return cls(block, groups, skips, sets)
 
     @property
-    def is_one(self) -> bool:
+    def has_several(self) -> bool:
         """Whether there is more than one way."""
         return bool(self.skips or self.sets)
 
