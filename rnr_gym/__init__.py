@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rnr_gym.testing import check_backbone as check_backbone
     from rnr_gym.training.calibration import calibrate_paths as calibrate_paths
     from rnr_gym.training.exits import fit_exits as fit_exits
+    from rnr_gym.training.retrieval import for_retrieval as for_retrieval
 
     fit_run = runs.fit
     load_folder = data.load_folder
@@ -73,6 +74,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "evaluate_paths": "experiments.evaluation",
     "export_onnx": "onnx",
     "fit_exits": "training.exits",
+    "for_retrieval": "training.retrieval",
     "fit_run": ("experiments.runs", "fit"),
     "load_folder": "data",
     "load_images": ("data", "load"),

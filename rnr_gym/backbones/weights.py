@@ -50,7 +50,7 @@ def save(backbone: Backbone, path: Path, metadata: dict[str, Any] | None = None)
     if isinstance(backbone, Routable):
         raise ValueError(
             "`backbone` must be of this package's architectures to be saved, got "
-            f"{backbone.config['model']}; save that model, and call `routable` again"
+            f"{backbone.report.model}; save that model, and call `routable` again"
         )
     tensors: dict[str, Tensor] = {}
     for name, tensor in backbone.state_dict().items():

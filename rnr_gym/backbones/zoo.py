@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnr_gym import checks
+from rnr_gym.backbones import gallery
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
@@ -161,8 +162,16 @@ ARCHITECTURES: dict[str, Architecture] = {
 def from_config(config: dict[str, Any], seed: int = 0) -> Backbone:
     """Build an architecture with seeded random weights, in evaluation mode.
 
-    The global generator is left as it was.
+    The gallery of one that retrieves is empty. The global generator is left as it was.
     """
+    if config["kind"] == gallery.KIND:
+        backbone = from_config(config["of"], seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sizes = {name: config[name] for name in gallery.SIZES}
+            gallery.add_gallery(backbone, **sizes)
+        return backbone.eval()
+
     kwargs = {name: value for name, value in config.items() if name != "kind"}
     # `devices=[]`: weights are drawn on the CPU; to fork other generators would start CUDA.
     with torch.random.fork_rng(devices=[]):
@@ -179,7 +188,8 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
     """
     state_dict, metadata = weight_files.read(path)
     config = metadata["config"]
-    if expected is not None and config != expected:
+    # Weights of a named backbone may also be those of one that retrieves, which was made of it.
+    if expected is not None and expected not in (config, _of(config)):
         raise ValueError(
             "`weights` must have the architecture of the named backbone, "
             f"got {str(path)!r}, which has another ({_difference(expected, config)})"
@@ -189,6 +199,11 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
     backbone = from_config(config)
     backbone.load_state_dict(state_dict)
     return backbone.eval()
+
+
+def _of(config: Any) -> Any:
+    """What a backbone that retrieves was made of."""
+    return config.get("of") if isinstance(config, dict) else None
 
 
 def _check_declared(path: Path, config: Any, state_dict: dict[str, Tensor]) -> None:
@@ -223,6 +238,10 @@ def _check_sizes(config: Any, state_dict: dict[str, Tensor]) -> None:
     """Raise `ValueError` for an architecture of more layers or channels than the file can hold."""
     if not isinstance(config, dict):
         raise ValueError(f"`config` must be a dict, got {config!r}")
+    if config.get("kind") == gallery.KIND:
+        _check_sizes(config["of"], state_dict)
+        _check_gallery(config, state_dict)
+        return
     checks.choice("kind", config["kind"], KINDS)
     num_values = sum(tensor.numel() for tensor in state_dict.values())
     # Every layer has tensors of its own, and every group or branch has a batch-norm.
@@ -237,6 +256,16 @@ def _check_sizes(config: Any, state_dict: dict[str, Tensor]) -> None:
         for entry in entries:
             if isinstance(entry, int) and entry > most.get(name, num_values):
                 raise ValueError(f"`{name}` must fit into the file, got {checks.shortened(value)}")
+
+
+def _check_gallery(config: dict[str, Any], state_dict: dict[str, Tensor]) -> None:
+    """Raise `ValueError` unless the file can hold such a gallery, or for labels out of range."""
+    num_values = sum(tensor.numel() for tensor in state_dict.values())
+    for name in gallery.SIZES:
+        checks.integer(name, config[name], 1, num_values)
+    shape = (config["items"],)
+    labels = state_dict["gallery.labels"].numpy()
+    checks.whole_numbers("gallery.labels", labels, shape, 0, config["classes"] - 1)
 
 
 def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
