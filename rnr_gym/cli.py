@@ -134,6 +134,42 @@ def pretrain(
     )
 
 
+@app.command
+def embed(
+    env: EnvId,
+    out: Path,
+    per_class: int = 100,
+    further: int = 400,
+    dimensions: int = 64,
+    weights: str | None = "pretrained",
+    data_root: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Make an environment's backbone answer by the nearest image of a gallery of `train`.
+
+    Reports then have recall at 1 where they say accuracy.
+
+    Args:
+        env: the environment's id.
+        out: the safetensors file to write.
+        per_class: images of each class in the gallery, the first of `train`.
+        further: images of each class after those, to which exit heads are fitted without labels; 0
+            for the gallery itself.
+        dimensions: of the embedding.
+        weights: of the backbone: pretrained, finetuned, or a file.
+        data_root: folder of the images.
+        seed: of order and paths while exit heads are fitted.
+    """
+    from rnr_gym.experiments.retrieval import embed_gallery
+
+    recall = embed_gallery(env, out, per_class, further, dimensions, weights, data_root, seed)
+    console.print(
+        f"wrote {out}; recall at 1 of the full path on `route`: {recall:.1%}; now "
+        f"`rnr-gym compare {env} --weights {out} --out DIR`",
+        soft_wrap=True,
+    )
+
+
 @app.command(name="profile")
 def profile_backbone(
     backbone: Annotated[str, tyro.conf.Positional],
