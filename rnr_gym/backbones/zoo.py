@@ -239,6 +239,8 @@ def _check_sizes(config: Any, state_dict: dict[str, Tensor]) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"`config` must be a dict, got {config!r}")
     if config.get("kind") == gallery.KIND:
+        if _of(config["of"]) is not None:
+            raise ValueError("`of` must be a backbone that classifies, got one that retrieves")
         _check_sizes(config["of"], state_dict)
         _check_gallery(config, state_dict)
         return

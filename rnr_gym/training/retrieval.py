@@ -23,6 +23,9 @@ RIDGE = 1e-2
 """Penalty on squared weights of exit heads, for z-scored features and embeddings of length 1."""
 TEMPERATURES = np.geomspace(0.01, 1.0, 41).tolist()
 """Among which that of the gallery is chosen."""
+LEAST_LOSS = 0.01
+"""In nats: the loss scale of a network that makes hardly a mistake in its gallery is no larger than
+the reciprocal of this."""
 
 
 class Visit(NamedTuple):
@@ -114,8 +117,8 @@ def for_retrieval(
     # Random weights are drawn, though not kept: the global generator is left as it was.
     with torch.random.fork_rng(devices=[]):
         add_gallery(network, len(gallery), dimensions, len(gallery.classes))
-    loss = _fill(network, F.linear(features, weight, bias), gallery.labels)
-    network.loss_scale.fill_(1.0 / loss)
+    loss = _fill(network, F.linear(features, weight, bias), gallery)
+    network.loss_scale.fill_(1.0 / max(loss, LEAST_LOSS))
     last = network.head[-1] if isinstance(network.head, nn.Sequential) else network.head
     _set_head(last, weight, bias)
     _fit_heads(network, Visit.joined(visits), torch.cat(embeddings))
@@ -136,6 +139,8 @@ def _check(backbone: Backbone, gallery: ImageSet) -> None:
             f"`gallery` must hold images of the backbone's shape {backbone.image_shape}, got "
             f"{shape}"
         )
+    if len(gallery.classes) < 2:
+        raise ValueError(f"`gallery` must have 2 classes at least, got {len(gallery.classes)}")
     missing = sorted(set(range(len(gallery.classes))) - set(gallery.labels.tolist()))
     if missing:
         names = ", ".join(gallery.classes[label] for label in missing)
@@ -182,7 +187,7 @@ def _principal_components(features: Tensor, dimensions: int) -> tuple[Tensor, Te
     return weight, -weight @ mean
 
 
-def _fill(network: Backbone, embeddings: Tensor, labels: NDArray[np.int64]) -> float:
+def _fill(network: Backbone, embeddings: Tensor, images: ImageSet) -> float:
     """Fill the gallery, and choose its temperature by cross-entropy where each item seeks others.
 
     Returns that cross-entropy in nats.
@@ -190,10 +195,12 @@ def _fill(network: Backbone, embeddings: Tensor, labels: NDArray[np.int64]) -> f
     gallery = gallery_of(network)
     assert gallery is not None
     gallery.items.copy_(F.normalize(embeddings))
-    gallery.labels.copy_(torch.from_numpy(np.array(labels)))
+    gallery.labels.copy_(torch.from_numpy(np.array(images.labels)))
 
     similarity = F.linear(gallery.items, gallery.items)
-    similarity.fill_diagonal_(LOWEST)
+    # Neither itself nor another version of the same image.
+    is_same = torch.from_numpy(images.original_id[:, None] == images.original_id)
+    similarity.masked_fill_(is_same.to(similarity.device), LOWEST)
     scores = gallery.by_class(similarity)
     losses = []
     for temperature in TEMPERATURES:
