@@ -34,8 +34,6 @@ RUN_FIELDS = ("env", "arguments", "seed", "steps", "tradeoffs")
 """What the file of a run's router says of its configuration."""
 DEFAULT_AGENT = "ppo"
 """The bundled router that a name stands for unless another one is asked for."""
-BATCH_SIZE = 512
-"""Most images that a classifier runs together; the features of no more are in memory."""
 HUB_KWARGS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 """Arguments of `from_pretrained` that a download from the Hugging Face hub takes."""
 
@@ -184,11 +182,13 @@ class RoutedClassifier(ModelHubMixin):
         self.backbone.check_images(images)
         if tradeoff is not None:
             tradeoff = check_one_tradeoff(tradeoff)
-        parts = [self._classify(batch, tradeoff) for batch in images.split(BATCH_SIZE)]
+        parts = [
+            self._classify(batch, tradeoff) for batch in images.split(self.backbone.batch_size)
+        ]
         return Routed.joined(parts)
 
     def _classify(self, images: Tensor, tradeoff: float | None) -> Routed:
-        """The same for at most `BATCH_SIZE` images, whose features are all in memory."""
+        """The same for at most `batch_size` images, whose features are all in memory."""
         if tradeoff is None:
             return self._run_plain_network(images)
         start = self._start(images, self.spec.exit_layers)

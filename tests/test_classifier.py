@@ -8,7 +8,7 @@ from torch import nn
 
 from rnr_gym import classifier
 from rnr_gym.agents.uniform import UniformRouter
-from rnr_gym.backbones import inference, zoo
+from rnr_gym.backbones import base, inference, zoo
 from rnr_gym.classifier import BudgetCurve, RoutedClassifier
 from rnr_gym.routing.rollout import decision_macs, route
 from rnr_gym.routing.route_table import build
@@ -295,7 +295,7 @@ def test_many_images_run_in_batches(budget, monkeypatch):
     whole = routed_classifier(pixels, **budget)
 
     router.calls.clear()
-    monkeypatch.setattr(classifier, "BATCH_SIZE", 4)
+    monkeypatch.setattr(base, "BATCH_SIZE", 4)
     routed = routed_classifier(pixels, **budget)
     assert {len(observation) for observation, *_ in router.calls} <= {4, 2}
     torch.testing.assert_close(routed.logits, whole.logits)

@@ -13,6 +13,7 @@ from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import RoutingSource
 from rnr_gym.routing.rewards import tradeoff_grid
+from rnr_gym.routing.rollout import started
 from rnr_gym.routing.spec import RoutingSpec
 
 GRID = tradeoff_grid(28)
@@ -114,8 +115,8 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
     """
     spec = source.spec
     layout = spec.layout.summary
-    image_idx = np.arange(len(source.labels))
-    shape = (spec.num_layers + 1, len(image_idx))
+    all_images = np.arange(len(source.labels))
+    shape = (spec.num_layers + 1, len(all_images))
     trail = Trail(
         # Below every threshold, so that no image leaves where there is no exit.
         confidence=np.full(shape, -np.inf),
@@ -124,24 +125,26 @@ def along_uniform_path(source: RoutingSource, sub_path: int) -> Trail:
         probabilities=np.zeros((*shape, spec.num_classes), np.float32),
     )
 
-    state = source.start(image_idx)
-    for layer in range(spec.num_layers):
-        trail.compute[layer] = spec.compute(spec.charged(state))
-        if layer in spec.exit_layers:
-            # States are immutable, so the images can take the exit and still continue from here.
-            exited = state.step(np.zeros(len(image_idx), np.int64))
-            outcome = source.outcome(exited, image_idx, image_idx)
-            summary = state.summary()
-            trail.confidence[layer] = summary[:, layout.confidence.start]
-            trail.probabilities[layer] = summary[:, layout.exit_probabilities]
-            trail.correct[layer] = outcome.prediction == source.labels
-        state = state.step(np.full(len(image_idx), spec.onward[layer, sub_path]))
-
-    # At the end every threshold is reached: images that left at no exit are answered here.
+    # At the end every threshold is reached: images that left at no exit are answered there.
     trail.confidence[-1] = np.inf
-    outcome = source.outcome(state, image_idx, image_idx)
-    trail.correct[-1] = outcome.prediction == source.labels
-    trail.compute[-1] = spec.compute(spec.charged(state))
+    for batch, state in started(source, all_images):
+        image_idx = all_images[batch]
+        batch_idx = np.arange(len(image_idx))
+        for layer in range(spec.num_layers):
+            trail.compute[layer, batch] = spec.compute(spec.charged(state))
+            if layer in spec.exit_layers:
+                # States are immutable, so the images can take the exit and still continue.
+                exited = state.step(np.zeros(len(image_idx), np.int64))
+                outcome = source.outcome(exited, image_idx, batch_idx)
+                summary = state.summary()
+                trail.confidence[layer, batch] = summary[:, layout.confidence.start]
+                trail.probabilities[layer, batch] = summary[:, layout.exit_probabilities]
+                trail.correct[layer, batch] = outcome.prediction == source.labels[image_idx]
+            state = state.step(np.full(len(image_idx), spec.onward[layer, sub_path]))
+
+        outcome = source.outcome(state, image_idx, batch_idx)
+        trail.correct[-1, batch] = outcome.prediction == source.labels[image_idx]
+        trail.compute[-1, batch] = spec.compute(spec.charged(state))
     return trail
 
 

@@ -16,7 +16,7 @@ from rnr_gym.agents.base import FitConfig, RouterBase
 from rnr_gym.routing.observations import layers_of
 from rnr_gym.routing.protocols import RoutingSource
 from rnr_gym.routing.rewards import tradeoff_grid
-from rnr_gym.routing.rollout import follow
+from rnr_gym.routing.rollout import follow, started
 from rnr_gym.routing.route_table import RouteTable
 from rnr_gym.routing.spec import RoutingSpec
 
@@ -222,10 +222,13 @@ class PathSearch:
         return self.accuracies[path] - tradeoff * _compute(self.source.spec, path)
 
     def _accuracy(self, path: Path) -> float:
-        state = follow(self.source.start(self.image_idx), np.array(path))
-        batch_idx = np.arange(len(self.image_idx))
-        outcome = self.source.outcome(state, self.image_idx, batch_idx)
-        return float((outcome.prediction == self.source.labels[self.image_idx]).mean())
+        correct = np.zeros(len(self.image_idx), np.bool_)
+        for batch, start in started(self.source, self.image_idx):
+            image_idx = self.image_idx[batch]
+            state = follow(start, np.array(path))
+            outcome = self.source.outcome(state, image_idx, np.arange(len(image_idx)))
+            correct[batch] = outcome.prediction == self.source.labels[image_idx]
+        return float(correct.mean())
 
 
 class Point(NamedTuple):

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from rnr_gym.backbones.blocks import Glance, ResidualGlance, pooled_channels
 from rnr_gym.backbones.macs import MacTable
 
+BATCH_SIZE = 512
+"""Most images that run together."""
+BATCH_PIXELS = 64 * 224 * 224
+"""Most pixels of them, each with all its channels."""
+
 
 class Backbone(nn.Module):
     """A routable network: `stem`, `layers`, `head` and, optionally, `glance`.
@@ -129,6 +134,12 @@ class Backbone(nn.Module):
         for weight in chain(self.stem.parameters(), self.layers.parameters()):
             return weight.dtype
         return self.image_mean.dtype
+
+    @property
+    def batch_size(self) -> int:
+        """Most images that run together, so that memory for features has a bound."""
+        _, height, width = self.image_shape
+        return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
 
     @property
     def first_sub_path(self) -> int:

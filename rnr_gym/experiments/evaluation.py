@@ -17,8 +17,6 @@ from rnr_gym.routing.spec import RoutingSpec
 
 EVAL_TRADEOFFS = tradeoff_grid(16)
 """Trade-offs at which routers are evaluated."""
-BATCH = 512
-"""Images that are routed together."""
 
 
 class Evaluation(NamedTuple):
@@ -76,14 +74,11 @@ def evaluate(source: RoutingSource, router: Router, tradeoff: float) -> Evaluati
     tradeoff = check_one_tradeoff(tradeoff)
     router_macs = rollout.decision_macs(router, spec)
     parts = []
-    for start in range(0, num_images, BATCH):
-        image_idx = np.arange(start, min(start + BATCH, num_images))
-        started = source.start(image_idx)
-        # Decoded while this batch is routed.
-        source.prefetch(np.arange(start + BATCH, min(start + 2 * BATCH, num_images)))
-        state = rollout.route(started, spec, router, tradeoff)
+    image_idx = np.arange(num_images)
+    for batch, start in rollout.started(source, image_idx):
+        state = rollout.route(start, spec, router, tradeoff)
         charged = Charge(state.macs, spec.charged(state))
-        parts.append(_evaluation(source, state, image_idx, charged, router_macs))
+        parts.append(_evaluation(source, state, image_idx[batch], charged, router_macs))
     return Evaluation.joined(parts)
 
 
@@ -115,11 +110,8 @@ def evaluate_paths(
     checks.integer("decision_macs", decision_macs, 0)
 
     parts = []
-    for start in range(0, len(image_idx), BATCH):
-        batch = slice(start, start + BATCH)
-        started = source.start(image_idx[batch])
-        source.prefetch(image_idx[start + BATCH : start + 2 * BATCH])
-        state = rollout.follow(started, paths[batch])
+    for batch, start in rollout.started(source, image_idx):
+        state = rollout.follow(start, paths[batch])
         charged = Charge(state.macs, source.spec.charged(state))
         if static:
             charged = static_charge(source.spec, paths[batch])

@@ -44,6 +44,11 @@ class Live:
         """int64 `(N,)`: the label of every image."""
         return self.images.labels
 
+    @property
+    def batch_size(self) -> int:
+        """Most images that should start together, by their size."""
+        return self.backbone.batch_size
+
     def prefetch(self, image_idx: Indices) -> None:
         """Announce which images will start next: those in files are decoded meanwhile."""
         self.images.prefetch(image_idx)

@@ -87,6 +87,11 @@ class RoutingSource(Protocol):
         """int64: the label of every image."""
         ...
 
+    @property
+    def batch_size(self) -> int:
+        """Most images that should start together."""
+        ...
+
     def prefetch(self, image_idx: Indices) -> None:
         """Announce which images will start next; a source may prepare them meanwhile."""
         ...

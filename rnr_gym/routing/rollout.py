@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,10 +10,23 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym.routing.observations import observe
-from rnr_gym.routing.protocols import Router, RoutingState
+from rnr_gym.routing.protocols import Indices, Router, RoutingSource, RoutingState
 from rnr_gym.routing.spec import RoutingSpec
 
 State = TypeVar("State", bound=RoutingState)
+
+
+def started(source: RoutingSource, image_idx: Indices) -> Iterator[tuple[slice, Any]]:
+    """Start images `(N,)` of a source in batches that fit into memory.
+
+    The next batch is prepared meanwhile. Gives the positions of each batch, and its state.
+    """
+    size = source.batch_size
+    for start in range(0, len(image_idx), size):
+        batch = slice(start, min(start + size, len(image_idx)))
+        state = source.start(image_idx[batch])
+        source.prefetch(image_idx[batch.stop : batch.stop + size])
+        yield batch, state
 
 
 def observation(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnr_gym import checks, storage
-from rnr_gym.backbones.base import Backbone
+from rnr_gym.backbones.base import BATCH_SIZE, Backbone
 from rnr_gym.backbones.macs import MOST, MacTable, TimeTable
 from rnr_gym.data import ImageSet
 from rnr_gym.progress import progress_bar
@@ -28,8 +28,6 @@ from rnr_gym.routing.traversal import Traversal
 
 LIMIT = 1_500_000
 """The most prefixes x images that a table may hold; with 470 values per summary, 2.8 GB."""
-BATCH_SIZE = 512
-"""Images that go down all paths together while a table is built."""
 
 
 class StoredFile(NamedTuple):
@@ -110,6 +108,11 @@ class RouteTable:
     def num_prefixes(self) -> int:
         """M: nodes of the tree from here on are answers."""
         return len(self.summary)
+
+    @property
+    def batch_size(self) -> int:
+        """Most images that should start together; summaries of so many are made at once."""
+        return BATCH_SIZE
 
     def prefetch(self, image_idx: Indices) -> None:
         """Do nothing: a table has no images to prepare."""
@@ -511,17 +514,18 @@ def build(
         )
 
     builder = _Builder(spec, num_images)
-    batches = range(0, num_images, BATCH_SIZE)
+    batch_size = backbone.batch_size
+    batches = range(0, num_images, batch_size)
     with torch.inference_mode():
         bar = progress_bar(
             batches, desc="route table", unit="batch", disable=not progress, leave=False
         )
         for low in bar:
-            batch = slice(low, min(low + BATCH_SIZE, num_images))
+            batch = slice(low, min(low + batch_size, num_images))
             pixels = torch.from_numpy(np.array(images.images[batch])).to(backbone.device)
             labels = torch.from_numpy(np.array(images.labels[batch])).to(backbone.device)
             # Decoded while this batch goes down all paths.
-            images.prefetch(np.arange(batch.stop, min(batch.stop + BATCH_SIZE, num_images)))
+            images.prefetch(np.arange(batch.stop, min(batch.stop + batch_size, num_images)))
             start = Traversal.start(backbone, pixels, spec.exit_layers)
             builder.visit(start, 0, batch, labels)
 

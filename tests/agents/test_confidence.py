@@ -5,6 +5,7 @@ import pytest
 
 from rnr_gym.agents import FitConfig, confidence
 from rnr_gym.agents.confidence import GRID, ConfidenceRouter, along_uniform_path
+from rnr_gym.backbones import base
 from rnr_gym.experiments.evaluation import evaluate
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
@@ -191,3 +192,15 @@ def test_state_dict_restores_the_router():
     restored = ConfidenceRouter.from_state_dict(router.spec, *router.state_dict())
     assert restored.thresholds.tolist() == router.thresholds.tolist()
     assert restored.tradeoffs_fitted.tolist() == router.tradeoffs_fitted.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_trail_does_not_depend_on_batches(monkeypatch, batch_size):
+    backbone = small.backbone("multipath")
+    live = Live(backbone, small.images(), RoutingSpec.of(backbone))
+    expected = along_uniform_path(live, backbone.full_path)
+    monkeypatch.setattr(base, "BATCH_SIZE", batch_size)
+    actual = along_uniform_path(live, backbone.full_path)
+    np.testing.assert_array_equal(actual.correct, expected.correct)
+    np.testing.assert_array_equal(actual.compute, expected.compute)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, atol=1e-5)

@@ -132,3 +132,12 @@ def test_glance_gives_features_and_their_logits():
     assert pooled.shape == (4, 16)
     assert logits.shape == (4, 3)
     assert_close(logits, glance.linear(pooled))
+
+
+@pytest.mark.parametrize(
+    ("side", "batch_size"), [(8, 512), (32, 512), (224, 64), (448, 16), (10_000, 1)]
+)
+def test_large_images_run_in_small_batches(side, batch_size):
+    backbone = small.backbone("multipath", shape=(3, 8, 8))
+    backbone.image_shape = (3, side, side)
+    assert backbone.batch_size == batch_size

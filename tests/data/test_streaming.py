@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 import rnr_gym as rnr
 from rnr_gym import data
+from rnr_gym.backbones import base
 from rnr_gym.data import streaming
 from rnr_gym.data.streaming import Crop, StreamedImages
 from rnr_gym.routing import route_table
@@ -307,7 +308,7 @@ def live(network, images):
 def test_table_and_evaluation_equal_those_in_memory(
     network, streamed, in_memory, decoded, monkeypatch, batch
 ):
-    monkeypatch.setattr(route_table, "BATCH_SIZE", batch)
+    monkeypatch.setattr(base, "BATCH_SIZE", batch)
     spec = RoutingSpec.of(network)
     table = route_table.build(network, streamed, spec, progress=False)
     # Each image once, although it is announced and read.
@@ -316,7 +317,7 @@ def test_table_and_evaluation_equal_those_in_memory(
     for name in ("labels", "summary", "prediction", "loss"):
         np.testing.assert_array_equal(getattr(table, name), getattr(expected, name))
 
-    monkeypatch.setattr("rnr_gym.experiments.evaluation.BATCH", batch)
+    monkeypatch.setattr(base, "BATCH_SIZE", batch)
     paths = small.paths(spec, COUNT)
     decoded.clear()
     evaluation = rnr.evaluate_paths(live(network, streamed), paths)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from rnr_gym.agents.confidence import ConfidenceRouter
 from rnr_gym.agents.static import StaticRouter
 from rnr_gym.agents.uniform import UniformRouter
-from rnr_gym.experiments import evaluation
+from rnr_gym.backbones.base import BATCH_SIZE
 from rnr_gym.experiments.evaluation import (
     EVAL_TRADEOFFS,
     Evaluation,
@@ -32,10 +32,11 @@ EXACT_FIELDS = ("path", "prediction", "correct", "macs", "router_macs")
 class RecordingSource:
     """A source that records which images are started."""
 
-    def __init__(self, source):
+    def __init__(self, source, batch_size=512):
         self.source = source
         self.spec = source.spec
         self.labels = source.labels
+        self.batch_size = batch_size
         self.started = []
 
     def prefetch(self, image_idx):
@@ -92,12 +93,11 @@ def table(live, some_digits):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 40, 100])
-def test_evaluate_visits_every_image_once(monkeypatch, table, batch):
+def test_evaluate_visits_every_image_once(table, batch):
     router = confidence_router(table.spec)
     expected = evaluate(table, router, 0.2)
 
-    monkeypatch.setattr(evaluation, "BATCH", batch)
-    source = RecordingSource(table)
+    source = RecordingSource(table, batch)
     actual = evaluate(source, router, 0.2)
     assert np.concatenate(source.started).tolist() == list(range(40))
     assert max(len(image_idx) for image_idx in source.started) == min(batch, 40)
@@ -106,9 +106,8 @@ def test_evaluate_visits_every_image_once(monkeypatch, table, batch):
 
 
 @pytest.mark.parametrize("batch", [7, 100])
-def test_evaluate_paths_follows_each_path(monkeypatch, table, batch):
-    monkeypatch.setattr(evaluation, "BATCH", batch)
-    source = RecordingSource(table)
+def test_evaluate_paths_follows_each_path(table, batch):
+    source = RecordingSource(table, batch)
     paths = small.paths(table.spec, 40)
     outcomes = evaluate_paths(source, paths)
     assert np.concatenate(source.started).tolist() == list(range(40))
@@ -131,11 +130,12 @@ def test_evaluate_paths_of_repeated_images(table):
 
 def test_evaluate_default_batches():
     """The last batch is smaller than the others, and all are joined."""
-    num_images = 2 * evaluation.BATCH + 3
-    source = RecordingSource(paper().take(np.arange(num_images) % 8))
+    num_images = 2 * BATCH_SIZE + 3
+    source = paper().take(np.arange(num_images) % 8)
+    source = RecordingSource(source, source.batch_size)
     outcomes = evaluate(source, UniformRouter(source.spec, 0), 0.3)
     sizes = [len(image_idx) for image_idx in source.started]
-    assert sizes == [evaluation.BATCH, evaluation.BATCH, 3]
+    assert sizes == [BATCH_SIZE, BATCH_SIZE, 3]
     assert all(len(field) == num_images for field in outcomes)
 
 

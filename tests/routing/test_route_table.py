@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 from torch.nn import functional as F
 
 from rnr_gym import storage
+from rnr_gym.backbones import base
 from rnr_gym.backbones.macs import MacTable, TimeTable
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
@@ -129,7 +130,7 @@ def best_of(table, image_idx, tradeoff, reward):
 
 @EVERY
 def test_table_states_match_live_states(kind, exits, on, monkeypatch):
-    monkeypatch.setattr(route_table, "BATCH_SIZE", 4)
+    monkeypatch.setattr(base, "BATCH_SIZE", 4)
     backbone = small.backbone(kind, exits)
     table = built(backbone, small.images(10), on)
     live = Live(backbone, small.images(10), table.spec)
@@ -399,7 +400,7 @@ def test_build_rejects_too_large_tables(monkeypatch, backbone, images):
 @pytest.mark.parametrize("batch_size", [5, 24])
 def test_build_batch_size_does_not_matter(monkeypatch, backbone, images, batch_size):
     whole = built(backbone, images)
-    monkeypatch.setattr(route_table, "BATCH_SIZE", batch_size)
+    monkeypatch.setattr(base, "BATCH_SIZE", batch_size)
     table = built(backbone, images)
     assert_near(table.summary, whole.summary)
     assert_near(table.loss, whole.loss)

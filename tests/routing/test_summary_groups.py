@@ -6,8 +6,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rnr_gym.backbones import base, zoo
 from rnr_gym.backbones import weights as weight_files
-from rnr_gym.backbones import zoo
 from rnr_gym.routing import route_table
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.observations import CLIP, LEVELS, quantisation_steps
@@ -201,7 +201,7 @@ def test_statistics_are_measured_on_groups():
 @KINDS
 @pytest.mark.parametrize("exits", [True, False])
 def test_table_matches_live_up_to_rounding(monkeypatch, kind, exits):
-    monkeypatch.setattr(route_table, "BATCH_SIZE", 5)
+    monkeypatch.setattr(base, "BATCH_SIZE", 5)
     backbone = grouped(kind)
     images = small.images(12)
     spec = RoutingSpec.of(backbone, exits)
