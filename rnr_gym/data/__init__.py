@@ -16,6 +16,7 @@ from rnr_gym import checks
 from rnr_gym.data import augmentation, cifar, digits, imagenet
 from rnr_gym.data.folders import load_folder
 from rnr_gym.data.images import SPLITS, ImageSet
+from rnr_gym.data.streaming import Crop
 
 __all__ = [
     "DATASETS",
@@ -33,16 +34,19 @@ class Dataset(NamedTuple):
     """How a data set is read, and how its training images are augmented.
 
     Attributes:
-        load: from split, data root and whether to download, to images.
+        load: from split, data root and whether to download, to images; with a `Crop` as well, if
+            the data set is cropped.
         augment: uint8 `(N, C, H, W)` to the same, varied at random.
         mirrored: whether mirroring an image keeps its label.
         classes: class names, by label.
+        is_cropped: whether its images have many sizes, so that a network's crop is made of them.
     """
 
-    load: Callable[[str, str | None, bool], ImageSet]
+    load: Callable[..., ImageSet]
     augment: Callable[[Tensor, Generator], Tensor]
     mirrored: bool
     classes: tuple[str, ...]
+    is_cropped: bool = False
 
 
 def _load_corrupted(split: str, data_root: str | None, download: bool) -> ImageSet:
@@ -88,6 +92,7 @@ DATASETS = {
         augment=augmentation.photographs,
         mirrored=True,
         classes=imagenet.CLASSES,
+        is_cropped=True,
     ),
 }
 
@@ -105,7 +110,13 @@ def check_split(split: str) -> None:
     checks.choice("split", split, SPLITS)
 
 
-def load(name: str, split: str, data_root: str | None = None, download: bool = True) -> ImageSet:
+def load(
+    name: str,
+    split: str,
+    data_root: str | None = None,
+    download: bool = True,
+    crop: Crop | None = None,
+) -> ImageSet:
     """A split of a data set; the same arguments give the same object within a process.
 
     Args:
@@ -113,16 +124,24 @@ def load(name: str, split: str, data_root: str | None = None, download: bool = T
         split: one of `SPLITS`.
         data_root: the folder that holds image sets; None for `RNR_GYM_DATA`, else the cache.
         download: whether files that are not there may be fetched.
+        crop: what is made of each image of ImageNet; None for 224 x 224 pixels of 256.
 
-    Raises `ValueError` for an unknown name or split, and what the data set raises.
+    Raises `ValueError` for an unknown name or split, or a crop of another data set, and what the
+    data set raises.
     """
     check_split(split)
     if data_root is not None:
         data_root = checks.path("data_root", data_root)
-    return _shared(name, split, data_root, checks.flag("download", download))
+    if crop is not None and not dataset(name).is_cropped:
+        raise ValueError(f"`crop` must be None for {name}, whose images have one size, got {crop}")
+    return _shared(name, split, data_root, checks.flag("download", download), crop)
 
 
 # All arguments by position: the cache would tell `load(a, b)` and `load(a, split=b)` apart.
 @lru_cache(maxsize=16)
-def _shared(name: str, split: str, data_root: str | None, download: bool) -> ImageSet:
-    return dataset(name).load(split, data_root, download)
+def _shared(
+    name: str, split: str, data_root: str | None, download: bool, crop: Crop | None
+) -> ImageSet:
+    if crop is None:
+        return dataset(name).load(split, data_root, download)
+    return dataset(name).load(split, data_root, download, crop)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,13 @@ def load(
 
     chosen = images.take(order[original_id])
     return replace(chosen, original_id=original_id, classes=CLASSES)
+
+
+def crop_of(transforms: Any) -> Crop:
+    """What torchvision's `Weights.transforms()` make of an image before they scale its pixels."""
+    (size,) = transforms.crop_size
+    (resize,) = transforms.resize_size
+    return Crop.of(size, resize, transforms.interpolation.value, channels=3)
 
 
 def _not_found(root: Path, split: str) -> FileNotFoundError:
