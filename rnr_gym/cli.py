@@ -41,9 +41,10 @@ def envs() -> None:
         Column("K", no_wrap=True, justify="right"),
         Column("plain MACs", no_wrap=True, justify="right"),
         Column("weights", no_wrap=True),
-        caption="T decisions, K sub-paths; finetuned: and pretrained",
+        caption="T decisions, K sub-paths; finetuned: and pretrained; download: by torchvision",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for env_id, kwargs in IDS.items():
         name = kwargs["backbone"]
@@ -51,6 +52,8 @@ def envs() -> None:
         backbone = zoo.named(name, weights=None)
         # Whatever has been fine-tuned is bundled as it was before, too.
         bundled = "none"
+        if zoo.ARCHITECTURES[name].is_downloaded:
+            bundled = "download"
         for kind in weights.BUNDLED:
             if weights.backbone_file(name, kind).is_file():
                 bundled = kind
@@ -72,8 +75,10 @@ def prepare_data(
 ) -> None:
     """Download a data set, or decode a folder of images, ahead of its first use.
 
+    ImageNet is not downloaded; this lists the splits that are there.
+
     Args:
-        dataset: digits, cifar10 or cifar100.
+        dataset: digits, cifar10, cifar10-corrupted, cifar100 or imagenet.
         data_root: folder of the images; if left out, RNR_GYM_DATA, else the user's cache folder.
     """
     from rnr_gym import data
@@ -86,11 +91,23 @@ def prepare_data(
         title=dataset,
         box=SIMPLE,
     )
+    missing: dict[str, str] = {}
     for split in data.SPLITS:
-        images = data.load(dataset, split, data_root)
+        try:
+            images = data.load(dataset, split, data_root)
+        except FileNotFoundError as error:
+            missing[split] = str(error)
+            # Splits of other sets come together, and another attempt would fail as well.
+            if not data.dataset(dataset).is_cropped or len(missing) == len(data.SPLITS):
+                raise
+            table.add_row(split, "missing", "", "")
+            continue
         shape = " x ".join(map(str, images.images.shape[1:]))
         table.add_row(split, f"{len(images):,}", shape, str(len(images.classes)))
+
     console.print(table)
+    for split, problem in missing.items():
+        console.print(f"`{split}` is missing: {problem}", soft_wrap=True)
 
 
 @app.command
@@ -118,9 +135,15 @@ def pretrain(
         bf16: run convolutions in bfloat16.
         data_root: folder of the images.
     """
+    from rnr_gym.backbones import zoo
     from rnr_gym.experiments.pretraining import pretrain_backbone
 
-    registered_kwargs(env)
+    name = registered_kwargs(env)["backbone"]
+    if zoo.ARCHITECTURES[name].is_downloaded:
+        raise ValueError(
+            "`env` must route a network of this package to be pretrained, got "
+            f"{env}, whose {name} comes from torchvision with its weights"
+        )
     _at_least("epochs", epochs, 1)
     _at_least("glance_epochs", glance_epochs, 1)
     checks.device(device)
@@ -186,7 +209,7 @@ def profile_backbone(
     Args:
         backbone: rnr-digits, rnr-digits-channels, rnr-cifar10, rnr-cifar10-channels,
             rnr-cifar10-small (that of RNR-CIFAR10-Table-v0), rnr-cifar100, rnr-cifar100-channels,
-            or a file that `rnr-gym pretrain` wrote.
+            resnet50, vgg16_bn, or a file that `rnr-gym pretrain` wrote.
         batch_size: how many images run together.
         device: cpu, or cuda.
         dtype: in what features are computed: float32, or bfloat16.

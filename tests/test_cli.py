@@ -16,6 +16,7 @@ from rnr_gym.registration import IDS
 from rnr_gym.routing import profiling, route_table
 from rnr_gym.routing.profiles import Profile
 from rnr_gym.training import pretraining
+from tests.fixtures import imagenet_files
 from tests.fixtures.commands import fails, run, succeeds, train_command
 from tests.fixtures.comparisons import compare_command, compare_quickly
 from tests.fixtures.digits import ENV, load_all, use_few_digits
@@ -106,6 +107,8 @@ def test_envs_lists_every_id():
         backbone = zoo.named(name, weights=None)
         kinds = [kind for kind in weights.BUNDLED if weights.backbone_file(name, kind).is_file()]
         bundled = ["none", *kinds][-1]
+        if zoo.ARCHITECTURES[name].is_downloaded:
+            bundled = "download"
 
         (cells,) = [line for line in lines if env_id in line]
         assert cells == [
@@ -192,6 +195,23 @@ def test_failed_download_says_what_to_do(all_images, tmp_path, monkeypatch, comm
     assert f"`rnr-gym data {name}` fetches" in output
     assert "RNR_GYM_DATA" in output
     assert not (tmp_path / "out").exists()
+
+
+def test_data_says_which_split_of_imagenet_is_missing(all_images, tmp_path):
+    message = fails(tmp_path, "data", "imagenet", "--data-root", tmp_path)
+    assert "`data_root` must hold imagenet/val/<wnid>/*.JPEG" in message
+
+    imagenet_files.write(tmp_path)
+    output = succeeds("data", "imagenet", "--data-root", tmp_path)
+    rows = split_rows(output)
+    assert rows[0] == ["train", "missing"]
+    assert [cells[:2] for cells in rows[1:]] == [["route", "1,000"], ["test", "1,000"]]
+    assert "`train` is missing: `data_root` must hold imagenet/train/<wnid>/*.JPEG" in output
+
+
+def test_pretrain_rejects_downloaded_network(tmp_path):
+    message = fails(tmp_path, "pretrain", "RNR-ImageNet-v0", "--out", tmp_path / "out")
+    assert "`env` must route a network of this package" in message
 
 
 def test_data_rejects_foreign_folders(all_images, tmp_path):

@@ -7,9 +7,10 @@ import rnr_gym
 from rnr_gym.backbones import zoo
 from rnr_gym.testing import check_backbone
 from tests.fixtures import offshelf, small
+from tests.fixtures.registered import LIGHT_BACKBONES
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("name", LIGHT_BACKBONES)
 def test_named_backbones_pass(name):
     check_backbone(zoo.from_config(zoo.ARCHITECTURES[name].config))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from rnr_gym import checks
-from rnr_gym.backbones import gallery
+from rnr_gym.backbones import gallery, torchvision_networks
 from rnr_gym.backbones import weights as weight_files
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.channels import ChannelPrunedNet
 from rnr_gym.backbones.multipath import MultiPathResNet
+from rnr_gym.data.streaming import Crop
 
 TRAINED_BY = {
     "pretrained": "`rnr-gym pretrain ENV --out FILE` trains them",
@@ -24,6 +26,7 @@ TRAINED_BY = {
 }
 """What to do where weights are not bundled."""
 KINDS: dict[str, type[Backbone]] = {"multipath": MultiPathResNet, "channels": ChannelPrunedNet}
+"""The kinds that files can hold."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Architecture:
     """A named backbone.
 
     Attributes:
-        config: `kind`, a key of `KINDS`, and the constructor's arguments. A plain JSON-able dict,
-            because it is stored in weights files and compared with them.
+        config: `kind`, a key of `KINDS` or that of torchvision's networks, and the constructor's
+            arguments. A plain JSON-able dict, because it is stored in weights files and compared
+            with them.
         dataset: the data set it is trained on.
         schedule: how it is trained: arguments of `training.pretraining.Schedule`.
     """
@@ -40,6 +44,18 @@ class Architecture:
     config: dict[str, Any]
     dataset: str
     schedule: dict[str, Any]
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether its weights are torchvision's, which are downloaded on request."""
+        return bool(self.config["kind"] == torchvision_networks.KIND)
+
+    @property
+    def crop(self) -> Crop | None:
+        """What its weights expect to be made of photographs; None where images have one size."""
+        if not self.is_downloaded:
+            return None
+        return torchvision_networks.crop(**_arguments(self.config))
 
 
 _DIGITS_MULTIPATH = {
@@ -114,6 +130,12 @@ _CIFAR10_SMALL = {
     "summary_groups": 8,
 }
 
+
+def _torchvision(model: str, weights: str) -> dict[str, Any]:
+    # By their own name: torchvision's default may change, and the environment must not.
+    return {"kind": torchvision_networks.KIND, "model": model, "weights": weights}
+
+
 _DIGITS_SCHEDULE = {"epochs": 300, "glance_epochs": 300, "batch_size": 128}
 # A narrow branch shares no filters with the wide one, so it has to see every image by itself:
 # `path_share` is 1. Pruned channels do share them, and train by the default schedule.
@@ -156,7 +178,24 @@ ARCHITECTURES: dict[str, Architecture] = {
         dataset="cifar100",
         schedule={},
     ),
+    # Never trained here, so they have no schedule.
+    "resnet50": Architecture(
+        config=_torchvision("resnet50", "IMAGENET1K_V2"),
+        dataset="imagenet",
+        schedule={},
+    ),
+    # With batch-norms, which `calibrate_paths` can fit to images.
+    "vgg16_bn": Architecture(
+        config=_torchvision("vgg16_bn", "IMAGENET1K_V1"),
+        dataset="imagenet",
+        schedule={},
+    ),
 }
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments in a config."""
+    return {name: value for name, value in config.items() if name != "kind"}
 
 
 def from_config(config: dict[str, Any], seed: int = 0) -> Backbone:
@@ -172,11 +211,15 @@ def from_config(config: dict[str, Any], seed: int = 0) -> Backbone:
             gallery.add_gallery(backbone, **sizes)
         return backbone.eval()
 
-    kwargs = {name: value for name, value in config.items() if name != "kind"}
+    build: Callable[..., Backbone]
+    if config["kind"] == torchvision_networks.KIND:
+        build = torchvision_networks.build
+    else:
+        build = KINDS[config["kind"]]
     # `devices=[]`: weights are drawn on the CPU; to fork other generators would start CUDA.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return KINDS[config["kind"]](**kwargs).eval()
+        return build(**_arguments(config)).eval()
 
 
 def load(path: Path, expected: dict[str, Any] | None = None) -> Backbone:
@@ -280,7 +323,11 @@ def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
 
 
 def named(
-    name: str, weights: str | None = "pretrained", seed: int = 0, device: str = "cpu"
+    name: str,
+    weights: str | None = "pretrained",
+    seed: int = 0,
+    device: str = "cpu",
+    download: bool = True,
 ) -> Backbone:
     """A backbone, shared read-only by all callers in a process that give the same arguments.
 
@@ -288,23 +335,38 @@ def named(
         name: a key of `ARCHITECTURES`, or the path of a file written by `weights.save`.
         weights: of the bundled ones, `"pretrained"` (under random routing, before any router) or
             `"finetuned"` (then under a router, too); the path of a file for other ones, None for
-            seeded random ones. Ignored if `name` is a file.
+            seeded random ones. Those of torchvision's networks are `"pretrained"`, torchvision's,
+            or None. Ignored if `name` is a file.
         seed: of the random weights.
         device: where it runs.
+        download: whether torchvision's weights may be downloaded where torch's cache lacks them.
 
     Raises:
         ValueError: the name, the weights or the device are unknown, the weights are not bundled, or
             they have another architecture.
+        FileNotFoundError: torchvision's weights are not there.
     """
     if isinstance(weights, PathLike):
         weights = str(weights)
     if weights is not None and not isinstance(weights, str):
         raise ValueError(f"`weights` must be a name, a file, or None, got {weights!r}")
-    return _shared(checks.path("backbone", name), weights, checks.seed(seed), checks.device(device))
+    name = checks.path("backbone", name)
+    seed = checks.seed(seed)
+    device = checks.device(device)
+    architecture = ARCHITECTURES.get(name)
+    if architecture is not None and architecture.is_downloaded:
+        if weights not in ("pretrained", None):
+            raise ValueError(
+                f"`weights` of {name} must be 'pretrained', which are torchvision's, or None for "
+                f"random ones, got {weights!r}; `routable` takes a network with other weights"
+            )
+        if weights is not None:
+            torchvision_networks.fetch(**_arguments(architecture.config), download=download)
+    return _shared(name, weights, seed, device)
 
 
 # All arguments by position: the cache would tell `named(a, b)` and `named(a, weights=b)` apart.
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2 * len(ARCHITECTURES))
 def _shared(name: str, weights: str | None, seed: int, device: str) -> Backbone:
     backbone = _named(name, weights, seed).to(device).requires_grad_(False)
     # Convolutions run faster with the channels last.
@@ -324,6 +386,8 @@ def _named(name: str, weights: str | None, seed: int) -> Backbone:
     config = ARCHITECTURES[name].config
     if weights is None:
         return from_config(config, seed)
+    if ARCHITECTURES[name].is_downloaded:
+        return torchvision_networks.pretrained(**_arguments(config)).eval()
 
     if weights in weight_files.BUNDLED:
         path = weight_files.backbone_file(name, str(weights))

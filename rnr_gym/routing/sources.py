@@ -20,6 +20,7 @@ from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.inference import AUTO, DTYPES, chosen_dtype
 from rnr_gym.data import ImageSet
+from rnr_gym.data.streaming import Crop
 from rnr_gym.routing import profiles, route_table
 from rnr_gym.routing.live import Live
 from rnr_gym.routing.profiles import Profile
@@ -73,13 +74,13 @@ def open_source(
         split: `"train"`, `"route"` or `"test"`.
         backbone: a name, a file that `rnr-gym pretrain` wrote, or a `Backbone`.
         weights: of a named backbone: `"pretrained"`, `"finetuned"`, a file, or None for seeded
-            random ones.
+            random ones. Torchvision's networks have no fine-tuned ones, and take no file.
         exits: whether exits and glance run.
         backend: `"live"` runs the network. `"table"` routes the bundled table where there is one,
             which needs no images, else a table that is built and kept in the cache. A `RouteTable`
             is routed as it is, whatever the other arguments are.
         data_root: directory of the images.
-        download: whether to fetch images that are missing.
+        download: whether to fetch images, and torchvision's weights, that are missing.
         device: where the network runs.
         dtype: in what it computes features: `"float32"`, `"bfloat16"`, or `"auto"` for the faster
             one on this machine. A bundled table was computed in float32.
@@ -89,7 +90,7 @@ def open_source(
     Raises:
         ValueError: an argument is unknown, the images do not fit the backbone, or the profile is
             that of another one.
-        FileNotFoundError: there are no images, or there is no profile.
+        FileNotFoundError: there are no images, no profile, or no weights of torchvision's.
     """
     # First, because whoever has no profile should not wait for images.
     profile = open_profile(backbone, weights, device, dtype, cost)
@@ -111,7 +112,10 @@ def open_source(
 
     # Named weights never change, so their name identifies them.
     if isinstance(backbone, str):
-        network = zoo.named(backbone, weights, device=device)
+        if _crop(backbone) is not None:
+            # These images are listed only; without them there is no need to download weights.
+            open_images(dataset, split, data_root, download, backbone=backbone)
+        network = zoo.named(backbone, weights, device=device, download=download)
         state_digest = ""
     elif weights in (PRETRAINED, None):
         network = backbone.eval()
@@ -122,7 +126,7 @@ def open_source(
             "own"
         )
 
-    images = open_images(dataset, split, data_root, download)
+    images = open_images(dataset, split, data_root, download, backbone=backbone)
     dtype = chosen_dtype(network, dtype)
     source = _opened(network, state_digest, images, exits, backend, dtype)
     return _charging(source, profile)
@@ -175,11 +179,16 @@ def open_images(
 ) -> ImageSet:
     """The images that `open_source` routes, given the same arguments.
 
-    An `ImageSet` serves for every split. Where a bundled table is routed, these are the images that
-    it was computed from.
+    An `ImageSet` serves for every split. Photographs of a named data set are cropped as the weights
+    of a named backbone expect it. Where a bundled table is routed, these are the images that it was
+    computed from.
     """
     if isinstance(dataset, str):
-        images = data.load(dataset, split, data_root, download)
+        crop = _crop(other.get("backbone"))
+        if crop is not None and data.dataset(dataset).is_cropped:
+            images = data.load(dataset, split, data_root, download, crop)
+        else:
+            images = data.load(dataset, split, data_root, download)
         table = None
         if other.get("backend") == "table":
             table = bundled_table(
@@ -209,6 +218,12 @@ def open_images(
             + type(chosen).__name__
         )
     return chosen
+
+
+def _crop(backbone: Any) -> Crop | None:
+    """What a named backbone expects to be made of photographs; None for any other."""
+    architecture = zoo.ARCHITECTURES.get(backbone) if isinstance(backbone, str) else None
+    return None if architecture is None else architecture.crop
 
 
 def bundled_table(

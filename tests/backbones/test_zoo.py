@@ -5,11 +5,13 @@ import re
 import pytest
 import torch
 
+from rnr_gym import storage
 from rnr_gym.backbones import weights, zoo
 from rnr_gym.registration import IDS
 from tests.fixtures import small
+from tests.fixtures.registered import LIGHT_BACKBONES
 
-NAMES = pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+NAMES = pytest.mark.parametrize("name", LIGHT_BACKBONES)
 BUNDLED = [
     (name, kind)
     for name in zoo.ARCHITECTURES
@@ -98,7 +100,7 @@ def test_finetuned_weights_are_other_ones_of_the_same_architecture(tmp_path, mon
     assert small.same_weights(loaded, other)
 
 
-@NAMES
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_architecture_has_env_id_to_pretrain(name):
     # What the command in that message takes: an id that routes this backbone.
     backbones = [kwargs["backbone"] for kwargs in IDS.values()]
@@ -110,6 +112,21 @@ def test_unknown_weights_raise(unknown):
     message = f"`weights` must be 'pretrained', 'finetuned', a file, or None .*, got {unknown!r}"
     with pytest.raises(ValueError, match=message):
         zoo.named("rnr-digits", unknown)
+
+
+@pytest.mark.parametrize("other", ["finetuned", "/no/such/file"])
+def test_downloaded_networks_take_no_other_weights(other):
+    message = f"`weights` of resnet50 must be 'pretrained', which are torch.*, got {other!r}"
+    with pytest.raises(ValueError, match=message):
+        zoo.named("resnet50", other)
+
+
+def test_file_cannot_declare_network_of_torchvision(tmp_path):
+    backbone = small.backbone("vgg")
+    metadata = {"config": zoo.ARCHITECTURES["resnet50"].config}
+    storage.save_tensors(tmp_path / "file", dict(backbone.state_dict()), metadata)
+    with pytest.raises(ValueError, match="`kind` must be one of multipath, channels"):
+        zoo.load(tmp_path / "file")
 
 
 def test_unknown_backbone_raises():

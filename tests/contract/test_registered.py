@@ -1,4 +1,4 @@
-"""The contract of every registered id: live with random weights, and as bundled where it is."""
+"""The contract of the registered ids: live with random weights, and as bundled where it is."""
 
 import pickle
 import subprocess
@@ -21,6 +21,7 @@ from rnr_gym.backbones import zoo
 from rnr_gym.data import ImageSet
 from rnr_gym.envs import RoutingVectorEnv
 from rnr_gym.registration import IDS, registered_kwargs
+from tests.fixtures.registered import LIGHT_IDS
 
 RANDOM = {"weights": None, "backend": "live"}
 """Arguments by which an id needs no bundled file."""
@@ -35,12 +36,15 @@ def is_bundled(env_id):
     return path.is_file()
 
 
-EVERY_ID = pytest.mark.parametrize("env_id", IDS)
+EVERY_ID = pytest.mark.parametrize("env_id", LIGHT_IDS)
 EVERY_WEIGHTS = pytest.mark.parametrize(
     ("env_id", "env_kwargs"),
     [
-        *(pytest.param(env_id, RANDOM, id=f"{env_id}, random") for env_id in IDS),
-        *(pytest.param(env_id, {}, id=f"{env_id}, bundled") for env_id in filter(is_bundled, IDS)),
+        *(pytest.param(env_id, RANDOM, id=f"{env_id}, random") for env_id in LIGHT_IDS),
+        *(
+            pytest.param(env_id, {}, id=f"{env_id}, bundled")
+            for env_id in filter(is_bundled, LIGHT_IDS)
+        ),
     ],
 )
 SOME_IDS = pytest.mark.parametrize(
