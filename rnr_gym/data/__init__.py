@@ -124,16 +124,23 @@ def load(
         split: one of `SPLITS`.
         data_root: the folder that holds image sets; None for `RNR_GYM_DATA`, else the cache.
         download: whether files that are not there may be fetched.
-        crop: what is made of each image of ImageNet; None for 224 x 224 pixels of 256.
+        crop: what is made of each image of ImageNet, as `Crop` has it: `(size, resize,
+            interpolation, channels)`; None for `(224, 256, "bilinear", 3)`.
 
-    Raises `ValueError` for an unknown name or split, or a crop of another data set, and what the
-    data set raises.
+    Raises `ValueError` for an unknown name or split, or a crop that is none or of another data set,
+    and what the data set raises.
     """
     check_split(split)
     if data_root is not None:
         data_root = checks.path("data_root", data_root)
-    if crop is not None and not dataset(name).is_cropped:
-        raise ValueError(f"`crop` must be None for {name}, whose images have one size, got {crop}")
+    if crop is not None:
+        if not dataset(name).is_cropped:
+            raise ValueError(
+                f"`crop` must be None for {name}, got {crop!r}: its images are not cut"
+            )
+        if not isinstance(crop, tuple) or len(crop) != len(Crop._fields):
+            raise ValueError(f"`crop` must be a tuple of {', '.join(Crop._fields)}, got {crop!r}")
+        crop = Crop.of(*crop)
     return _shared(name, split, data_root, checks.flag("download", download), crop)
 
 

@@ -80,6 +80,11 @@ def test_id_plays_an_episode_on_cropped_images(env_id, root):
     assert 0.1 < info["compute"] < 0.3
 
 
+def test_routers_are_fitted_without_a_table(env_kwargs):
+    fit_config = rnr.FitConfig("RNR-ImageNet-Channels-v0", kwargs=env_kwargs)
+    assert not fit_config.has_table("route")
+
+
 def test_check_env_passes(env_kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -90,6 +90,23 @@ def test_default_crop_is_that_of_torchvision(root):
     assert images is data.load("imagenet", "test", str(root), True)
 
 
+def test_crop_can_be_given_as_a_plain_tuple(root):
+    images = data.load("imagenet", "test", str(root), crop=(32, 40, "bicubic", 1))
+    assert images.images.crop == Crop(32, 40, "bicubic", 1)
+    assert images.images.shape == (1500, 1, 32, 32)
+    preset = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    assert imagenet.crop_of(preset) == Crop(224, 232, "bilinear", 3)
+
+
+@pytest.mark.parametrize(
+    ("crop", "name"),
+    [(224, "crop"), ((224, 256), "crop"), ((224, 100, "bilinear", 3), "resize")],
+)
+def test_bad_crop_is_named(root, crop, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        data.load("imagenet", "test", str(root), crop=crop)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_missing_folder_says_what_to_place_where(tmp_path, split):
     part = "train" if split == "train" else "val"
