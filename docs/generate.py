@@ -23,7 +23,7 @@ import yaml
 
 from rnr_gym import RoutingEnv
 from rnr_gym.agents import AGENTS, DEFAULT_AGENTS
-from rnr_gym.backbones import weights, zoo
+from rnr_gym.backbones import torchvision_networks, weights, zoo
 from rnr_gym.classifier import bundled_classifiers
 from rnr_gym.experiments.formatting import MISSING, number, percent
 from rnr_gym.experiments.results import Results
@@ -47,6 +47,7 @@ HALF_PRECISION = ROOT / "benchmarks" / "half_precision.json"
 SCALING = ROOT / "benchmarks" / "scaling.json"
 TIME_AS_COST = ROOT / "benchmarks" / "time_as_cost.json"
 OFFSHELF = ROOT / "benchmarks" / "offshelf.json"
+EXAMPLE_IMAGES = ROOT / "benchmarks" / "example_images.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
@@ -83,6 +84,18 @@ ABOUT = {
     "RNR-CIFAR100-Channels-v0": (
         "CIFAR-100 on the network of `RNR-CIFAR10-Channels-v0`, with 100 classes."
     ),
+    "RNR-ImageNet-v0": (
+        "ImageNet on torchvision's ResNet-50, made routable: blocks are skipped, or compute one to "
+        "four groups of their inner channels. The weights, `ResNet50_Weights.IMAGENET1K_V2`, are "
+        "98 MB, and are downloaded when they are first used; the images are "
+        "[yours to get](../../guides/imagenet.md)."
+    ),
+    "RNR-ImageNet-Channels-v0": (
+        "ImageNet on torchvision's VGG-16 with batch-norm, whose blocks compute one to four groups "
+        "of their channels. The weights, `VGG16_BN_Weights.IMAGENET1K_V1`, are 528 MB, and are "
+        "downloaded when they are first used; the images are "
+        "[yours to get](../../guides/imagenet.md)."
+    ),
     "RNR-v0": (
         "For a network and images of your own: pass `backbone=` and `dataset=`. Without them it is "
         "`RNR-Digits-v0`. [The guide](../../guides/your_own_network.md) has an example."
@@ -105,6 +118,7 @@ def write_pages(folder: Path) -> None:
         "parts/scaling.md": scaling_tables(),
         "parts/time_as_cost.md": time_table(),
         "parts/offshelf.md": offshelf_table(),
+        "parts/example_images.md": example_images_table(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
         "parts/conflicts.md": conflicts_list(),
@@ -171,7 +185,7 @@ def ids_table() -> str:
                 str(backbone.num_layers),
                 str(backbone.num_paths),
                 f"{backbone.mac_table.plain:,}",
-                ", ".join(bundled_weights(kwargs["backbone"])) or "none",
+                weights_of(kwargs["backbone"]),
             ]
         )
     pages = "\n".join(f"generated/environments/{env_id.lower()}" for env_id in IDS)
@@ -182,20 +196,23 @@ def id_page(env_id: str) -> str:
     """What an id routes, what its decisions cost, and what routers reach on it."""
     kwargs = IDS[env_id]
     name = kwargs["backbone"]
-    architecture = zoo.ARCHITECTURES[name]
-    spec = RoutingSpec.of(zoo.named(name, weights=None))
-    shape = " × ".join(map(str, architecture.config["image_shape"]))
+    backbone = zoo.named(name, weights=None)
+    spec = RoutingSpec.of(backbone)
+    shape = " × ".join(map(str, backbone.image_shape))
+    exits = "none"
+    if spec.exit_layers:
+        exits = f"at layers {', '.join(map(str, spec.exit_layers))} (0 is the glance)"
     properties = [
         ["images", f"`{kwargs['dataset']}`, {shape}, {spec.num_classes} classes"],
-        ["backbone", f"`{name}`, {kind_of(architecture.config)}"],
+        ["backbone", f"`{name}`, {kind_of(zoo.ARCHITECTURES[name].config)}"],
         ["layers T", str(spec.num_layers)],
         ["action space", f"`Discrete({spec.num_paths})`"],
         ["observation space", f"`Box({spec.layout.size},)`, float32"],
-        ["exits", f"at layers {', '.join(map(str, spec.exit_layers))} (0 is the glance)"],
+        ["exits", exits],
         ["MACs, plain network", f"{spec.plain_macs:,}"],
         ["compute of the glance", f"{spec.mac_table.exits[0, -1] / spec.plain_macs:.3f}"],
         ["most compute", f"{spec.ceiling:.3f}"],
-        ["bundled weights", ", ".join(bundled_weights(name)) or "none"],
+        ["bundled weights", weights_of(name)],
     ]
     return "\n".join(
         [
@@ -214,6 +231,8 @@ def id_page(env_id: str) -> str:
 
 def kind_of(config: dict[str, Any]) -> str:
     """The kind of a backbone in words."""
+    if config["kind"] == torchvision_networks.KIND:
+        return f"torchvision's, with the weights `{config['weights']}`"
     if config["kind"] == "multipath":
         widths = ", ".join(f"{fraction:g}" for fraction in config["inner"])
         return f"multi-path: exit, identity, and branches of width {widths}"
@@ -223,6 +242,13 @@ def kind_of(config: dict[str, Any]) -> str:
 def bundled_weights(name: str) -> list[str]:
     """Which weights of a backbone are bundled."""
     return [kind for kind in weights.BUNDLED if weights.backbone_file(name, kind).is_file()]
+
+
+def weights_of(name: str) -> str:
+    """The same in words; or that they are downloaded."""
+    if zoo.ARCHITECTURES[name].is_downloaded:
+        return "none; downloaded"
+    return ", ".join(bundled_weights(name)) or "none"
 
 
 def costs_table(spec: RoutingSpec) -> str:
@@ -265,6 +291,14 @@ def scores(env_id: str) -> str:
 def no_scores(env_id: str) -> str:
     """What to say of an id without a report."""
     backbone = IDS[env_id]["backbone"]
+    if zoo.ARCHITECTURES[backbone].is_downloaded:
+        return (
+            "There are none: the weights could not be downloaded where this package was made, so "
+            "no accuracy was measured with them. With images and a network, this makes them:\n\n"
+            "```sh\n"
+            f"rnr-gym compare {env_id} --agents random static blind ppo --out reports/imagenet\n"
+            "```\n"
+        )
     if bundled_weights(backbone):
         return "There are none: they depend on your network and your images.\n"
     return (
@@ -539,6 +573,21 @@ def offshelf_table() -> str:
         "seconds to convert",
     ]
     return table(columns, rows) + f"\nMeasured on: {conditions}.\n"
+
+
+def example_images_table() -> str:
+    """What `benchmarks/example_images.py` has measured."""
+    measured = json.loads(EXAMPLE_IMAGES.read_text())
+    rows = []
+    for row in measured["rows"]:
+        worst = min(row["paths"])
+        best = max(row["paths"])
+        rows.append([row["examples"], f"{row['mean']:.1%}", f"{worst:.1%}", f"{best:.1%}"])
+    return (
+        table(["example images", "mean of the paths", "worst", "best"], rows)
+        + f"\nTop-1 on {measured['images']} images of `test` after {measured['examples']} example "
+        f"images; the full path has {measured['full']:.1%}.\n"
+    )
 
 
 def leaderboard_tables() -> str:

@@ -106,6 +106,7 @@ NOT_RUN = {
     "python benchmarks/scaling.py --out benchmarks/scaling.json": TAKES_MINUTES,
     "python benchmarks/offshelf.py --out benchmarks/offshelf.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
+    "rnr-gym data imagenet": "needs images of ImageNet; `test_cli.py` has some",
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
     "rnr-gym classify rnr-cifar10 photo.jpg --compute 0.3": "needs an image",
     "rnr-gym demo": "serves a page until it is stopped",
@@ -415,6 +416,13 @@ def test_leaderboard_has_every_row(generate):
 
 def test_id_without_results_says_so(generate):
     assert "There are none yet" in generate.id_page("RNR-CIFAR100-v0")
+    assert "no accuracy was measured" in generate.id_page("RNR-ImageNet-v0")
+
+
+def test_example_images_have_a_row_for_each_kind(generate):
+    table = generate.example_images_table()
+    for row in json.loads(generate.EXAMPLE_IMAGES.read_text())["rows"]:
+        assert f"| {row['examples']} | {row['mean']:.1%} |" in table
 
 
 # The site
