@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -53,9 +54,8 @@ def pretrained(model: str, weights: str) -> Routable:
     file = weights_file(model, weights)
     _check_content(file, model, _weights(model, weights).url)
     # Tensors only: a file that was put there by hand must not run code.
-    state_dict = torch.load(file, map_location="cpu", weights_only=True)
     network = models.get_model(model, weights=None)
-    network.load_state_dict(state_dict)
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return _routable(network, model, weights, EXAMPLES)
 
 
@@ -77,6 +77,7 @@ def fetch(model: str, weights: str, download: bool = True) -> Path:
         # Of several processes that start at once, one fetches and the others wait.
         with claims.claimed(file, wait=True):
             if not file.is_file():
+                print(f"fetching {url} into {file.parent}", file=sys.stderr)
                 torch.hub.download_url_to_file(url, str(file), _expected_hash(url))
     # A `RuntimeError` is a checksum that does not fit.
     except (OSError, RuntimeError, HTTPException) as error:

@@ -51,7 +51,7 @@ def test_pinned_weights_are_the_default_of_torchvision():
     assert zoo.ARCHITECTURES["rnr-digits"].crop is None
 
 
-def test_downloaded_network_answers_as_torchvision_does(serve, network, capsys):
+def test_downloaded_network_answers_as_torchvision_does(serve, network):
     served = serve(network.state_dict())
     file = torchvision_networks.fetch(MODEL, WEIGHTS)
     assert file == torchvision_networks.weights_file(MODEL, WEIGHTS)
