@@ -1,8 +1,8 @@
-"""A convolution and the ReLU after it as one operation, for inference on CPUs."""
+"""A convolution and the activation after it as one operation, for inference on CPUs."""
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,23 @@ if HAS_FUSED_CONV:
         return flops
 
 
+class Activation(NamedTuple):
+    """What runs on the output of a convolution.
+
+    Attributes:
+        name: as oneDNN's operation calls it.
+        bounds: of `"hardtanh"`, the lowest and the highest value.
+    """
+
+    name: str = "none"
+    bounds: tuple[float, ...] = ()
+
+
+RELU = Activation("relu")
+
+
 class FusedConv(nn.Module):
-    """A convolution, with a ReLU if one follows; without gradients.
+    """A convolution, with an activation if one follows; without gradients.
 
     With a few images, calling operations takes as long as computing them, so both run in one. It is
     the operation of oneDNN that `torch.compile` uses, and reads the weight in a layout of its own.
@@ -33,19 +48,22 @@ class FusedConv(nn.Module):
         conv: one that `takes` accepts.
 
     Attributes:
-        relu: whether a ReLU follows; False at first.
+        activation: what follows; nothing at first.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self.relu = False
+        self.activation = Activation()
         self._packed: Tensor | None = None
 
     @staticmethod
-    def takes(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    def takes(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
         """Whether a module is a convolution that can run so."""
         if not HAS_FUSED_CONV or type(module) is not nn.Conv2d:
+            return False
+        # Hooks may do anything, such as compute the weight.
+        if module._forward_pre_hooks or module._forward_hooks:
             return False
         # The padding is in pixels and with zeros.
         padding_fits = module.padding_mode == "zeros" and not isinstance(module.padding, str)
@@ -63,7 +81,7 @@ class FusedConv(nn.Module):
         if self._packed is None:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             self._packed = reorder(conv.weight, *geometry, x.shape)
-        activation = "relu" if self.relu else "none"
+        name, bounds = self.activation
         run = torch.ops.mkldnn._convolution_pointwise
-        y: Tensor = run(x, self._packed, conv.bias, *geometry, activation, [], "")
+        y: Tensor = run(x, self._packed, conv.bias, *geometry, name, bounds, "")
         return y

@@ -14,7 +14,8 @@ from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PooledHead
 from rnr_gym.backbones.folding import folded
-from rnr_gym.backbones.fused_conv import FusedConv
+from rnr_gym.backbones.fused_conv import RELU, FusedConv
+from rnr_gym.backbones.segments import Segment
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """In what features may be computed, by name."""
@@ -42,6 +43,8 @@ def for_inference(backbone: Backbone, dtype: str = "float32") -> Backbone:
     for module in list(network.modules()):
         if isinstance(module, nn.Sequential):
             fuse(module)
+        elif isinstance(module, Segment):
+            module.fuse()
     return network
 
 
@@ -57,7 +60,7 @@ def fuse(sequence: nn.Sequential) -> None:
     for name, next_name in pairwise(names):
         conv = sequence.get_submodule(name)
         if isinstance(conv, FusedConv) and type(sequence.get_submodule(next_name)) is nn.ReLU:
-            conv.relu = True
+            conv.activation = RELU
             sequence.set_submodule(next_name, nn.Identity())
 
 

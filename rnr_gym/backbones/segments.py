@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym.backbones.blocks import PooledHead
+from rnr_gym.backbones.fused_conv import RELU, Activation, FusedConv
 from rnr_gym.backbones.layer import Layer
+
+RELU6 = Activation("hardtanh", (0.0, 6.0))
+HARDSWISH = Activation("hardswish")
+SILU = Activation("swish")
+SIGMOID = Activation("sigmoid")
+MODULES: dict[type, Activation] = {
+    nn.ReLU: RELU,
+    nn.ReLU6: RELU6,
+    nn.Hardswish: HARDSWISH,
+    nn.SiLU: SILU,
+    nn.Sigmoid: SIGMOID,
+}
+"""Activations that a convolution can do as well."""
+FUNCTIONS: dict[Any, Activation] = {
+    F.relu: RELU,
+    F.relu6: RELU6,
+    F.hardswish: HARDSWISH,
+    F.silu: SILU,
+    F.sigmoid: SIGMOID,
+    torch.relu: RELU,
+    torch.relu_: RELU,
+    torch.sigmoid: SIGMOID,
+    "relu": RELU,
+    "relu_": RELU,
+    "sigmoid": SIGMOID,
+}
+"""The same as functions and methods."""
 
 
 class Segment(nn.Module):
@@ -43,9 +74,62 @@ class Segment(nn.Module):
         # As images arrive.
         network.to(memory_format=torch.channels_last)
 
+    def fuse(self) -> None:
+        """From now on, run convolutions with the activations after them, where that is possible.
+
+        Sums of residual blocks are left as they are: in the same operation they took longer.
+        """
+        network = self.network
+        graph = network.graph
+        # What was a norm before folding does nothing.
+        for node in list(graph.nodes):
+            if type(_module_of(network, node)) is nn.Identity:
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
+
+        for node in list(graph.nodes):
+            conv = _module_of(network, node)
+            if not FusedConv.takes(conv) or node.kwargs:
+                continue
+            fused = FusedConv(conv)
+            setattr(network, str(node.target), fused)
+            user = _only_user(node)
+            activation = _activation(network, user)
+            if user is not None and activation is not None:
+                fused.activation = activation
+                user.replace_all_uses_with(node)
+                graph.erase_node(user)
+        network.recompile()
+
     def forward(self, features: Tensor) -> Tensor:
         output: Tensor = self.network(features)
         return output
+
+
+def _module_of(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that an operation runs; None for functions and methods."""
+    if node.op != "call_module":
+        return None
+    return network.get_submodule(str(node.target))
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    """The operation that reads a tensor, if there is just one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activation(network: fx.GraphModule, node: fx.Node | None) -> Activation | None:
+    """What an operation does, if a convolution can do it as well."""
+    if node is None or len(node.all_input_nodes) != 1:
+        return None
+    module = _module_of(network, node)
+    if module is None:
+        # Nothing but whether it writes into what it reads may be said in addition.
+        has_options = len(node.args) > 1 or bool(node.kwargs.keys() - {"inplace"})
+        return None if has_options else FUNCTIONS.get(node.target)
+    if type(module) is nn.Hardtanh:
+        return Activation("hardtanh", (module.min_val, module.max_val))
+    return MODULES.get(type(module))
 
 
 class RoutableLayer(Layer):

@@ -5,12 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnr_gym.backbones import inference
 from rnr_gym.backbones.fused_conv import HAS_FUSED_CONV, FusedConv
 from rnr_gym.backbones.inference import chosen_dtype, for_inference, fuse
+from rnr_gym.backbones.segments import Segment
 from rnr_gym.routing.rollout import follow
 from rnr_gym.routing.spec import RoutingSpec
 from rnr_gym.routing.traversal import Traversal
@@ -73,8 +75,15 @@ def test_only_a_relu_right_after_is_fused():
     images = torch.randn(2, 4, 5, 5)
     expected = sequence(images)
     fuse(sequence)
-    assert [module.relu for module in sequence if isinstance(module, FusedConv)] == [True, False]
+    convs = [module for module in sequence if isinstance(module, FusedConv)]
+    assert [conv.activation.name for conv in convs] == ["relu", "none"]
     torch.testing.assert_close(sequence(images), expected)
+
+
+def with_hook(module):
+    """A module that does more than its class."""
+    module.register_forward_hook(lambda module, args, output: output + 1.0)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -85,8 +94,9 @@ def test_only_a_relu_right_after_is_fused():
         nn.Conv2d(4, 6, 3).double(),
         nn.Conv2d(4, 6, 3, device="meta"),
         nn.Conv1d(4, 6, 3),
+        with_hook(nn.Conv2d(4, 6, 3)),
     ],
-    ids=["padding by name", "reflecting", "float64", "another device", "one dimension"],
+    ids=["padding by name", "reflecting", "float64", "another device", "one dimension", "hooked"],
 )
 def test_other_convolutions_stay(conv):
     sequence = nn.Sequential(conv, nn.ReLU())
@@ -100,6 +110,96 @@ def test_fused_conv_can_be_copied_after_use():
     images = torch.randn(2, 4, 5, 5)
     expected = conv(images)
     torch.testing.assert_close(copy.deepcopy(conv)(images), expected)
+
+
+ACTIVATIONS = {
+    "relu": (nn.ReLU(), torch.relu, lambda x: F.relu(x, inplace=True), lambda x: x.relu_()),
+    "hardtanh": (nn.ReLU6(inplace=True), nn.Hardtanh(-1.0, 2.0), F.relu6),
+    "hardswish": (nn.Hardswish(), F.hardswish),
+    "swish": (nn.SiLU(), F.silu),
+    "sigmoid": (nn.Sigmoid(), torch.sigmoid, lambda x: x.sigmoid()),
+    "none": (nn.GELU(), lambda x: F.threshold(x, 0.0, 1.0), nn.Identity()),
+}
+"""Functions and modules, by the name of what runs in one operation with a convolution."""
+
+
+class ConvThen(nn.Module):
+    """A convolution, its norm and something else."""
+
+    def __init__(self, conv, after):
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels)
+        self.after = after
+
+    def forward(self, x):
+        return self.after(self.norm(self.conv(x)))
+
+
+def segment_of(network, images):
+    """The whole of a network as a segment, for inference, and its fused convolutions."""
+    network = network.eval().requires_grad_(False)
+    segment = Segment(fx.symbolic_trace(network))
+    expected = network(images.clone())
+    segment.fold()
+    segment.fuse()
+    assert_near(segment(images), expected)
+    return [module for module in segment.network.modules() if isinstance(module, FusedConv)]
+
+
+@needs_fused_conv
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("form", convs())
+def test_segment_runs_conv_norm_and_activation_at_once(name, form):
+    for after in ACTIVATIONS[name]:
+        images = 5.0 * torch.randn(2, 4, 9, 9)
+        (conv,) = segment_of(ConvThen(convs()[form], after), images)
+        assert conv.activation.name == name
+
+
+class ReadTwice(nn.Module):
+    """What is rectified is read before that, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + torch.relu(y)
+
+
+@needs_fused_conv
+def test_activation_stays_where_its_input_is_read_elsewhere():
+    (conv,) = segment_of(ReadTwice(), torch.randn(2, 4, 5, 5))
+    assert conv.activation.name == "none"
+
+
+@needs_fused_conv
+@pytest.mark.parametrize("family", ["resnet, basic", "mobilenet v2", "mobilenet v3"])
+def test_no_conv_off_the_shelf_leaves_its_activation_to_others(family):
+    network = for_inference(offshelf.backbone(family))
+    fused = [module for module in network.modules() if isinstance(module, FusedConv)]
+    assert any(conv.activation.name != "none" for conv in fused)
+    for segment in [module for module in network.modules() if isinstance(module, fx.GraphModule)]:
+        modules = dict(segment.named_children())
+        for node in segment.graph.nodes:
+            # The others rectify sums.
+            if isinstance(modules.get(str(node.target)), nn.ReLU | nn.ReLU6 | nn.Hardswish):
+                source = modules.get(str(node.args[0].target))
+                assert not isinstance(source, FusedConv)
+
+
+@needs_fused_conv
+def test_network_off_the_shelf_counts_the_same_when_fused():
+    backbone = offshelf.backbone("mobilenet v3")
+    images = offshelf.pixels(1)
+    counts = []
+    for network in (backbone, for_inference(backbone)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            small.travel_full_path(network, images, ())
+        counts.append(counter.get_total_flops() // 2)
+    assert counts == [backbone.mac_table.plain] * 2
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
@@ -134,7 +234,9 @@ def test_half_precision_is_close_and_summaries_stay_single(kind, exits):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["never seen", "efficientnet", "convnext"])
+@pytest.mark.parametrize(
+    "family", ["never seen", "resnet, basic", "mobilenet v2", "efficientnet", "convnext"]
+)
 def test_network_off_the_shelf_runs_close_to_itself(family, dtype):
     backbone = offshelf.backbone(family)
     pixels = offshelf.pixels(8)
