@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from rnr_gym.backbones.folding import fused, with_parameters
 from rnr_gym.backbones.macs import conv_macs, linear_macs
 
+GLANCE_SIDE = 64
+"""Shorter sides in pixels of what the glance of an off-the-shelf network sees are below it."""
+
 
 def round_to_eight(width: float) -> int:
     """The nearest multiple of 8, at least 8: hardware is not faster at widths in between."""
@@ -234,6 +237,7 @@ class Glance(nn.Module):
         classes: number of classes.
         widths: output channels of each convolution; the last is G.
         strides: stride of each convolution.
+        shrink: it sees the mean of every square of so many pixels a side.
 
     Attributes:
         width: G.
@@ -246,13 +250,15 @@ class Glance(nn.Module):
         classes: int,
         widths: Sequence[int],
         strides: Sequence[int],
+        shrink: int = 1,
     ) -> None:
         super().__init__()
         self.width = widths[-1]
+        self.shrink = shrink
         self.macs = linear_macs(self.width, classes)
 
         in_channels, height, width_px = image_shape
-        side = (height, width_px)
+        side = strided((height, width_px), shrink)
         stages: list[nn.Module] = []
         for channels, stride in zip(widths, strides, strict=True):
             side = strided(side, stride)
@@ -265,6 +271,33 @@ class Glance(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.linear = nn.Linear(self.width, classes)
 
+    @classmethod
+    def within(cls, image_shape: Sequence[int], classes: int, macs: float) -> Glance:
+        """The widest one of a plain form that costs at most so many MACs, if any does.
+
+        Images are averaged down by a power of two until the shorter side is below `GLANCE_SIDE`.
+        Three convolutions halve the resolution each, and double the channels, of which the first
+        has 8 to 64.
+        """
+        _, height, width_px = image_shape
+        shrink = 1
+        while min(height, width_px) // shrink >= GLANCE_SIDE:
+            shrink *= 2
+
+        def of_width(width: int) -> Glance:
+            widths = (width, 2 * width, 4 * width)
+            return cls(image_shape, classes, widths, (2, 2, 2), shrink)
+
+        fitting = 8
+        for width in range(16, 72, 8):
+            # Only to be counted.
+            with torch.device("meta"):
+                if of_width(width).macs <= macs:
+                    fitting = width
+        return of_width(fitting)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.shrink > 1:
+            images = F.avg_pool2d(images, self.shrink, ceil_mode=True)
         pooled = pooled_channels(self.stages(images))  # (N, G)
-        return pooled, self.linear(pooled)
+        return pooled, self.linear(pooled.to(self.linear.weight.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone, normalised
-from rnr_gym.backbones.blocks import PooledHead
+from rnr_gym.backbones.blocks import Glance, PooledHead
 from rnr_gym.backbones.carving import carved
 from rnr_gym.backbones.discovery import Block, find_blocks, named_blocks
 from rnr_gym.backbones.graphs import NetworkGraph
@@ -22,6 +23,9 @@ from rnr_gym.backbones.macs import MacTable
 from rnr_gym.backbones.report import BlockReport, Report
 from rnr_gym.backbones.segments import RoutableLayer, Segment, counted
 from rnr_gym.backbones.slicing import Choice
+
+GLANCE_SHARE = 0.02
+"""Most of a network's MACs that its glance may cost, unless the narrowest one costs more."""
 
 
 def routable(
@@ -54,8 +58,10 @@ def routable(
         blocks: names of the modules that become layers, in order; None to find them.
         groups: how many groups the inner channels of a block form; 1 for no narrow sub-paths.
         skip: whether residual blocks may be skipped.
-        exits: layers (1 and above) that get an exit head, by the numbers of the report; sub-path 0
-            is then the exit. `rnr_gym.fit_exits` has to fit the heads.
+        exits: layers that get an exit head, by the numbers of the report; sub-path 0 is then the
+            exit. 0 stands for a glance: a very small network over the whole image, run first, which
+            is as wide as `GLANCE_SHARE` of the network's MACs allow. `rnr_gym.fit_exits` has to fit
+            both.
         mean: of each channel of images in 0..1, subtracted before the network sees them; None
             for 0. Likewise `std`, by which they are divided; None for 1.
         transforms: what torchvision's `Weights.transforms()` returns, in place of `mean` and `std`.
@@ -87,7 +93,7 @@ def routable(
         blocks=blocks,
         groups=groups,
         skip=skip,
-        exits=checks.integers("exits", exits, 1),
+        exits=checks.integers("exits", exits, 0),
         mean=_per_channel("mean", [0.0] * channels if mean is None else mean, channels),
         std=_per_channel("std", [1.0] * channels if std is None else std, channels),
         summary_groups=checks.integer("summary_groups", summary_groups, 0),
@@ -100,7 +106,7 @@ class Routable(Backbone):
     Each layer is a block. The full path runs the network's own operations in their own order, so
     its logits are those of the network. Narrow sub-paths have weights of their own, copies of those
     of the most important channels, corrected for the others: training them changes nothing on the
-    full path. There is no glance.
+    full path.
 
     Args:
         model, example, blocks, groups, skip, exits, summary_groups: as for `routable`.
@@ -129,7 +135,6 @@ class Routable(Backbone):
         self.config = {"kind": self.kind, "model": title}
         self.image_shape = tuple(example.shape[1:])
         self.summary_groups = summary_groups
-        self.glance = None
         self.has_exits = bool(exits)
         self.check_images(example)
 
@@ -154,7 +159,7 @@ class Routable(Backbone):
                 )
             if any(layer >= len(choices) for layer in exits):
                 raise ValueError(
-                    f"`exits` must name layers 1..{len(choices) - 1}, got {sorted(exits)}"
+                    f"`exits` must name layers 0..{len(choices) - 1}, got {sorted(exits)}"
                 )
             self._build(network, choices, groups, exits, prepared)
             self.image_mean, self.image_std = statistics
@@ -193,11 +198,10 @@ class Routable(Backbone):
             for number in _wasteful(macs):
                 del paths[number], macs[number]
             head = None
-            if len(layers) in exits:
+            # The glance is layer 0's exit.
+            if layers and len(layers) in exits:
                 head = PooledHead(features.shape[1], self.num_classes)
-                # Until it is fitted, all classes are equally likely.
-                nn.init.zeros_(head.linear.weight)
-                nn.init.zeros_(head.linear.bias)
+                _without_opinion(head.linear)
             features = paths[num_paths - 1](features)
             layers.append(RoutableLayer(paths, macs, num_paths, features.shape[1], head))
             block = choice.block
@@ -207,8 +211,14 @@ class Routable(Backbone):
         self.layers = nn.ModuleList(layers)
         self.head = Segment(carved(network, start, network.output))
         head_macs = counted(self.head, features[:1])
-        self._complete(self._valid(num_paths), self._mac_table(stem_macs, head_macs, num_paths))
         self.report = Report(self.config["model"], stem_macs, reports, head_macs)
+        self.glance = None
+        if 0 in exits:
+            most = GLANCE_SHARE * self.report.macs
+            self.glance = Glance.within(self.image_shape, self.num_classes, most)
+            _without_opinion(self.glance.linear)
+            self.report = replace(self.report, glance=self.glance.macs)
+        self._complete(self._valid(num_paths), self._mac_table(stem_macs, head_macs, num_paths))
 
     def _valid(self, num_paths: int) -> NDArray[np.bool_]:
         valid = np.zeros((len(self.layers), num_paths), np.bool_)
@@ -216,6 +226,8 @@ class Routable(Backbone):
             valid[layer_idx, list(layer.path_macs)] = True
             if layer.head is not None:
                 valid[layer_idx, 0] = True
+        if self.glance is not None:
+            valid[0, 0] = True
         return valid
 
     def _mac_table(self, stem_macs: int, head_macs: int, num_paths: int) -> MacTable:
@@ -227,6 +239,8 @@ class Routable(Backbone):
                 layers[layer_idx, :, sub_path] = macs
             if layer.head is not None:
                 exits[layer_idx] = layer.head.macs(layer.head.linear.in_features)
+        if self.glance is not None:
+            exits[0] = self.glance.macs
         head = np.full(num_paths, head_macs)
 
         # No image comes from an exit.
@@ -247,6 +261,12 @@ class Routable(Backbone):
     def plain(self) -> nn.Sequential:
         wholes = [layer.paths[str(self.full_path)] for layer in self.layers]
         return nn.Sequential(self.stem, *wholes, self.head).train(self.training)
+
+
+def _without_opinion(linear: nn.Linear) -> None:
+    """Let all classes be equally likely, until the weights are fitted."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
 
 
 def _wasteful(macs: dict[int, int]) -> list[int]:

@@ -32,21 +32,23 @@ class Report:
         stem: MACs before the first layer.
         layers: the layers, in order.
         head: MACs after the last layer.
+        glance: MACs of the glance, which come in addition; 0 if there is none.
     """
 
     model: str
     stem: int
     layers: list[BlockReport]
     head: int
+    glance: int = 0
 
     @property
     def macs(self) -> int:
-        """MACs of the whole network."""
+        """MACs of the whole network, without glance and exits."""
         return self.stem + self.head + sum(max(layer.macs.values()) for layer in self.layers)
 
     @property
     def cheapest(self) -> float:
-        """Compute of the cheapest path."""
+        """Compute of the cheapest path through all layers."""
         layers = sum(min(layer.macs.values()) for layer in self.layers)
         return (self.stem + self.head + layers) / self.macs
 
@@ -61,6 +63,9 @@ class Report:
             f"{self.model}: {len(self.layers)} layers, {self.macs:,} MACs, of which stem "
             f"{self.stem:,} and head {self.head:,}; cheapest path {self.cheapest:.3f}"
         ]
+        if self.glance:
+            share = self.glance / self.macs
+            lines[0] += f"; glance {self.glance:,} MACs ({share:.1%})"
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, columns, strict=True)]
             lines.append("  ".join(cells).rstrip())
