@@ -50,7 +50,7 @@ def fit_exits(
     Args:
         backbone: a network made by `routable` with `exits`; changed in place.
         images: uint8 `(N, C, H, W)`, as they will be classified. For heads, more than there are
-            channels; for a glance, some thousands, because it has to learn to see.
+            channels; for a glance, as many as there are, because it has to learn from pixels.
         seed: of the order of images, of the paths, and of the glance's weights.
         batch_size: images that run at once.
         epochs: how often the glance sees each image.
