@@ -5,6 +5,7 @@ These are pixel, batch-norm and summary statistics, whitening filters and the lo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -37,6 +38,8 @@ WHOLE_SHARE = 2
 """How often a block runs whole, relative to all its narrow sub-paths together, while those of an
 off-the-shelf network are measured. Its weights were never trained for narrow sub-paths, so that few
 of them at once keep its accuracy, and routers take paths near the full one."""
+COMPARED = 128
+"""Images on which narrow paths are compared with the full path, before and after measuring."""
 WHITENING_EPSILON = 5e-4
 """Added to the eigenvalues of patches, or filters of the weakest directions would amplify noise."""
 
@@ -104,8 +107,10 @@ def calibrate_paths(
     """Fit an off-the-shelf network's narrow sub-paths to images, which need no labels.
 
     Measures the batch-norms that only narrow sub-paths run, while two thirds of the other blocks
-    run whole, and the statistics of summaries. Nothing of the full path changes. Paths on which
-    many more blocks are narrow may become worse.
+    run whole, and the statistics of summaries. Nothing of the full path changes. The new statistics
+    of batch-norms are kept only if such paths then answer more like the full path on these images:
+    `routable` predicts the channels that are left out, and to restore the variance that a
+    prediction lacks mostly does harm. Paths on which many more blocks are narrow may become worse.
 
     Args:
         backbone: the network, changed in place and left in evaluation mode.
@@ -130,7 +135,14 @@ def calibrate_paths(
     first_image, _ = next(batches(backbone, image_set, 1))
     narrow_norms = _norms(backbone) - full_path_norms(backbone, first_image)
     shuffled = batches(backbone, image_set, batch_size, generator)
+    compared = image_set.take(np.arange(min(COMPARED, len(image_set))))
+    paths = paths_near_full(backbone, generator)
+    states = {norm: copy.deepcopy(norm.state_dict()) for norm in narrow_norms}
+    before = distance_from_full(backbone, compared, paths, batch_size)
     _measure_norms(backbone, narrow_norms, shuffled, run_narrow_paths, len(image_set))
+    if distance_from_full(backbone, compared, paths, batch_size) > before:
+        for norm, state in states.items():
+            norm.load_state_dict(state)
     measure_summaries(backbone, image_set, generator, batch_size, draw_path)
 
 
@@ -161,6 +173,26 @@ def paths_near_full(backbone: Backbone, generator: torch.Generator) -> list[list
         column = torch.tensor(numbers + whole)
         columns.append(column[torch.randperm(len(column), generator=generator)])
     return torch.stack(columns, 1).tolist()
+
+
+@torch.no_grad()
+def distance_from_full(
+    backbone: Backbone,
+    images: ImageSet,
+    paths: list[list[int]],
+    batch_size: int,
+) -> float:
+    """Mean Kullback-Leibler divergence of paths' answers from those of the full path, in nats."""
+    backbone.eval()
+    full_path = fixed_path(backbone, backbone.full_path)
+    divergences = []
+    for pixels, _ in batches(backbone, images, batch_size):
+        expected = path_logits(backbone, pixels, full_path, ())[0].float().log_softmax(1)
+        for path in paths:
+            answered = path_logits(backbone, pixels, path, ())[0].float().log_softmax(1)
+            divergence = F.kl_div(answered, expected, reduction="none", log_target=True).sum(1)
+            divergences.append(divergence.cpu())
+    return float(torch.cat(divergences).mean())
 
 
 def batches(

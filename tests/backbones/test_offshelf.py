@@ -18,6 +18,7 @@ from rnr_gym.backbones.graphs import NetworkGraph
 from rnr_gym.backbones.importance import readings_of
 from rnr_gym.backbones.slicing import Choice
 from rnr_gym.testing import check_backbone
+from rnr_gym.training import calibration
 from rnr_gym.training.calibration import calibrate_paths
 from tests.fixtures import offshelf, small
 
@@ -414,8 +415,16 @@ def test_norm_of_another_library_is_narrowed_but_not_folded():
         assert_close(small.travel_full_path(folded(backbone), images).logits, expected)
 
 
+def shifted(backbone):
+    """The backbone, with wrong statistics in all norms of narrow sub-paths."""
+    for name, tensor in backbone.named_buffers():
+        if ".paths." in name and ".paths.4." not in name and name.endswith("running_mean"):
+            tensor.add_(20.0)
+    return backbone
+
+
 def test_calibration_changes_narrow_norms_only():
-    backbone = routable(offshelf.network("resnet, basic"), offshelf.pixels(4))
+    backbone = shifted(routable(offshelf.network("mobilenet v2"), offshelf.pixels(4)))
     images = offshelf.pixels(24, seed=2)
     expected = backbone.plain()(backbone.prepare(images))
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
@@ -432,6 +441,27 @@ def test_calibration_changes_narrow_norms_only():
     assert not any(".paths.4." in name or "downsample" in name for name in norms)
     assert not any(name.endswith(("weight", "bias")) for name in norms)
     check_backbone(backbone)
+
+
+def test_calibration_keeps_only_what_is_closer_to_full():
+    images = offshelf.pixels(24, seed=2)
+    backbone = routable(offshelf.network("mobilenet v2"), images)
+    image_set = calibration.as_image_set(backbone, images)
+
+    def distance():
+        generator = torch.Generator().manual_seed(0)
+        paths = calibration.paths_near_full(backbone, generator)
+        return calibration.distance_from_full(backbone, image_set, paths, batch_size=24)
+
+    # Nothing is better than the channels that were predicted on the very same images.
+    before = distance()
+    calibrate_paths(backbone, images)
+    assert distance() <= before + 1e-6
+
+    shifted(backbone)
+    wrong = distance()
+    calibrate_paths(backbone, images)
+    assert distance() < wrong
 
 
 def test_calibration_repeats_for_a_seed():
