@@ -48,6 +48,7 @@ SCALING = ROOT / "benchmarks" / "scaling.json"
 TIME_AS_COST = ROOT / "benchmarks" / "time_as_cost.json"
 OFFSHELF = ROOT / "benchmarks" / "offshelf.json"
 EXAMPLE_IMAGES = ROOT / "benchmarks" / "example_images.json"
+IMAGENET_SAMPLE = ROOT / "benchmarks" / "imagenet_sample.json"
 LIBRARIES = ROOT / "benchmarks" / "libraries.json"
 CITATION = ROOT / "CITATION.cff"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.csv"
@@ -58,6 +59,11 @@ AT_BUDGETS = tuple(f"accuracy_at_{budget:g}" for budget in BUDGETS)
 """The columns of the leaderboard that are shown."""
 REFERENCES = ("random", "static", "confidence", "ppo", "dqn", "fqi", "oracle")
 """Routers of the reference scores, in the order of the tables."""
+TARGETS = {
+    "accuracy": "right answers",
+    "probability": "the probability of the right class",
+}
+"""By what paths and routers were chosen."""
 COSTS = {"macs": "MACs", "time": "time"}
 """What was charged while a router was fitted."""
 ABOUT = {
@@ -119,6 +125,7 @@ def write_pages(folder: Path) -> None:
         "parts/time_as_cost.md": time_table(),
         "parts/offshelf.md": offshelf_table(),
         "parts/example_images.md": example_images_table(),
+        "parts/imagenet_sample.md": imagenet_sample_tables(),
         "parts/leaderboard.md": leaderboard_tables(),
         "parts/libraries.md": libraries_table(),
         "parts/conflicts.md": conflicts_list(),
@@ -588,6 +595,59 @@ def example_images_table() -> str:
         + f"\nTop-1 on {measured['images']} images of `test` after {measured['examples']} example "
         f"images; the full path has {measured['full']:.1%}.\n"
     )
+
+
+def imagenet_sample_tables() -> str:
+    """What `benchmarks/imagenet_sample.py` has measured."""
+    measured = json.loads(IMAGENET_SAMPLE.read_text())
+    full = measured["full"]
+    parts = [
+        f"{measured['network']} has {measured['macs']:,} MACs here, "
+        f"{len(measured['blocks'])} blocks that can be skipped, and so {measured['paths']} "
+        f"paths, the cheapest at compute {measured['cheapest']:.3f}. The full path is right on "
+        f"{full['value']:.1%} of {measured['images']:,} photographs (95 % interval "
+        f"{full['low']:.1%} to {full['high']:.1%}); published for the validation set: "
+        f"{measured['published']:.1%}. "
+        f"**{measured['overlap']}**\n",
+        "What skipping one block alone saves and loses:\n",
+    ]
+    skips = []
+    for skip in measured["skips"]:
+        lost = f"{100 * skip['lost']:.1f} points"
+        skips.append([f"`{skip['block']}`", f"{skip['saved']:.3f}", lost])
+    parts.append(table(["block", "compute saved", "accuracy lost"], skips))
+
+    for entry in measured["entries"]:
+        difference = entry["difference"]
+        accuracy = entry["accuracy"]
+        rows = []
+        for idx, budget in enumerate(difference["budgets"]):
+            rows.append(
+                [
+                    f"{budget:g}",
+                    percent(accuracy["static"][idx], None),
+                    percent(accuracy["router"][idx], None),
+                    points(*difference["at"][idx]),
+                    percent(accuracy["oracle"][idx], None),
+                ]
+            )
+        columns = ["compute", "static", "router", "router − static, points", "oracle"]
+        mean = points(difference["mean"], difference["low"], difference["high"])
+        parts += [
+            f"Chosen by {TARGETS[entry['target']]}:\n",
+            table(columns, rows),
+            f"The mean difference is {mean} points.\n",
+        ]
+    parts.append(
+        f"Measured on: machine {measured['machine']}, torch {measured['torch']}, "
+        f"{measured['folds']} folds.\n"
+    )
+    return "\n".join(parts)
+
+
+def points(value: float, low: float, high: float) -> str:
+    """A difference of accuracies in points, with its interval."""
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def leaderboard_tables() -> str:

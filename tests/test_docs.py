@@ -105,6 +105,8 @@ NOT_RUN = {
     "python benchmarks/half_precision.py --out benchmarks/half_precision.json": TAKES_MINUTES,
     "python benchmarks/scaling.py --out benchmarks/scaling.json": TAKES_MINUTES,
     "python benchmarks/offshelf.py --out benchmarks/offshelf.json": TAKES_MINUTES,
+    "pip install 'rnr-gym[imagenet]'": INSTALLS,
+    "python benchmarks/imagenet_sample.py --out benchmarks/imagenet_sample.json": TAKES_MINUTES,
     "rnr-gym data cifar10": DOWNLOADS,
     "rnr-gym data imagenet": "needs images of ImageNet; `test_cli.py` has some",
     "rnr-gym export RNR-Digits-v0": TAKES_MINUTES,
