@@ -3,9 +3,9 @@
 Every residual block that can be skipped is a layer. The network runs every path once; a router and
 static paths are then chosen on four fifths of the images and judged on the others, in turn.
 
-It needs `pip install 'rnr-gym[imagenet]'`, and a folder that holds `imagenet/val/<wnid>/*.JPEG`; the
-first image of every class is taken. What the network answers is kept in the cache (200 MB), so that
-the command may be interrupted. It takes about twenty minutes on two cores.
+It needs `pip install 'rnr-gym[imagenet]'`, and a folder that holds `imagenet/val/<wnid>/*.JPEG`;
+the first image of every class is taken. What the network answers is kept in the cache (200 MB), so
+that the command may be interrupted. It takes about twenty minutes on two cores.
 Run: `python benchmarks/imagenet_sample.py --out benchmarks/imagenet_sample.json`.
 """
 
