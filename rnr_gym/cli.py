@@ -135,15 +135,9 @@ def pretrain(
         bf16: run convolutions in bfloat16.
         data_root: folder of the images.
     """
-    from rnr_gym.backbones import zoo
     from rnr_gym.experiments.pretraining import pretrain_backbone
 
-    name = registered_kwargs(env)["backbone"]
-    if zoo.ARCHITECTURES[name].is_downloaded:
-        raise ValueError(
-            "`env` must route a network of this package to be pretrained, got "
-            f"{env}, whose {name} comes from torchvision with its weights"
-        )
+    registered_kwargs(env)
     _at_least("epochs", epochs, 1)
     _at_least("glance_epochs", glance_epochs, 1)
     checks.device(device)

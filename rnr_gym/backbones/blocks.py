@@ -300,4 +300,5 @@ class Glance(nn.Module):
         if self.shrink > 1:
             images = F.avg_pool2d(images, self.shrink, ceil_mode=True)
         pooled = pooled_channels(self.stages(images))  # (N, G)
-        return pooled, self.linear(pooled.to(self.linear.weight.dtype))
+        dtype = next(self.linear.parameters()).dtype
+        return pooled, self.linear(pooled.to(dtype))

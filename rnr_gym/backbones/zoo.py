@@ -322,6 +322,20 @@ def _difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
     return "; ".join(entries)
 
 
+def own_architecture(name: str, argument: str) -> Architecture:
+    """A named architecture of this package, whose weights can be trained and written.
+
+    Raises `ValueError`, which names the argument, for one that comes from torchvision.
+    """
+    architecture = ARCHITECTURES[name]
+    if architecture.is_downloaded:
+        raise ValueError(
+            f"`{argument}` must route a network of this package, got one that routes {name}, which "
+            "comes from torchvision with its weights"
+        )
+    return architecture
+
+
 def named(
     name: str,
     weights: str | None = "pretrained",

@@ -15,6 +15,7 @@ from rnr_gym import data
 from rnr_gym.backbones import zoo
 from rnr_gym.classifier import BACKBONE_FILE, RoutedClassifier, load_run
 from rnr_gym.data import photos
+from rnr_gym.data.streaming import Crop
 
 TRADEOFF = 0.1
 """λ where neither a budget nor a trade-off is given."""
@@ -67,8 +68,8 @@ def classify(
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"`images` must be files, got {missing[0]!r}, which does not exist")
-    classifier, classes = _load(name, dtype)
-    batches = [_read(file, classifier.backbone.image_shape) for file in files]
+    classifier, classes, crop = _load(name, dtype)
+    batches = [_read(file, classifier.backbone.image_shape, crop) for file in files]
     if compute is None and tradeoff is None:
         tradeoff = TRADEOFF
     return [
@@ -77,21 +78,26 @@ def classify(
     ]
 
 
-def _load(name: str, dtype: str | None) -> tuple[RoutedClassifier, tuple[str, ...] | None]:
-    """A classifier with its class names, if they are known."""
+def _load(
+    name: str, dtype: str | None
+) -> tuple[RoutedClassifier, tuple[str, ...] | None, Crop | None]:
+    """A classifier with its class names and how it expects photographs, if they are known."""
     folder = Path(name)
     # A folder that `save_pretrained` wrote has its backbone in it.
     if folder.is_dir() and not (folder / BACKBONE_FILE).exists():
-        dataset = load_run(name).fit_config.source_kwargs("route")["dataset"]
-        return RoutedClassifier.from_run(name, dtype=dtype), data.dataset(dataset).classes
+        kwargs = load_run(name).fit_config.source_kwargs("route")
+        architecture = zoo.ARCHITECTURES.get(kwargs["backbone"])
+        crop = None if architecture is None else architecture.crop
+        classes = data.dataset(kwargs["dataset"]).classes
+        return RoutedClassifier.from_run(name, dtype=dtype), classes, crop
     classifier = RoutedClassifier.from_pretrained(name, dtype=dtype or "float32")
     if name in zoo.ARCHITECTURES:
-        return classifier, data.dataset(zoo.ARCHITECTURES[name].dataset).classes
-    return classifier, None
+        return classifier, data.dataset(zoo.ARCHITECTURES[name].dataset).classes, None
+    return classifier, None, None
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
-    """uint8 `(1, C, H, W)`."""
+def _read(file: Path, shape: tuple[int, ...], crop: Crop | None) -> Tensor:
+    """uint8 `(1, C, H, W)`, cropped as told, else the central part."""
     channels, height, width = shape
     try:
         image = photos.read_image(file)
@@ -100,7 +106,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
     if channels == 1:
         image = image.convert("L").convert("RGB")
     # The channels of a grey image are alike.
-    pixels = photos.network_input(image, (height, width))[:channels]
+    pixels = crop(image) if crop else photos.network_input(image, (height, width))[:channels]
     return torch.from_numpy(pixels[None].copy())
 
 

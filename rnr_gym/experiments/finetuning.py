@@ -11,6 +11,7 @@ from typing import Any
 from rnr_gym import claims, data
 from rnr_gym.agents import FitConfig
 from rnr_gym.backbones import weights, zoo
+from rnr_gym.backbones.gallery import gallery_of
 from rnr_gym.classifier import BACKBONE_FILE, ROUTER_FILE, Run
 from rnr_gym.experiments import runs
 from rnr_gym.training.calibration import evaluate_full_path
@@ -91,12 +92,16 @@ def _round(run: Run, folder: Path, schedule: Schedule, device: str) -> Run:
 
 def schedule_for(run: Run, epochs: int | None, glance_epochs: int | None) -> Schedule:
     """How the backbone of a run is fine-tuned: as it was pretrained, but its paths more gently."""
-    name = run.fit_config.source_kwargs("route")["backbone"]
+    kwargs = run.fit_config.source_kwargs("route")
+    name = kwargs["backbone"]
     if name not in zoo.ARCHITECTURES:
         raise ValueError(
             f"`run` must route a named backbone to be fine-tuned, got one that routes {name!r}"
         )
-    pretraining = Schedule(**zoo.ARCHITECTURES[name].schedule)
+    pretraining = Schedule(**zoo.own_architecture(name, "run").schedule)
+    # Its gallery holds embeddings of the weights as they are.
+    if gallery_of(zoo.named(name, kwargs.get("weights", "pretrained"))) is not None:
+        raise ValueError("`run` must route a backbone that classifies, got one that retrieves")
     if epochs is None:
         epochs = math.ceil(EPOCH_SHARE * pretraining.epochs)
     if glance_epochs is None:

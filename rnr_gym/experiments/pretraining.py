@@ -39,7 +39,7 @@ def pretrain_backbone(
         FileExistsError: `path` exists, or another process is writing it.
         ValueError: the training was started with other settings.
     """
-    architecture = zoo.ARCHITECTURES[registered_kwargs(env)["backbone"]]
+    architecture = zoo.own_architecture(registered_kwargs(env)["backbone"], "env")
     schedule = Schedule(**{**architecture.schedule, **settings})
     checks.seed(schedule.seed)
     checkpoint = weights.checkpoint_file(path)

@@ -46,7 +46,7 @@ def embed_gallery(
     name = registered_kwargs(env)["backbone"]
     checks.integer("per_class", per_class, 1)
     checks.integer("further", further, 0)
-    architecture = zoo.ARCHITECTURES[name]
+    architecture = zoo.own_architecture(name, "env")
     with claims.claimed(path):
         # Never overwritten: routers and reports may rest on these weights.
         if path.exists():
