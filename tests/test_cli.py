@@ -25,6 +25,7 @@ COMMANDS = (
     "envs",
     "data",
     "pretrain",
+    "embed",
     "profile",
     "train",
     "finetune",

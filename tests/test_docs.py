@@ -63,7 +63,7 @@ TAKES_MINUTES = "takes minutes or hours; the tests of the command run it on less
 DOWNLOADS = "downloads images"
 STARTS_CLUSTER = "starts a cluster that would stay"
 NEEDS_REPORT = "needs what a command has written that is not run here"
-QUICK = {"enter", "envs", "evaluate", "export", "profile", "render", "train", "validate"}
+QUICK = {"embed", "enter", "envs", "evaluate", "export", "profile", "render", "train", "validate"}
 """Subcommands that are run."""
 NOT_RUN = {
     "make quickstart": INSTALLS,

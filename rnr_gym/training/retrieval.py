@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnr_gym import checks
+from rnr_gym.backbones import zoo
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import PooledHead, pooled_channels
 from rnr_gym.backbones.gallery import LOWEST, RetrievalHead, add_gallery, gallery_of
@@ -56,7 +57,7 @@ class Visit(NamedTuple):
 
 @torch.no_grad()
 def for_retrieval(
-    backbone: Backbone,
+    backbone: str | Backbone,
     gallery: ImageSet,
     images: Tensor | NDArray[np.uint8] | ImageSet | None = None,
     dimensions: int = 64,
@@ -76,8 +77,9 @@ def for_retrieval(
     With a gallery of two classes, such as one person and others, it verifies.
 
     Args:
-        backbone: the network. Of an off-the-shelf one, what it returns is taken for features: best
-            leave out its classifier before `routable`.
+        backbone: a name, a file that `rnr-gym pretrain` wrote, or a `Backbone`. What an
+            off-the-shelf one returns is taken for features: best leave out its classifier before
+            `routable`.
         gallery: labelled images, at least one of each class.
         images: to which exit heads are fitted, without labels; None for those of the gallery.
         dimensions: of the embedding.
@@ -87,6 +89,8 @@ def for_retrieval(
     Raises `ValueError` if the gallery does not fit the backbone or lacks a class, or if there are
     fewer images or features than dimensions.
     """
+    if isinstance(backbone, str):
+        backbone = zoo.named(backbone)
     _check(backbone, gallery)
     checks.integer("dimensions", dimensions, 1, len(gallery) - 1)
     checks.integer("batch_size", batch_size, 1)
@@ -128,7 +132,9 @@ def for_retrieval(
 def _check(backbone: Backbone, gallery: ImageSet) -> None:
     """Raise `ValueError` unless the gallery can be one for this backbone."""
     if not isinstance(backbone, Backbone):
-        raise ValueError(f"`backbone` must be a `Backbone`, got {type(backbone).__name__}")
+        raise ValueError(
+            f"`backbone` must be a name, a file or a `Backbone`, got {type(backbone).__name__}"
+        )
     if gallery_of(backbone) is not None:
         raise ValueError("`backbone` must not have a gallery yet, got one that retrieves")
     if not isinstance(gallery, ImageSet):

@@ -7,7 +7,8 @@ from PIL import Image
 
 import rnr_gym as rnr
 from rnr_gym.data import cifar
-from rnr_gym.experiments.classification import TRADEOFF, classify
+from rnr_gym.data.streaming import Crop
+from rnr_gym.experiments.classification import TRADEOFF, _read, classify
 from tests.fixtures.digits import ENV, use_few_digits
 
 
@@ -89,3 +90,10 @@ def test_rejects_what_is_no_image(photo, tmp_path):
         classify("rnr-cifar10", [])
     with pytest.raises(ValueError, match="exclude each other"):
         classify("rnr-cifar10", [photo], compute=0.3, tradeoff=0.1)
+
+
+def test_photographs_are_cropped_as_the_weights_expect(photo):
+    crop = Crop(size=8, resize=16, interpolation="bilinear")
+    batch = _read(photo, (3, 8, 8), crop)
+    assert batch.shape == (1, 3, 8, 8)
+    np.testing.assert_array_equal(batch[0].numpy(), crop(Image.open(photo)))

@@ -11,6 +11,8 @@ from rnr_gym.backbones import weights, zoo
 from rnr_gym.classifier import CONFIG_FILE, RoutedClassifier
 from rnr_gym.experiments import finetuning, runs
 from rnr_gym.experiments.finetuning import alternate, round_dir, schedule_for
+from rnr_gym.experiments.pretraining import pretrain_backbone
+from rnr_gym.experiments.retrieval import embed_gallery
 from tests.fixtures.digits import ENV, use_few_digits
 from tests.fixtures.files import snapshot
 from tests.fixtures.small import same_weights
@@ -142,3 +144,20 @@ def test_config_is_json(run_dir, tmp_path):
     config = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
     assert config.keys() == {"router", "rounds", "schedule"}
     assert config["router"]["agent"] == "thresholds"
+
+
+def test_backbone_that_retrieves_is_refused(tmp_path):
+    embed_gallery(ENV, tmp_path / "file", per_class=5, further=0, dimensions=4)
+    fit_config = FitConfig(ENV, {"weights": tmp_path / "file"}, progress=False)
+    runs.fit("thresholds", fit_config, tmp_path / "run")
+    with pytest.raises(ValueError, match="must route a backbone that classifies"):
+        alternate(tmp_path / "run", tmp_path / "out", rounds=1, epochs=1, glance_epochs=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("env", ["RNR-ImageNet-v0", "RNR-ImageNet-Channels-v0"])
+def test_weights_of_torchvision_are_neither_trained_nor_embedded(env, tmp_path):
+    for write in (pretrain_backbone, embed_gallery):
+        with pytest.raises(ValueError, match="`env` must route a network of this package"):
+            write(env, tmp_path / "file", {} if write is pretrain_backbone else 1)
+    assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ def digits():
 def retrieval(digits):
     """The bundled network for digits, as it retrieves."""
     gallery, further, _ = digits
-    return for_retrieval(zoo.named("rnr-digits"), gallery, further, dimensions=16)
+    return for_retrieval("rnr-digits", gallery, further, dimensions=16)
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
@@ -210,7 +210,7 @@ def test_damaged_galleries_are_refused(tmp_path, retrieval):
         ({"gallery": small.images(count=99), "dimensions": 50}, "at most 32, the features"),
         ({"seed": -1}, "`seed` must be"),
         ({"batch_size": 0}, "`batch_size` must be"),
-        ({"backbone": nn.Linear(2, 2)}, "`backbone` must be a `Backbone`, got Linear"),
+        ({"backbone": nn.Linear(2, 2)}, "`backbone` must be a name, a file or a `Backbone`, got"),
     ],
 )
 def test_bad_arguments_are_rejected(change, match):
