@@ -60,6 +60,11 @@ def embed_gallery(
         gallery = train.take(rank < per_class)
         images = None
         if further:
+            if not (rank >= per_class).any():
+                raise ValueError(
+                    f"`further` must be 0 where the gallery takes all of `train`, got {further} "
+                    f"with {per_class} images of each class"
+                )
             images = train.take((rank >= per_class) & (rank < per_class + further))
         retrieval = for_retrieval(backbone, gallery, images, dimensions, seed)
 

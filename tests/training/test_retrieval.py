@@ -238,3 +238,6 @@ def test_gallery_of_an_environment_is_written_once(tmp_path, monkeypatch):
     assert gallery_of(loaded).items.shape[1] == 8
     with pytest.raises(FileExistsError, match="`out` must be a new file"):
         embed_gallery("RNR-Digits-v0", file)
+    with pytest.raises(ValueError, match="`further` must be 0 where"):
+        embed_gallery("RNR-Digits-v0", tmp_path / "other", per_class=1000)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
