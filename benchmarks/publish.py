@@ -19,6 +19,7 @@ import tyro
 from PIL import Image
 
 from rnr_gym.backbones import zoo
+from rnr_gym.backbones.weights import BUNDLED
 from rnr_gym.experiments import plots
 from rnr_gym.experiments.formatting import interval, number, percent
 from rnr_gym.experiments.report import RESULTS_FILE
@@ -116,9 +117,10 @@ def row(cells: list[str]) -> str:
 def heading(results: Results) -> str:
     """What a table was measured on."""
     weights = results.arguments.get("weights", "pretrained")
+    shown = f"{weights} weights" if weights in BUNDLED else f"weights of `{weights}`"
     exits = "" if results.arguments.get("exits", True) else "without exits and glance, "
     return (
-        f"`{results.env}`, {weights} weights, {exits}{results.images:,} test images, "
+        f"`{results.env}`, {shown}, {exits}{results.images:,} test images, "
         f"{results.seeds} router seeds, one backbone; its full path has "
         f"{results.comparison.full_accuracy:.1%} "
         f"(weights and images `{results.provenance['weights and images']}`):"

@@ -279,8 +279,9 @@ def scores(env_id: str) -> str:
     for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stem):
         results = Results.from_json(json.loads(path.read_text()))
         routers = {router.router for router in results.comparison.routers}
-        # Reports of a few special routers are on the page of results only.
-        if results.env == env_id and "static" in routers:
+        # Reports of a few special routers or on other weights are on the page of results only.
+        is_bundled = results.arguments.get("weights", "pretrained") in weights.BUNDLED
+        if results.env == env_id and is_bundled and "static" in routers:
             parts.append(report_section(path.stem, results))
     if not parts:
         return no_scores(env_id)
