@@ -63,7 +63,7 @@ TARGETS = ("accuracy", "probability")
 
 @dataclass
 class Args:
-    """How to judge."""
+    """How to evaluate."""
 
     folds: int = 5
     """Parts of the images; each is judged by what was chosen on all others."""
@@ -424,7 +424,7 @@ def show(content: dict[str, Any]) -> None:
 
 
 def main(args: Args) -> None:
-    """Run every path, choose and judge, print tables, write JSON."""
+    """Run every path, choose and evaluate, print tables, write JSON."""
     images, labels = photographs(args.data_root)
     backbone = rnr.routable(
         network(), torch.from_numpy(images[:2]), groups=1, mean=[0.5] * 3, std=[0.5] * 3

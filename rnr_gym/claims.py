@@ -50,6 +50,15 @@ def claimed(path: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def check_new(path: Path) -> None:
+    """Raise `FileExistsError` if there is a file already, on which other results may rest."""
+    if path.exists():
+        raise FileExistsError(
+            f"`out` must be a new file, got {str(path)!r}, which exists; remove it or choose "
+            "another"
+        )
+
+
 def lock_file(path: Path) -> Path:
     """The file that is locked while a process claims `path`; that of a killed process stays."""
     # Next to `path`: a folder that is not ours is left as it is.

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import importlib.util
 import json
 import re
 import shlex
@@ -24,6 +23,7 @@ from rnr_gym.registration import IDS
 from tests.fixtures import commands, digits
 from tests.fixtures.documents import ROOT, blocks
 from tests.fixtures.documents import commands as command_lines
+from tests.fixtures.modules import module_of
 
 DOCS = ROOT / "docs"
 BUILT = {"_build", "generated"}
@@ -291,16 +291,6 @@ def test_document_names_existing_files(document):
 
 
 # What has to be there
-
-
-def module_of(path):
-    """A module that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    # Where dataclasses look for it.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

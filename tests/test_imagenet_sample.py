@@ -1,8 +1,6 @@
 """The router of `benchmarks/imagenet_sample.py`, and the figures that it has written."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +11,15 @@ import rnr_gym as rnr
 from rnr_gym.routing.path_tree import PathTree
 from rnr_gym.routing.spec import RoutingSpec
 from tests.fixtures import offshelf
+from tests.fixtures.modules import module_of
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """The module, which is in no package."""
-    path = BENCHMARKS / "imagenet_sample.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    # Where dataclasses look for it.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    """The script as a module."""
+    return module_of(BENCHMARKS / "imagenet_sample.py")
 
 
 @pytest.fixture(scope="module")

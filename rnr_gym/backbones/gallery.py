@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -141,7 +142,7 @@ def gallery_of(backbone: Backbone) -> Gallery | None:
     return gallery
 
 
-def _mac_table(backbone: Backbone, before: Any, head: RetrievalHead) -> MacTable:
+def _mac_table(backbone: Backbone, before: NDArray[np.int64], head: RetrievalHead) -> MacTable:
     """The MACs with new exit heads, and with `head` after what costs `before`, int64 `(K,)`."""
     exits = np.zeros_like(backbone.mac_table.exits)
     last = np.zeros_like(backbone.mac_table.head)

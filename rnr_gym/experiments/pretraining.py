@@ -45,14 +45,10 @@ def pretrain_backbone(
     checkpoint = weights.checkpoint_file(path)
     with claims.claimed(path):
         claims.sweep(path, checkpoint)
-        # Never overwritten: routers and reports may rest on these weights.
         if path.exists():
             # A kill between the last two lines below leaves it.
             checkpoint.unlink(missing_ok=True)
-            raise FileExistsError(
-                f"`out` must be a new file, got {str(path)!r}, which exists; remove it or choose "
-                "another"
-            )
+        claims.check_new(path)
 
         splits = {}
         for split in ("train", "route"):

@@ -48,12 +48,7 @@ def embed_gallery(
     checks.integer("further", further, 0)
     architecture = zoo.own_architecture(name, "env")
     with claims.claimed(path):
-        # Never overwritten: routers and reports may rest on these weights.
-        if path.exists():
-            raise FileExistsError(
-                f"`out` must be a new file, got {str(path)!r}, which exists; remove it or choose "
-                "another"
-            )
+        claims.check_new(path)
         backbone = zoo.named(name, weights)
         train = data.load(architecture.dataset, "train", data_root)
         rank = rank_in_class(train.labels)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from rnr_gym import checks
 from rnr_gym.backbones.base import Backbone
 from rnr_gym.backbones.blocks import Glance, ResidualGlance, pooled_channels
+from rnr_gym.backbones.gallery import gallery_of
 from rnr_gym.data import ImageSet
 from rnr_gym.data.augmentation import shifted
 from rnr_gym.progress import progress_bar
@@ -62,6 +63,8 @@ def fit_exits(
     exit_layers = [idx for idx, layer in enumerate(backbone.layers) if layer.head is not None]
     if not exit_layers and backbone.glance is None:
         raise ValueError("`backbone` must have exits, got one without; see `exits` of `routable`")
+    if gallery_of(backbone) is not None:
+        raise ValueError("`backbone` must be one that classifies, got one that retrieves")
     image_set = as_image_set(backbone, images)
     generator = torch.Generator().manual_seed(seed)
     backbone.eval()

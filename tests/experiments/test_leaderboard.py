@@ -1,6 +1,5 @@
 """The figures of leaderboard entries, and the committed leaderboard."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -16,6 +15,7 @@ from tests.fixtures.comparisons import COMPARED, compare_quickly, read_results
 from tests.fixtures.digits import ENV
 from tests.fixtures.documents import ROOT
 from tests.fixtures.entries import CHANGE_AT, paper_entry, rewritten
+from tests.fixtures.modules import module_of
 from tests.fixtures.records import MIDDLE, paper_testbed
 from tests.fixtures.routing import assert_near
 
@@ -186,11 +186,7 @@ def test_other_images_are_refused_before_a_table_is_built(monkeypatch):
 @pytest.fixture(scope="module")
 def board():
     """The module that writes the leaderboard."""
-    path = BENCHMARKS / "leaderboard.py"
-    spec = importlib.util.spec_from_file_location("board", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(BENCHMARKS / "leaderboard.py")
 
 
 @pytest.fixture(scope="module")

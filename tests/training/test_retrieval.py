@@ -224,6 +224,8 @@ def test_bad_arguments_are_rejected(change, match):
 
 
 def test_one_gallery_is_enough(retrieval, digits):
+    with pytest.raises(ValueError, match="must be one that classifies"):
+        rnr.fit_exits(retrieval, digits[0])
     with pytest.raises(ValueError, match="must not have a gallery yet"):
         for_retrieval(retrieval, digits[0])
 
